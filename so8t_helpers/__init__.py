@@ -1,0 +1,3 @@
+"""SO8T workbench: train rotations and LoRA together, bake them with proof, export, evaluate, report."""
+
+__version__ = "0.1.0"

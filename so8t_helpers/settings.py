@@ -1,0 +1,329 @@
+"""The typed profile: every setting of a run, its default (the seed's), and what is wrong with a bad one.
+
+A profile is one YAML file in `params/`. It is read into pydantic models that forbid unknown keys and never
+convert types: YAML turns `1e-4` into a string, and a silent conversion would hide that.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PARAMS_DIR = PROJECT_ROOT / "params"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(ValueError):
+    """A profile or an override that cannot be used; the message names file, key, expectation and remedy."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, types are never converted, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunSettings(Section):
+    """Where a run lives. Relative folders are taken from the project's root."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = "demo"
+    root: str = "runs"
+    reports_root: str = "reports"
+    seed: int = 0
+
+
+class CacheSettings(Section):
+    """Cache folders that users move to a larger disk; null leaves the library's own default."""
+
+    hf_home: str | None = None
+    torchinductor_dir: str | None = None
+    temp_dir: str | None = None
+
+
+class DatasetSettings(Section):
+    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
+
+    inputs: list[str] = ["demo"]
+    think_format: Literal["seed", "quadruple", "both"] = "seed"
+    think_command: str = "/think"
+    plain_share: Share = 0.1
+    eval_share: Share = 0.1
+    system_prompt: str | None = None
+    overlong: Literal["cut", "quarantine"] = "cut"
+    personal_data: Literal["mask", "quarantine", "off"] = "mask"
+    licences: list[str] = ["MIT", "Apache-2.0", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "self-made"]
+    default_licence: str | None = None
+    robots_dir: str | None = None
+    robots_agent: str = "so8t-workbench"
+    nsfw_words: list[str] = []
+    near_duplicate_threshold: Share = 0.7
+    deduplicate: bool = True
+    engine: Literal["process", "ray"] = "process"
+    workers: Count | None = None
+
+
+class ModelSettings(Section):
+    """The base model: a folder, a hub id, or the word "demo" for the small one that the demo makes itself."""
+
+    base: str = "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"
+    revision: str | None = None
+    quantization: Literal["int8", "nf4", "none"] = "int8"
+    int8_matmul: Literal["weight_only", "llm_int8"] = "weight_only"
+
+
+class GateSettings(Section):
+    """SO8T gates in front of o_proj. `layer_indices: null` means every layer."""
+
+    enabled: bool = True
+    init_scale: NonNegative = 0.05
+    layer_indices: list[int] | None = None
+    orthogonal_reg: NonNegative = 1e-4
+
+
+class PetSettings(Section):
+    """PET: lambda in three phases over shares of the optimizer steps."""
+
+    enabled: bool = True
+    lambda_exploration: NonNegative = 0.01
+    lambda_transition: NonNegative = 0.05
+    lambda_stabilization: NonNegative = 0.1
+    phase_shares: list[Share] = [0.2, 0.4, 0.4]
+    penalty: Literal["mse", "huber"] = "mse"
+    huber_delta: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> PetSettings:
+        if len(self.phase_shares) != 3 or abs(sum(self.phase_shares) - 1.0) > 1e-6:
+            raise ValueError(f"phase_shares must be three shares that add up to 1, got {self.phase_shares}")
+        return self
+
+
+class LoraSettings(Section):
+    """LoRA on Phi-3's fused linears."""
+
+    r: Count = 64
+    alpha: Positive = 128
+    dropout: Share = 0.05
+    target_modules: list[str] = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+
+
+class TrainingSettings(Section):
+    """02_train. `dataset_dir: null` reads this run's 01_dataset."""
+
+    dataset_dir: str | None = None
+    continue_from: str | None = None
+    sequence_length: Annotated[int, Field(ge=16)] = 2048
+    batch_size: Count = 1
+    gradient_accumulation: Count = 16
+    epochs: Positive = 3
+    max_steps: Count | None = None
+    learning_rate: Positive = 2e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Share = 0.03
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    optimizer: Literal["paged_adamw_8bit", "adamw"] = "paged_adamw_8bit"
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    packing: bool = True
+    speed: Literal["auto", "graph", "compile", "plain"] = "auto"
+    gradient_checkpointing: bool = True
+    memory_gib: Literal["auto"] | Positive = "auto"
+    checkpoint_steps: Count | None = 100
+    checkpoint_minutes: Positive | None = 10
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    angle_snapshots: Annotated[int, Field(ge=2)] = 50
+    processes: Count = 1
+
+
+class BakeSettings(Section):
+    """03_bake. `adapter_dir: null` reads this run's 02_train/adapter."""
+
+    adapter_dir: str | None = None
+    logit_bound: Positive = 1e-4
+    layer_bound: Positive = 1e-5
+    proof_texts: Count = 16
+    max_shard_gib: Positive = 4.0
+
+
+class GgufSettings(Section):
+    """04_gguf. `model_dir: null` reads this run's 03_bake/model."""
+
+    model_dir: str | None = None
+    types: list[Literal["f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"]] = ["f16", "q8_0", "q4_k_m"]
+    name: str = "phi3-so8t"
+    imatrix: bool = False
+    imatrix_tokens: Count = 65536
+    threads: Count | None = None
+    quality_tokens: Count = 8192
+
+
+class EvalSettings(Section):
+    """05_ollama_eval. `gguf_dir: null` reads this run's 04_gguf."""
+
+    gguf_dir: str | None = None
+    engine: Literal["auto", "ollama", "llama_cpp"] = "auto"
+    ollama_url: str = "http://127.0.0.1:11434"
+    models: list[str] = ["base", "baked", "f16", "q8_0", "q4_k_m"]
+    prompts: Count | None = None
+    max_new_tokens: Count = 512
+    temperature: NonNegative = 0.0
+    num_ctx: Count = 4096
+    timeout_seconds: Positive = 600.0
+    bootstrap_samples: Count = 1000
+    keep_in_ollama: bool = False
+    show_thinking: bool = False
+
+
+class ServeSettings(Section):
+    """The /think service (`so8t serve`)."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8808
+    model: str = "q4_k_m"
+    max_query_chars: Count = 8000
+    max_new_tokens: Count = 512
+    queue_length: Count = 16
+    requests_per_minute: Count = 60
+    timeout_seconds: Positive = 120.0
+    log_queries: bool = False
+
+
+class Settings(Section):
+    """A whole profile."""
+
+    profile: str = "demo"
+    run: RunSettings = RunSettings()
+    cache: CacheSettings = CacheSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    model: ModelSettings = ModelSettings()
+    so8t: GateSettings = GateSettings()
+    pet: PetSettings = PetSettings()
+    lora: LoraSettings = LoraSettings()
+    training: TrainingSettings = TrainingSettings()
+    bake: BakeSettings = BakeSettings()
+    gguf: GgufSettings = GgufSettings()
+    eval: EvalSettings = EvalSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's artefacts."""
+        return resolve(self.run.root) / self.run.name
+
+    @property
+    def reports_dir(self) -> Path:
+        """Folder of this run's HTML reports."""
+        return resolve(self.run.reports_root) / self.run.name
+
+
+def resolve(path: str | Path) -> Path:
+    """Return `path` with `~` expanded; a relative one is taken from the project's root, not the cwd."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else PROJECT_ROOT / path
+
+
+def load_settings(profile: str | Path, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read a profile and lay overrides over it.
+
+    Args:
+        profile: a name in `params/` ("demo") or the path of a YAML file.
+        overrides: nested dict, e.g. `{"training": {"max_steps": 5}}`; merged key by key.
+
+    Raises:
+        SettingsError: missing file, unknown key (with the nearest known one), wrong type or value.
+    """
+    path = _profile_path(profile)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: expected sections such as `dataset:`, got {type(data).__name__}")
+    data.setdefault("profile", path.stem)
+    return validate(_merge(data, overrides or {}), source=str(path))
+
+
+def from_parameters(parameters: dict[str, Any]) -> Settings:
+    """Build settings from a notebook's variables (`globals()`), as papermill's `-f` and `-p` set them.
+
+    The variable `profile` names the profile that gives the defaults; a variable named like a section holds
+    a dict that is laid over it. Other variables are ignored.
+    """
+    overrides = {k: parameters[k] for k in Settings.model_fields if k != "profile" and parameters.get(k)}
+    return load_settings(parameters.get("profile", "demo"), overrides)
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn `section.key=value` (value in YAML) into a nested override.
+
+    Raises:
+        SettingsError: if the text is not of that form.
+    """
+    key, separator, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not separator or len(parts) != 2 or not all(parts):
+        raise SettingsError(f"--set {text!r}: expected section.key=value, e.g. training.max_steps=20")
+    try:
+        return {parts[0]: {parts[1]: yaml.safe_load(value)}}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+
+
+def validate(data: dict[str, Any], source: str) -> Settings:
+    """Check a nested dict against the model; `source` names it in errors."""
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(item)}" for item in error.errors()]
+        raise SettingsError("\n".join(lines)) from error
+
+
+def merge(settings: Settings, overrides: dict[str, Any]) -> Settings:
+    """Return `settings` with nested overrides laid over it, checked again."""
+    return validate(_merge(settings.model_dump(), overrides), source="override")
+
+
+def _profile_path(profile: str | Path) -> Path:
+    path = Path(profile)
+    if path.suffix in {".yaml", ".yml"}:
+        path = path if path.is_file() else resolve(path)
+    else:
+        path = PARAMS_DIR / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PARAMS_DIR.glob("*.yaml")))
+        raise SettingsError(f"profile {str(profile)!r}: no file {path}; known profiles: {known}")
+    return path
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_dicts = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_dicts else value
+    return merged
+
+
+def _explain(item: Any) -> str:
+    """One line for one pydantic error: key, what was expected, what to do."""
+    location = [part for part in item["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        parent: Any = Settings
+        for part in location[:-1]:
+            parent = parent.model_fields[part].annotation
+        near = difflib.get_close_matches(location[-1], parent.model_fields, n=1, cutoff=0.0)
+        return f"unknown key `{key}`; did you mean `{'.'.join([*location[:-1], *near])}`?"
+    value = item["input"]
+    hint = ""
+    if isinstance(value, str) and item["type"] in {"float_type", "int_type"}:
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)"
+    return f"`{key}`: {item['msg'].lower()}, got {value!r}{hint}"
