@@ -1,0 +1,151 @@
+"""What every engine can do: write text after a prompt, say its token ids, score a given text.
+
+An engine is one loaded model in one program: `transformers` in this process, llama.cpp in a subprocess, or an
+Ollama server. The evaluation and the /think service know this interface alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from so8t_helpers.run_folder import StageError
+
+# The ends of a turn in the Phi-3.5 template; a model that writes one of them has finished.
+STOPS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
+
+
+class EngineError(StageError):
+    """An engine cannot start, load or answer; the message says which, why and what to do."""
+
+
+class EngineTimeout(EngineError):
+    """An engine did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a streamed answer; the counts and times come with the last one.
+
+    Attributes:
+        text: new visible text; in raw mode the model's own text, markers and all.
+        thinking: new thinking text, where the engine itself keeps it apart from `text` (Ollama).
+        done: True for the last piece.
+        tokens: tokens generated in all.
+        prompt_tokens: tokens of the prompt.
+        first_token_s: seconds from the request to the first token.
+        seconds: seconds from the request to the end.
+        stopped: True where the model ended by itself, False where `max_tokens` cut it.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    done: bool = False
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    first_token_s: float | None = None
+    seconds: float | None = None
+    stopped: bool | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
+
+    text: str
+    thinking: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    first_token_s: float | None = None
+    seconds: float = 0.0
+    stopped: bool = True
+    token_ids: list[int] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """One model, ready to write.
+
+    Attributes:
+        name: "transformers", "llama.cpp" or "Ollama".
+        version: the program's version.
+        model: what it has loaded.
+        parallel: prompts it works on at once.
+        can_score: whether `score` works; Ollama gives no log-probabilities of a given text.
+    """
+
+    name: str
+    version: str
+    model: str
+    parallel: int
+    can_score: bool
+
+    def generate(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        think: bool = True,
+    ) -> Iterator[Piece]:
+        """Answer a chat, streamed; `think` puts the think command before the last question.
+
+        Closing the iterator early ends the generation.
+        """
+        ...
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Piece]:
+        """Go on after a rendered prompt whose special tokens count as such, streamed."""
+        ...
+
+    def complete_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        on_done: Callable[[Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered text, special tokens parsed, nothing added."""
+        ...
+
+    def score(self, text: str) -> list[float]:
+        """Natural-log probability of every token of `text` but the first, given those before it."""
+        ...
+
+    def close(self) -> None:
+        """End the engine and free its memory; safe to call twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def collect(pieces: Iterator[Piece]) -> Completion:
+    """Put a streamed answer together."""
+    text, thinking, last = [], [], Piece()
+    for piece in pieces:
+        text.append(piece.text)
+        thinking.append(piece.thinking)
+        last = piece
+    return Completion(
+        text="".join(text),
+        thinking="".join(thinking),
+        tokens=last.tokens or 0,
+        prompt_tokens=last.prompt_tokens or 0,
+        first_token_s=last.first_token_s,
+        seconds=last.seconds or 0.0,
+        stopped=bool(last.stopped),
+    )
