@@ -21,7 +21,7 @@ class EngineError(StageError):
     """An engine cannot start, load or answer; the message says which, why and what to do."""
 
 
-class EngineTimeout(EngineError):
+class EngineTimeoutError(EngineError):
     """An engine did not answer in time."""
 
 
