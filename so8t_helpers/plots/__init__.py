@@ -1,0 +1,1 @@
+"""Functions that take data and return a figure; `style` holds what all figures share."""
