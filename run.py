@@ -32,8 +32,8 @@ TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 
 
 def fingerprint() -> str:
-    """Hash of what decides the environment: declared dependencies, exact versions and the Python in it."""
-    digest = hashlib.sha256()
+    """Hash of what decides the environment: this folder, the declared and the exact versions, the Python."""
+    digest = hashlib.sha256(str(ROOT).encode())
     for path in (ROOT / "pyproject.toml", ROOT / "constraints.txt", VENV / "pyvenv.cfg"):
         # As text, since git may have given a Windows checkout other line ends.
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -52,11 +52,9 @@ def ready() -> bool:
 def make_environment() -> None:
     """Create or complete `.venv`; one that an earlier call left half-made is made anew."""
     version = sys.version_info[:3]
-    if not (OLDEST <= version and version[:2] <= NEWEST):
+    if version < OLDEST or version[:2] > NEWEST:
         found = ".".join(map(str, version))
-        fail(
-            f"Python {found} cannot run this: use 3.11.5 or newer, up to 3.13 (for example: python3.12 run.py)"
-        )
+        fail(f"Python {found} is not suitable; use 3.11.5 to 3.13, for example: python3.12 run.py")
     broken = INSTALLING.exists() or not PYTHON.is_file()
     INSTALLING.touch()
     if broken:
@@ -85,10 +83,10 @@ def make_environment() -> None:
     INSTALLING.unlink()
 
 
-def call(*arguments: str) -> int:
-    """Run the environment's Python at the project's root and return its exit status."""
+def call(*arguments: str, cwd: Path | None = None) -> int:
+    """Run the environment's Python and return its exit status."""
     try:
-        return subprocess.call([PYTHON, *arguments], cwd=ROOT)
+        return subprocess.call([str(PYTHON), *arguments], cwd=cwd)
     except KeyboardInterrupt:
         return 130
 
@@ -97,11 +95,11 @@ def test(arguments: list[str]) -> int:
     """Run the whole suite; `arguments` go to pytest."""
     for check in (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]):
         print("$", *check, flush=True)
-        status = call("-m", *check)
+        status = call("-m", *check, cwd=ROOT)
         if status != 0:
             return status
     print("$ pytest", *arguments, flush=True)
-    return call("-m", "pytest", *arguments)
+    return call("-m", "pytest", *arguments, cwd=ROOT)
 
 
 def fail(message: str) -> None:
@@ -120,7 +118,7 @@ def main(arguments: list[str]) -> int:
     if verb == "test":
         return test(rest)
     if verb == "lab":
-        return call("-m", "jupyterlab", "--notebook-dir", ".", "notebooks/START_HERE.ipynb", *rest)
+        return call("-m", "jupyterlab", "--notebook-dir", ".", "notebooks/START_HERE.ipynb", *rest, cwd=ROOT)
     return call("-m", "so8t_helpers", *(["run", "demo"] if verb == "demo" else []), *rest)
 
 
