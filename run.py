@@ -64,7 +64,7 @@ def make_environment() -> None:
         except (OSError, subprocess.CalledProcessError) as error:
             fail(f"could not make {VENV}: {error} (on Debian and Ubuntu: apt install python3-venv)")
     command = [
-        PYTHON,
+        str(PYTHON),
         "-m",
         "pip",
         "install",
