@@ -1,0 +1,190 @@
+"""The Phi-3.5 chat template and the two think formats: build a text, take it apart, know its marks.
+
+Seed format: thinking under one heading, the answer under another. Quadruple format: three thinking tags, then
+the final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`), in
+the quadruple format at the end of `<think-policy>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from so8t_helpers.markers import (
+    FINAL_TAG,
+    SEED_FINAL,
+    SEED_THINKING,
+    THINK_TAGS,
+    Scanner,
+    contains_markers,
+    fold,
+)
+
+__all__ = [
+    "LABELS",
+    "STYLES",
+    "Parsed",
+    "ThinkText",
+    "build",
+    "contains_markers",
+    "decision_of",
+    "parse",
+    "rejoin",
+    "render",
+    "user_turn",
+    "with_decision",
+]
+
+LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
+STYLES = ("seed", "quadruple")
+ROLES = ("system", "user", "assistant")
+END_OF_TEXT = "<|endoftext|>"
+
+_DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)
+
+
+def render(messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
+    """Return the text that Phi-3.5's own chat template makes of the messages, `<|endoftext|>` at its end
+    unless a generation prompt is asked for.
+
+    Raises:
+        ValueError: a role other than system, user, assistant (the template would drop it in silence).
+    """
+    parts = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise ValueError(f"message role {role!r}: expected one of {', '.join(ROLES)}")
+        if role != "system" or content:
+            parts.append(f"<|{role}|>\n{content}<|end|>\n")
+    parts.append("<|assistant|>\n" if add_generation_prompt else END_OF_TEXT)
+    return "".join(parts)
+
+
+def user_turn(question: str, think_command: str) -> str:
+    """Return the user's turn: the think command before the question, or the question alone."""
+    return f"{think_command} {question}" if think_command else question
+
+
+@dataclass(frozen=True)
+class ThinkText:
+    """An assistant's turn in parts.
+
+    Attributes:
+        style: "seed" or "quadruple".
+        final: the answer, all that may leave.
+        thinking: the seed format's private part.
+        task, safety, policy: the quadruple format's private parts.
+    """
+
+    style: str
+    final: str
+    thinking: str = ""
+    task: str = ""
+    safety: str = ""
+    policy: str = ""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a model's text holds.
+
+    Attributes:
+        style: "seed", "quadruple", or None for a text without marks.
+        thinking: all private text; for the quadruple format its parts joined by newlines.
+        final: text of the final part, None where no final part began.
+        well_formed: the text is exactly what `build` makes of these parts.
+        decision: the label stated in the thinking, None where there is none.
+    """
+
+    style: str | None
+    thinking: str
+    final: str | None
+    well_formed: bool
+    decision: str | None
+    task: str = ""
+    safety: str = ""
+    policy: str = ""
+
+
+def build(text: ThinkText) -> str:
+    """Return the assistant's turn as one text; `parse` gives the (stripped) parts back.
+
+    Raises:
+        ValueError: unknown style, an empty final part, a mark inside a part, or a part of the other style.
+    """
+    private = {"thinking": text.thinking, "task": text.task, "safety": text.safety, "policy": text.policy}
+    if text.style not in STYLES:
+        raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
+    own = {"thinking"} if text.style == "seed" else set(private) - {"thinking"}
+    for name, part in {**private, "final": text.final}.items():
+        if name in own | {"final"} and not part.strip():
+            raise ValueError(f"{text.style} format: part {name!r} is empty")
+        if name not in own | {"final"} and part:
+            raise ValueError(f"{text.style} format: part {name!r} belongs to the other format")
+        if contains_markers(part):
+            raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
+    return _join(text)
+
+
+def parse(text: str) -> Parsed:
+    """Take a model's text apart with the scanner that redaction uses too."""
+    scanner = Scanner()
+    pieces = [*scanner.feed(text), *scanner.close()]
+    parts: dict[str, str] = {}
+    for part, piece in pieces:
+        parts[part] = parts.get(part, "") + piece
+    final = parts.pop("final").strip() if "final" in parts else None
+    parts.pop("outside", None)
+    private = {name: piece.strip() for name, piece in parts.items()}
+    thinking = "\n".join(piece for piece in private.values() if piece)
+    task, safety, policy = (private.get(tag, "") for tag in THINK_TAGS)
+    if scanner.style is None or final is None:
+        return Parsed(scanner.style, thinking, final, False, decision_of(thinking), task, safety, policy)
+    seed = scanner.style == "seed"
+    again = (
+        ThinkText("seed", final, thinking)
+        if seed
+        else ThinkText("quadruple", final, "", task, safety, policy)
+    )
+    filled = bool(final) and (bool(thinking) if seed else all((task, safety, policy)))
+    well_formed = filled and _join(again) == text.strip()
+    return Parsed(scanner.style, thinking, final, well_formed, decision_of(thinking), task, safety, policy)
+
+
+def decision_of(thinking: str) -> str | None:
+    """Return the label that a thinking part states in its last `判定:` line, None where it states none."""
+    stated = _DECISION.findall("".join(map(fold, thinking)))
+    label = stated[-1].upper() if stated else None
+    return label if label in LABELS else None
+
+
+def with_decision(thinking: str, label: str) -> str:
+    """Return the thinking with the line that states the decision at its end.
+
+    Raises:
+        ValueError: unknown label.
+    """
+    if label not in LABELS:
+        raise ValueError(f"label {label!r}: expected one of {', '.join(LABELS)}")
+    return f"{thinking.strip()}\n判定: {label}".strip()
+
+
+def rejoin(thinking: str, content: str, style: str) -> str:
+    """Return the text as the model wrote it, from the two fields into which an engine parted it.
+
+    Ollama takes the first and last text around `.Thinking` in the template for the marks, and white space
+    off both fields; for the quadruple format its `thinking` still holds the inner tags.
+    """
+    if style == "seed":
+        return f"{SEED_THINKING}\n{thinking.strip()}\n\n{SEED_FINAL}\n{content.strip()}"
+    return f"<{THINK_TAGS[0]}>{thinking.strip()}\n<{FINAL_TAG}>{content.strip()}</{FINAL_TAG}>"
+
+
+def _join(text: ThinkText) -> str:
+    if text.style == "seed":
+        return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
+    thoughts = zip(THINK_TAGS, (text.task, text.safety, text.policy), strict=True)
+    lines = [f"<{tag}>{part.strip()}</{tag}>" for tag, part in thoughts]
+    return "\n".join([*lines, f"<{FINAL_TAG}>{text.final.strip()}</{FINAL_TAG}>"])

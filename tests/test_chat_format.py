@@ -1,0 +1,177 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from so8t_helpers.chat_format import (
+    LABELS,
+    ThinkText,
+    build,
+    contains_markers,
+    decision_of,
+    parse,
+    rejoin,
+    render,
+    user_turn,
+    with_decision,
+)
+
+PHI35 = Path(os.environ.get("SO8T_PHI35") or Path(__file__).resolve().parents[2] / "shared" / "phi35")
+
+SEED = "# 思考ステップ\n9×8 を計算する。\n判定: ALLOW\n\n# 最終回答\n72 です。"
+QUADRUPLE = (
+    "<think-task>計算。</think-task>\n<think-safety>害はない。</think-safety>\n"
+    "<think-policy>規則に反しない。\n判定: ALLOW</think-policy>\n<final>72 です。</final>"
+)
+
+words = st.text(alphabet="あ漢 a1。\n#<>/&思:", min_size=1, max_size=30).filter(
+    lambda t: bool(t.strip()) and not contains_markers(t.strip())
+)
+
+
+def seed_texts() -> st.SearchStrategy[ThinkText]:
+    return st.builds(lambda t, f: ThinkText("seed", f.strip(), thinking=t.strip()), words, words)
+
+
+def quadruple_texts() -> st.SearchStrategy[ThinkText]:
+    return st.builds(
+        lambda t, s, p, f: ThinkText("quadruple", f.strip(), "", t.strip(), s.strip(), p.strip()),
+        words, words, words, words,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    if not PHI35.is_dir():
+        pytest.skip(f"no Phi-3.5 tokenizer at {PHI35} (set SO8T_PHI35)")
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(PHI35)
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "/think 9×8は?"}],
+        [{"role": "system", "content": "規則。"}, {"role": "user", "content": " 空白 \n"}],
+        [{"role": "system", "content": ""}, {"role": "user", "content": "問"}],
+        [{"role": "user", "content": "問"}, {"role": "assistant", "content": SEED}],
+        [
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": QUADRUPLE},
+            {"role": "user", "content": "次 <|end|>"},
+        ],
+    ],
+)
+def test_render_equals_the_real_template(tokenizer, messages, prompt):
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert render(messages, add_generation_prompt=prompt) == expected
+
+
+def test_render_refuses_a_role_that_the_template_would_drop():
+    with pytest.raises(ValueError, match="tool"):
+        render([{"role": "tool", "content": "x"}])
+
+
+def test_user_turn():
+    assert user_turn("問", "/think") == "/think 問"
+    assert user_turn("問", "") == "問"
+
+
+def test_build_gives_the_documented_texts():
+    thinking = with_decision("9×8 を計算する。", "ALLOW")
+    assert build(ThinkText("seed", "72 です。", thinking=thinking)) == SEED
+    policy = with_decision("規則に反しない。", "ALLOW")
+    four = ThinkText("quadruple", "72 です。", task="計算。", safety="害はない。", policy=policy)
+    assert build(four) == QUADRUPLE
+
+
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+def test_parse_of_a_good_text(text):
+    parsed = parse(text)
+    assert parsed.well_formed
+    assert parsed.final == "72 です。"
+    assert parsed.decision == "ALLOW"
+    assert "72" not in parsed.thinking
+
+
+@given(st.one_of(seed_texts(), quadruple_texts()))
+def test_build_parse_build_is_the_identity(parts):
+    text = build(parts)
+    parsed = parse(text)
+    assert parsed.well_formed
+    assert parsed.final == parts.final
+    thinking = parsed.thinking if parts.style == "seed" else ""
+    again = ThinkText(parsed.style, parsed.final, thinking, parsed.task, parsed.safety, parsed.policy)
+    assert again == parts
+    assert build(again) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "72 です。",
+        SEED + "\n# 最終回答\nもう一度",
+        SEED.replace("# 最終回答", "# 最終解答"),
+        SEED.replace("# 思考ステップ\n", ""),
+        "はじめに\n" + SEED,
+        QUADRUPLE + "おまけ",
+        QUADRUPLE.replace("</final>", ""),
+        QUADRUPLE.replace("think-safety", "think-policy"),
+        QUADRUPLE.replace("<think-task>計算。</think-task>\n", ""),
+        QUADRUPLE.replace("<final>", "<FINAL>"),
+        "# 思考ステップ\n\n\n# 最終回答\n答え",
+    ],
+)
+def test_anything_else_is_not_well_formed(text):
+    assert not parse(text).well_formed
+
+
+@pytest.mark.parametrize(
+    ("part", "match"),
+    [
+        (ThinkText("seed", "答え", thinking="# 最終回答\n偽"), "thinking.*mark"),
+        (ThinkText("seed", "<think-task>", thinking="考え"), "final.*mark"),
+        (ThinkText("seed", " ", thinking="考え"), "final.*empty"),
+        (ThinkText("seed", "答え", thinking="考え", task="x"), "task.*other format"),
+        (ThinkText("quadruple", "答え", task="a", safety="b"), "policy.*empty"),
+        (ThinkText("triple", "答え"), "triple.*seed, quadruple"),
+    ],
+)
+def test_build_refuses(part, match):
+    with pytest.raises(ValueError, match=match):
+        build(part)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "label"),
+    [
+        *((f"考え\n判定: {label}", label) for label in LABELS),
+        ("判定：allow", "ALLOW"),
+        ("判定：ＤＥＮＹ。", "DENY"),
+        ("- **判定**: REFUSE", "REFUSE"),
+        ("判定: ALLOW\n見直す。\n判定: DENY", "DENY"),
+        ("判定: ALLOW か DENY", None),
+        ("判定: MAYBE", None),
+        ("判定: ALLOW\n判定: MAYBE", None),
+        ("ALLOW", None),
+        ("", None),
+    ],
+)
+def test_decision(thinking, label):
+    assert decision_of(thinking) == label
+
+
+def test_with_decision_refuses_an_unknown_label():
+    with pytest.raises(ValueError, match=r"MAYBE.*ALLOW"):
+        with_decision("考え", "MAYBE")
+
+
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+def test_rejoin_undoes_what_ollama_separates(text):
+    style = parse(text).style
+    first, last = ("# 思考ステップ", "# 最終回答") if style == "seed" else ("<think-task>", "<final>")
+    thinking, _, content = text.partition(first)[2].partition(last)
+    content = content.removesuffix("</final>")
+    assert rejoin(thinking.strip(), content.strip(), style) == text
