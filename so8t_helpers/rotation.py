@@ -70,9 +70,9 @@ def bake_rotation(weight: Tensor, blocks: Tensor) -> Tensor:
 def principal_angles(free: Tensor) -> Tensor:
     """Principal angles of R = exp(A), in radians within [0, pi], largest first.
 
-    The eigenvalues of a rotation in SO(8) are four pairs exp(+-i theta). They are exp of those of A, which are
-    +-i sigma with sigma the singular values of A, each twice (A is normal). So theta is sigma, folded into
-    [0, pi]. Taking them from A in float64 avoids the eigenvalues of a non-symmetric matrix.
+    The eigenvalues of a rotation in SO(8) are four pairs exp(+-i theta). They are exp of those of A, which
+    are +-i sigma with sigma the singular values of A, each twice (A is normal). So theta is sigma, folded
+    into [0, pi]. Taking them from A in float64 avoids the eigenvalues of a non-symmetric matrix.
 
     Args:
         free: (..., 28).
@@ -87,6 +87,37 @@ def principal_angles(free: Tensor) -> Tensor:
     return folded.sort(dim=-1, descending=True).values.float()
 
 
+def geodesic_distance(start: Tensor, end: Tensor) -> Tensor:
+    """Length of the shortest way from one rotation to another: the Frobenius norm of log(start^T end).
+
+    With phi the principal angles of start^T end it is sqrt(2 * sum phi^2). The singular values of end - start
+    are 2 sin(phi/2), each twice: no cosine, so a distance near zero keeps its digits.
+
+    Args:
+        start: (..., 8, 8).
+        end: (..., 8, 8).
+
+    Returns:
+        (...) in radians, from 0 to pi * sqrt(8).
+    """
+    chords = torch.linalg.svdvals(end.double() - start.double())  # (..., 8)
+    angles = 2 * torch.asin((chords / 2).clamp(max=1))
+    return angles.square().sum(-1).sqrt().float()
+
+
+def haar_angle_density(theta: Tensor) -> Tensor:
+    """Density of one principal angle, drawn at random from the four, of a Haar-random rotation in SO(8).
+
+    Weyl's integration formula makes the cosines a determinantal process; its kernel on the diagonal is
+    (4 + cos 2t + cos 4t + cos 6t) / pi for four angles (Meckes, The Random Matrix Theory of the Classical
+    Compact Groups, 2019, chapter 3).
+
+    Args:
+        theta: (...) radians within [0, pi].
+    """
+    return (4 + torch.cos(2 * theta) + torch.cos(4 * theta) + torch.cos(6 * theta)) / (4 * torch.pi)
+
+
 def orthogonality_error(blocks: Tensor) -> Tensor:
     """Mean over blocks of the squared Frobenius norm of R^T R - 1. blocks (..., 8, 8) -> scalar."""
     identity = torch.eye(BLOCK, dtype=blocks.dtype, device=blocks.device)
@@ -94,7 +125,7 @@ def orthogonality_error(blocks: Tensor) -> Tensor:
 
 
 def initial_free(layers: int, hidden_size: int, init_scale: float, generator: torch.Generator) -> Tensor:
-    """Draw a gate's numbers from N(0, init_scale^2). -> (layers, d/8, 28) float32 on the generator's device."""
+    """Draw a gate's numbers from N(0, init_scale^2). -> (layers, d/8, 28) float32, on generator.device."""
     shape = (layers, count_blocks(hidden_size), FREE)
     return torch.randn(shape, generator=generator, device=generator.device) * init_scale
 
