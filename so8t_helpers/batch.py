@@ -1,0 +1,279 @@
+"""Unattended runs: papermill over the five notebooks, judged by facts and never by papermill's metadata.
+
+A stage counts as done when its manifest is new and in order, and its notebook ended without an error. What
+happened is kept beside the executed notebook in `runs/<name>/notebooks/<stage>.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from so8t_helpers import report
+from so8t_helpers.needs import check_room
+from so8t_helpers.run_folder import (
+    STAGES,
+    StageError,
+    read_manifest,
+    sha256_file,
+    stale_reason,
+    write_json,
+    write_yaml,
+)
+from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, Settings, SettingsError, resolve
+from so8t_helpers.terminal import ProgressLine
+
+NOTEBOOKS_DIR = PROJECT_ROOT / "notebooks"
+
+# The setting that names another input than the stage before it.
+OTHER_INPUT = {
+    "02_train": ("training", "dataset_dir"),
+    "03_bake": ("bake", "adapter_dir"),
+    "04_gguf": ("gguf", "model_dir"),
+    "05_ollama_eval": ("eval", "gguf_dir"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one stage's notebook.
+
+    Attributes:
+        state: "done", "failed" or "interrupted".
+        error: one line; empty when done.
+        manifest: SHA-256 of the manifest that this notebook's run wrote; empty unless done.
+    """
+
+    stage: str
+    state: str
+    error: str
+    seconds: float
+    finished: str
+    manifest: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the summary of a run: the stage, "fresh", "done", "failed" or "interrupted", and why."""
+
+    stage: str
+    state: str
+    detail: str
+
+
+def run_stages(
+    settings: Settings,
+    stages: tuple[str, ...] = STAGES,
+    force: bool = False,
+    notebooks: Path = NOTEBOOKS_DIR,
+) -> list[Outcome]:
+    """Carry out the stages that are not fresh, in order, up to the first that fails.
+
+    Args:
+        settings: the profile.
+        stages: which of `STAGES`.
+        force: carry out fresh ones too.
+        notebooks: folder with `<stage>.ipynb`.
+
+    Raises:
+        SettingsError, StageError: what can be known before any long work.
+    """
+    preflight(settings, stages, notebooks)
+    write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
+    outcomes = []
+    for stage in stages:
+        reason = "asked for" if force else due_reason(settings, stage)
+        if reason is None:
+            _complete_report(settings, stage)
+            outcomes.append(Outcome(stage, "fresh", "nothing changed"))
+            continue
+        outcome = run_notebook(settings, stage, notebooks / f"{stage}.ipynb", reason)
+        outcomes.append(outcome)
+        if outcome.state != "done":
+            break
+    report.write_run_index(settings)
+    report.write_index(settings)
+    return outcomes
+
+
+def due_reason(settings: Settings, stage: str) -> str | None:
+    """Say why a stage is to be carried out; None when it is fresh and its notebook ended well."""
+    reason = stale_reason(settings, stage)
+    if reason is not None:
+        return reason
+    record = read_record(settings, stage)
+    if record is None or not executed_path(settings, stage).is_file():
+        return "has no executed notebook"
+    if record.state != "done":
+        return f"its notebook {record.state}"
+    if record.manifest != sha256_file(manifest_path(settings, stage)):
+        return "was carried out elsewhere since its report"
+    return None
+
+
+def run_notebook(settings: Settings, stage: str, notebook: Path, reason: str) -> Outcome:
+    """Execute one stage's notebook; keep it, its report and the record whatever happens."""
+    # papermill and its kernel client take a second to import; a fresh run does without them.
+    import papermill  # noqa: PLC0415
+
+    for name in ("papermill", "traitlets"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = _identity(manifest_path(settings, stage))
+    started, state, error = time.time(), "done", ""
+    executed = executed_path(settings, stage)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    # papermill writes its output in place, again and again; what is kept appears whole.
+    scratch = executed.with_name(f".{stage}.running.ipynb")
+    scratch.write_bytes(notebook.read_bytes())
+    try:
+        with _environment(settings), ProgressLine(settings, stage, reason):
+            papermill.execute_notebook(
+                notebook,
+                scratch,
+                parameters=parameters(settings),
+                kernel_name="python3",
+                progress_bar=False,
+                # Each kernel start would warn that it listens on this machine's loopback.
+                extra_arguments=["--log-level=ERROR"],
+                cwd=notebook.parent,
+            )
+    except KeyboardInterrupt:
+        state, error = "interrupted", "interrupted by the user"
+    except Exception as exception:
+        state, error = "failed", _one_line(exception)
+    scratch.replace(executed)
+    if state == "done" and _identity(manifest_path(settings, stage)) in {before, None}:
+        state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
+    if state == "done" and (fault := stale_reason(settings, stage)) is not None:
+        state, error = "failed", f"the notebook ended, but {fault}"
+    seconds = time.time() - started
+    _keep(settings, stage, state, error, seconds)
+    report.write_stage(settings, stage)
+    return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
+
+
+def preflight(settings: Settings, stages: tuple[str, ...], notebooks: Path = NOTEBOOKS_DIR) -> None:
+    """Raise before any long work what would stop the run later.
+
+    Raises:
+        StageError: a missing notebook or stage before the first; too little room on a disk.
+        SettingsError: inputs that match no file, a folder that does not exist.
+    """
+    for stage in stages:
+        if not (notebooks / f"{stage}.ipynb").is_file():
+            raise StageError(f"{stage}: missing notebook {notebooks / f'{stage}.ipynb'}")
+    if "01_dataset" in stages:
+        for pattern in settings.dataset.inputs:
+            if pattern != "demo" and not _matches(pattern):
+                raise SettingsError(
+                    f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
+                )
+    for stage in stages:
+        if stage not in OTHER_INPUT:
+            continue
+        section, key = OTHER_INPUT[stage]
+        chosen = getattr(getattr(settings, section), key)
+        if chosen is not None and not resolve(chosen).is_dir():
+            raise SettingsError(
+                f"{section}.{key}: no folder {resolve(chosen)}; name one that exists, or null"
+            )
+        previous = STAGES[STAGES.index(stage) - 1]
+        if chosen is None and previous not in stages and read_manifest(settings, previous) is None:
+            raise StageError(
+                f"{stage} reads {previous}, which has not been completed in {settings.run_dir}; "
+                f"run it first, or name a folder in {section}.{key}"
+            )
+    check_room(settings, stages)
+
+
+def parameters(settings: Settings) -> dict[str, Any]:
+    """Return what papermill injects: the profile and every section as a dict."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    if not (PARAMS_DIR / f"{settings.profile}.yaml").is_file():
+        values["profile"] = str(settings.run_dir / "params.yaml")
+    return values
+
+
+def executed_path(settings: Settings, stage: str) -> Path:
+    """Where the executed notebook is kept."""
+    return settings.run_dir / "notebooks" / f"{stage}.ipynb"
+
+
+def manifest_path(settings: Settings, stage: str) -> Path:
+    """Where the stage proves that it happened."""
+    return settings.run_dir / stage / "manifest.json"
+
+
+def read_record(settings: Settings, stage: str) -> Record | None:
+    """Return what became of a stage's last notebook, None where there was none."""
+    data = report.read_record(settings, stage)
+    return Record(**data) if data else None
+
+
+def _keep(settings: Settings, stage: str, state: str, error: str, seconds: float) -> None:
+    digest = sha256_file(manifest_path(settings, stage)) if state == "done" else ""
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = Record(stage, state, error, round(seconds, 2), finished, digest)
+    write_json(report.record_path(settings, stage), asdict(record))
+
+
+def _complete_report(settings: Settings, stage: str) -> None:
+    """Make a fresh stage's report again where someone removed it; the executed notebook has it all."""
+    if not report.stage_path(settings, stage).is_file():
+        report.write_stage(settings, stage)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of change: another file at the same path has another one."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _matches(pattern: str) -> bool:
+    path = resolve(pattern)
+    return path.is_file() or any(Path(path.anchor).glob(path.relative_to(path.anchor).as_posix()))
+
+
+def _one_line(exception: Exception) -> str:
+    """The error of a notebook's cell, or of the kernel, in one line."""
+    name = getattr(exception, "ename", type(exception).__name__)
+    if name == "DeadKernelError":
+        return "the kernel died (killed, or out of memory)"
+    text = str(getattr(exception, "evalue", exception)).strip()
+    return f"{name}: {text.splitlines()[0] if text else 'no message'}"
+
+
+@contextmanager
+def _environment(settings: Settings) -> Iterator[None]:
+    """Set for the kernel: cache folders of the profile, and the kernel spec of this very Python."""
+    cache = settings.cache
+    wanted = {
+        "HF_HOME": cache.hf_home,
+        "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir,
+        "TMPDIR": cache.temp_dir,
+        "TEMP": cache.temp_dir,
+        "TMP": cache.temp_dir,
+        # A kernel named python3 in the user's folders may belong to another environment.
+        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = dict(os.environ)
+    for name, value in wanted.items():
+        if value is not None:
+            folder = (
+                resolve(value) if name not in {"JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION"} else value
+            )
+            os.environ[name] = str(folder)
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

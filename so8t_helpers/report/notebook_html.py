@@ -1,0 +1,182 @@
+"""An executed notebook as HTML fragments: cleaned, with maths as MathML and figures that follow the page."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import latex2mathml.converter
+import nbformat
+from bs4 import BeautifulSoup, Tag
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+
+TEMPLATE_DIR = Path(__file__).parent / "template"
+INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
+
+# Cells that a report shows elsewhere or not at all.
+_ELSEWHERE = {"parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
+# Lines of progress bars and of loaders, on stderr.
+_NOISE = re.compile(r"\r|it/s|s/it|\d+%\||^\s*$|frozen modules|ipykernel|PYDEVD|Debugger")
+_TEXT_MIME = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "text/plain"]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """Parts of a report's body.
+
+    Attributes:
+        title: text of the first heading.
+        lead: HTML under the title in the first cell: the question.
+        answer: HTML of the `answer` cell's output, "" where it did not run.
+        body: HTML of everything else.
+        toc: (id, text, level) of each heading in the body.
+        figures: SVG elements; `<!--figure N-->` in the body stands for them.
+    """
+
+    title: str
+    lead: str
+    answer: str
+    body: str
+    toc: list[tuple[str, str, int]]
+    figures: list[str]
+
+
+def convert(notebook: Path) -> Fragments:
+    """Turn an executed notebook into the parts of a report."""
+    node = nbformat.read(notebook, as_version=4)
+    answer = "\n\n".join(_markdown_outputs(cell) for cell in node.cells if "answer" in _tags(cell))
+    node.cells = [cell for cell in node.cells if not _tags(cell) & (_ELSEWHERE | {"answer"})]
+    for cell in node.cells:
+        if cell.cell_type == "code":
+            cell.outputs = list(_clean(cell.outputs))
+    figures: list[str] = []
+    exporter = HTMLExporter(
+        template_name="notebook",
+        extra_template_basedirs=[str(TEMPLATE_DIR)],
+        filters={"markdown2html": _markdown, "inline_svg": lambda svg, _: _store_svg(svg, figures)},
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    rendered, _resources = exporter.from_notebook_node(node)
+    soup = BeautifulSoup(rendered, "html.parser")
+    title, lead = _take_head(soup)
+    toc = _number_headings(soup)
+    _reachable_by_keyboard(soup)
+    return Fragments(title, lead, _markdown(answer), str(soup), toc, figures)
+
+
+@cache
+def code_css(style: str) -> str:
+    """Return pygments' rules for folded code."""
+    from pygments.formatters import HtmlFormatter  # noqa: PLC0415
+
+    rules: str = HtmlFormatter(style=style).get_style_defs(".highlight")
+    return "\n".join(line for line in rules.splitlines() if line.startswith(".highlight ."))
+
+
+class _Renderer(IPythonRenderer):
+    """Markdown with MathML in place of text for MathJax."""
+
+    def block_math(self, body: str) -> str:
+        return f'<div class="math" tabindex="0">{_mathml(body, "block")}</div>'
+
+    def inline_math(self, body: str) -> str:
+        return _mathml(body, "inline")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
+
+
+def _mathml(latex: str, display: str) -> str:
+    markup: str = latex2mathml.converter.convert(latex.strip(), display=display)
+    return re.sub(r'\sxmlns="[^"]*"', "", markup)
+
+
+def _markdown(source: str) -> str:
+    renderer = _Renderer(escape=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def _tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def _markdown_outputs(cell: NotebookNode) -> str:
+    found = [
+        out.data["text/markdown"] for out in cell.get("outputs", []) if "text/markdown" in out.get("data", {})
+    ]
+    return "\n\n".join(found)
+
+
+def _clean(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Leave out widgets and the noise of progress bars; keep what a reader can use."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            lines = [line for line in output.text.split("\n") if not _NOISE.search(line)]
+            if not lines:
+                continue
+            output.text = "\n".join(lines)
+        if output.output_type in {"display_data", "execute_result"}:
+            best = next((mime for mime in _TEXT_MIME if mime in output.data), None)
+            if best is None or "application/vnd.jupyter.widget-view+json" in output.data:
+                continue
+            output.data = NotebookNode({best: output.data[best]})
+        kept.append(output)
+    return kept
+
+
+def _store_svg(svg: str, figures: list[str]) -> str:
+    """Keep an SVG apart (parsing megabytes of paths as HTML is slow) and leave its place."""
+    figures.append(slim_svg(svg))
+    return f"<!--figure {len(figures) - 1}-->"
+
+
+def slim_svg(svg: str) -> str:
+    """Make an SVG part of a page: the page's ink, no URL, no more digits than a screen can show."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(re.escape(INK), "currentColor", svg, flags=re.IGNORECASE)
+    # Paths come with six decimals of a point; two are a hundredth of a pixel.
+    svg = re.sub(r'(?<= d=")[^"]+', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0].replace("\n", " ")), svg)
+    return re.sub(r">\s+<", "><", svg)
+
+
+def _take_head(soup: BeautifulSoup) -> tuple[str, str]:
+    """Take the title and the rest of its cell out of the body."""
+    heading = soup.find("h1")
+    if not isinstance(heading, Tag) or not isinstance(heading.parent, Tag):
+        return "", ""
+    cell, title = heading.parent, heading.get_text()
+    heading.extract()
+    lead = cell.decode_contents()
+    cell.extract()
+    return title, lead
+
+
+def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
+    """Give each heading an id of its own and return the table of contents."""
+    toc = []
+    for number, heading in enumerate(soup.select(".prose > h2, .prose > h3"), start=1):
+        heading["id"] = f"s{number}"
+        toc.append((f"s{number}", heading.get_text(), int(heading.name[1])))
+    return toc
+
+
+def _reachable_by_keyboard(soup: BeautifulSoup) -> None:
+    """Put tables into frames that scroll on a narrow screen and that the keyboard reaches."""
+    for table in soup.find_all("table"):
+        if table.find_parent(class_="table-wrap") is None:
+            caption = html.escape(table.caption.get_text()) if table.caption else "Table"
+            attributes: dict[str, Any] = {"role": "region", "tabindex": "0", "aria-label": caption}
+            frame = soup.new_tag("div", attrs={"class": "table-wrap", **attributes})
+            table.wrap(frame)
+    for block in soup.select("div.highlight pre"):
+        block["tabindex"] = "0"

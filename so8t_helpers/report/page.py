@@ -1,0 +1,132 @@
+"""What makes a page self-contained: its style, its fonts, no request to anywhere, no trace of the machine."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.util
+import io
+import re
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from so8t_helpers.report.notebook_html import TEMPLATE_DIR, code_css
+from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
+
+# Scripts, frames, fonts and pictures from elsewhere are refused by the browser, so that a leak would show.
+CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+
+
+def render(template: str, settings: Settings, figures: list[str] | None = None, **values: Any) -> str:
+    """Fill a page template and make the page self-contained.
+
+    Args:
+        template: file in `template/`.
+        settings: whose folders are taken out of the text.
+        figures: SVG elements for the places `<!--figure N-->`.
+        **values: what the template shows.
+    """
+    text = _environment().get_template(template).render(csp=CSP, **values)
+    text = scrub(text, settings)
+    text = text.replace("/*font*/", japanese_font(text), 1)
+    for number, svg in enumerate(figures or []):
+        text = text.replace(f"<!--figure {number}-->", svg, 1)
+    return text
+
+
+def scrub(text: str, settings: Settings) -> str:
+    """Replace this machine's folders by words, outside embedded data.
+
+    A report is shared: where a run lay on its maker's disk is nobody's business.
+    """
+    places = {
+        resolve(settings.run.root): "runs",
+        resolve(settings.run.reports_root): "reports",
+        PROJECT_ROOT: "so8t",
+        Path(sys.prefix): "python",
+        Path(sys.base_prefix): "python",
+        Path(tempfile.gettempdir()): "tmp",
+        Path.home(): "~",
+    }
+    spellings: dict[str, str] = {}
+    for path, word in places.items():
+        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\")):
+            spellings[html.escape(text_form)] = word
+    # The longest first: a run folder may lie inside the home folder.
+    alternatives = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True) if len(s) > 1)
+    pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])({alternatives})(?![\w-])")
+    text = pattern.sub(lambda m: m[1] or spellings[m[2]], text)
+    return re.sub(r"tmp/ipykernel_\d+/\d+\.py", "cell", text)
+
+
+def japanese_font(text: str) -> str:
+    """Return a @font-face rule with just the Japanese characters of `text`, "" where there are none.
+
+    The font is IPAex Gothic, which matplotlib_fontja carries; its licence allows embedding in documents.
+    Browsers that have a Japanese font of their own take that.
+    """
+    characters = "".join(sorted({c for c in text if ord(c) >= 0x2000}))
+    if not any(ord(c) >= 0x3000 for c in characters):
+        return ""
+    data = _font_subset(characters)
+    return f'@font-face{{font-family:"SO8T Japanese";src:url(data:font/woff;base64,{data}) format("woff")}}'
+
+
+@cache
+def _font_subset(characters: str) -> str:
+    from fontTools import subset  # noqa: PLC0415
+
+    spec = importlib.util.find_spec("matplotlib_fontja")
+    assert spec is not None and spec.origin is not None, "matplotlib_fontja is pinned in constraints.txt"
+    options = subset.Options(flavor="woff", layout_features=[], hinting=False, notdef_outline=True)
+    font = subset.load_font(str(Path(spec.origin).parent / "fonts" / "ipaexg.ttf"), options)
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(text=characters)
+    subsetter.subset(font)
+    buffer = io.BytesIO()
+    subset.save_font(font, buffer, options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def show(value: Any) -> str:
+    """Put a value of a manifest or a profile into words."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(show(item) for item in value)
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 5 s" or "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE_DIR),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["show"] = show
+    environment.filters["duration"] = duration
+    environment.globals["light_code"] = code_css("friendly")
+    environment.globals["dark_code"] = code_css("github-dark")
+    return environment
