@@ -30,7 +30,7 @@ STAGES = ("01_dataset", "02_train", "03_bake", "04_gguf", "05_ollama_eval")
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "01_dataset": ("dataset", "model.base", "model.revision", "training.sequence_length", "run.seed"),
     "02_train": ("model", "so8t", "pet", "lora", "training", "run.seed"),
-    "03_bake": ("model.base", "model.revision", "bake"),
+    "03_bake": ("model.base", "model.revision", "bake", "so8t.enabled", "training.dataset_dir"),
     "04_gguf": ("gguf", "run.seed"),
     "05_ollama_eval": ("eval", "dataset.think_command", "dataset.think_format", "run.seed"),
 }

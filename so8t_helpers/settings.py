@@ -111,7 +111,7 @@ class LoraSettings(Section):
     """LoRA on Phi-3's fused linears."""
 
     r: Count = 64
-    alpha: Positive = 128
+    alpha: Count = 128
     dropout: Share = 0.05
     target_modules: list[str] = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
@@ -151,6 +151,7 @@ class BakeSettings(Section):
     logit_bound: Positive = 1e-4
     layer_bound: Positive = 1e-5
     proof_texts: Count = 16
+    proof_tokens: Annotated[int, Field(ge=2)] = 256
     max_shard_gib: Positive = 4.0
 
 
