@@ -16,10 +16,9 @@ from so8t_helpers.markers import (
     SEED_FINAL,
     SEED_THINKING,
     THINK_TAGS,
-    Scanner,
-    contains_markers,
     fold,
 )
+from so8t_helpers.scanner import Scanner, contains_markers
 
 __all__ = [
     "LABELS",
@@ -155,7 +154,7 @@ def parse(text: str) -> Parsed:
 
 def decision_of(thinking: str) -> str | None:
     """Return the label that a thinking part states in its last `判定:` line, None where it states none."""
-    stated = _DECISION.findall("".join(map(fold, thinking)))
+    stated = _DECISION.findall(fold(thinking))
     label = stated[-1].upper() if stated else None
     return label if label in LABELS else None
 

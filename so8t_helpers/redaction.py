@@ -1,48 +1,72 @@
 """What may leave: text of a final part, or one fixed refusal, and nothing else.
 
-Three ways in, by what the engine hands over: the raw text (stream or whole), an answer that the engine itself
-parted into thinking and content, and an answer that was asked for without thinking.
+Three ways in, by what the engine hands over: the raw text (as a stream or whole), an answer that the engine
+itself parted into thinking and content, and an answer that was asked for without thinking.
 """
 
 from __future__ import annotations
 
-from so8t_helpers.chat_format import contains_markers, rejoin
-from so8t_helpers.markers import Scanner
+from so8t_helpers.chat_format import rejoin
+from so8t_helpers.scanner import Scanner, contains_markers
 
 REFUSAL_TEXT = "申し訳ありません。安全な形で回答をお返しできませんでした。"
 
 
 class StreamingFinal:
-    """Release the final part of a raw stream while it comes in; every chunking releases the same text."""
+    """Release the final part of a stream while it comes in; every chunking releases the same text.
 
-    def __init__(self) -> None:
+    Args:
+        style: the format of the engine's template; counts only where the engine parts thinking by itself.
+    """
+
+    def __init__(self, style: str = "seed") -> None:
+        self._style = style
         self._scanner = Scanner()
-        self._space = ""
+        self._spaces: list[str] = []
         self._begun = False
+        self._raw_text = False
+        self._thinking: list[str] = []
+        self._content: list[str] = []
 
     @property
-    def released(self) -> bool:
-        """True once some text of a final part was released."""
-        return self._begun
+    def ended(self) -> bool:
+        """True when nothing can be released any more: the generation may stop."""
+        return self._scanner.state == "ended"
 
-    def feed(self, chunk: str) -> str:
-        """Take the next characters of the model's text; return what may leave now."""
+    def feed(self, chunk: str, thinking: str = "") -> str:
+        """Take the next characters, with the engine's own `thinking` field; return what may leave now.
+
+        Once the engine has parted something by itself, nothing leaves before the end: whether its parting
+        holds is known only then (see `final_of_separated`).
+        """
+        if thinking:
+            self._thinking.append(thinking)
+        if self._thinking:
+            self._content.append(chunk)
+            return ""
+        self._raw_text = self._raw_text or not chunk.isspace()
         return self._release(self._scanner.feed(chunk))
 
     def close(self) -> str:
         """Return what was held back, or `REFUSAL_TEXT` where there was no final part at all."""
+        if self._thinking and not self._begun:
+            parted = "".join(self._thinking), "".join(self._content)
+            return REFUSAL_TEXT if self._raw_text else final_of_separated(*parted, self._style)
         rest = self._release(self._scanner.close())
         return rest if self._begun else REFUSAL_TEXT
 
     def _release(self, pieces: list[tuple[str, str]]) -> str:
         """Join the final pieces; white space at the end waits until more text follows it."""
-        text = self._space + "".join(piece for part, piece in pieces if part == "final")
-        if not self._begun:
-            text = text.lstrip()
+        text = "".join([piece for part, piece in pieces if part == "final"])
         kept = text.rstrip()
-        self._space = text[len(kept) :]
-        self._begun = self._begun or bool(kept)
-        return kept
+        if not kept:
+            if text and self._begun:
+                self._spaces.append(text)
+            return ""
+        released = "".join([*self._spaces, kept]) if self._begun else kept.lstrip()
+        self._spaces = [text[len(kept) :]]
+        self._begun = True
+        return released
 
 
 def final_only(text: str) -> str:
@@ -51,20 +75,19 @@ def final_only(text: str) -> str:
     return stream.feed(text) + stream.close()
 
 
-def final_of_separated(thinking: str, content: str, style: str = "seed") -> str:
+def final_of_separated(thinking: str, content: str, style: str) -> str:
     """Return the final part where the engine itself parted thinking from content (Ollama, `think: true`).
 
-    The engine's parting is not trusted: the text is put together again and must hold no further mark in its
-    content, and closed blocks in its thinking. Without any thinking the engine saw no opening mark, and the
-    content counts as raw text. `style` is the format of the engine's template.
+    The engine's parting is not trusted: its content must hold no further mark, and its thinking, put together
+    again in the format `style` of the engine's template, must close every block that it opens. Without any
+    thinking the engine saw no opening mark, and the content counts as raw text.
     """
     if not thinking.strip():
         return final_only(content)
-    if contains_markers(content.strip().removesuffix("</final>")):
-        return REFUSAL_TEXT
-    return final_only(rejoin(thinking, content.strip().removesuffix("</final>"), style))
+    content = content.strip().removesuffix("</final>")
+    return REFUSAL_TEXT if contains_markers(content) else final_only(rejoin(thinking, content, style))
 
 
 def plain_only(content: str) -> str:
-    """Return an answer that was asked for without thinking: whole if it holds no mark, else its final."""
+    """Return an answer asked for without thinking: whole if it holds no mark, else its final part."""
     return final_only(content) if contains_markers(content) else content.strip() or REFUSAL_TEXT
