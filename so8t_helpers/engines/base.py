@@ -6,11 +6,12 @@ Ollama server. The evaluation and the /think service know this interface alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from so8t_helpers.chat_format import render, user_turn
 from so8t_helpers.run_folder import StageError
 
 # The ends of a turn in the Phi-3.5 template; a model that writes one of them has finished.
@@ -33,7 +34,7 @@ class Piece:
         text: new visible text; in raw mode the model's own text, markers and all.
         thinking: new thinking text, where the engine itself keeps it apart from `text` (Ollama).
         done: True for the last piece.
-        tokens: tokens generated in all.
+        tokens: tokens generated in all, the one that ended the turn included where the engine counts it.
         prompt_tokens: tokens of the prompt.
         first_token_s: seconds from the request to the first token.
         seconds: seconds from the request to the end.
@@ -73,6 +74,7 @@ class Engine(Protocol):
         model: what it has loaded.
         parallel: prompts it works on at once.
         can_score: whether `score` works; Ollama gives no log-probabilities of a given text.
+        separates: whether `generate` keeps the thinking out of `Piece.text`; `complete` never does.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Engine(Protocol):
     model: str
     parallel: int
     can_score: bool
+    separates: bool
 
     def generate(
         self,
@@ -131,6 +134,14 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think: bool) -> str:
+    """Render a chat as the prompt of its next answer; the think command stands before the last question."""
+    turns = [dict(message) for message in messages]
+    if think and turns and turns[-1]["role"] == "user":
+        turns[-1]["content"] = user_turn(turns[-1]["content"], think_command)
+    return render(turns, add_generation_prompt=True)
 
 
 def collect(pieces: Iterator[Piece]) -> Completion:

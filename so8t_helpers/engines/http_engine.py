@@ -1,0 +1,149 @@
+"""What the two engines behind HTTP share: one client, streamed lines, many prompts at once, clear errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from so8t_helpers.engines.base import Completion, EngineError, EngineTimeoutError, Piece, collect
+
+
+class HttpEngine:
+    """A model behind a server on this machine or another; subclasses say how it is asked.
+
+    Args:
+        name: "llama.cpp" or "Ollama".
+        version: the program's version.
+        model: what it has loaded.
+        url: where the server is.
+        timeout: seconds to wait for the next byte of an answer.
+        parallel: prompts asked at once.
+        headers: sent with every request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        model: str,
+        url: str,
+        timeout: float,
+        parallel: int,
+        headers: dict[str, str] | None = None,
+    ):
+        self.name, self.version, self.model = name, version, model
+        self.url, self.timeout, self.parallel = url, timeout, parallel
+        self.client = http_client(url, timeout, headers)
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Piece]:
+        raise NotImplementedError
+
+    def complete_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        on_done: Callable[[Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Ask `parallel` prompts at once; the first error ends the rest."""
+
+        def answer(prompt: str) -> Completion:
+            return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            futures = [pool.submit(answer, prompt) for prompt in prompts]
+            try:
+                for future in as_completed(futures):
+                    if on_done is not None:
+                        on_done(future.result())
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Send JSON and return the JSON of the answer."""
+        try:
+            response = self.client.post(path, json=body)
+        except httpx.HTTPError as error:
+            raise self.failure(error) from error
+        if response.is_error:
+            raise self.refusal(response)
+        return response.json()
+
+    def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send JSON and yield the JSON objects of a streamed answer: bare lines or server-sent events."""
+        try:
+            with self.client.stream("POST", path, json=body) as response:
+                if response.is_error:
+                    response.read()
+                    raise self.refusal(response)
+                for line in response.iter_lines():
+                    text = line.removeprefix("data: ")
+                    if text.startswith("{"):
+                        data = json.loads(text)
+                        if "error" in data:
+                            raise self.explain(error_text(data))
+                        yield data
+        except httpx.HTTPError as error:
+            raise self.failure(error) from error
+
+    def failure(self, error: httpx.HTTPError) -> EngineError:
+        """The error for a request that got no answer."""
+        if isinstance(error, httpx.TimeoutException):
+            return EngineTimeoutError(
+                f"{self.name} did not answer within {self.timeout:g} s at {self.url}; raise "
+                "eval.timeout_seconds (serve.timeout_seconds), or lower max_new_tokens or num_ctx"
+            )
+        return EngineError(f"{self.name} at {self.url} broke off ({type(error).__name__}: {error})")
+
+    def refusal(self, response: httpx.Response) -> EngineError:
+        """The error for an answer with an error status."""
+        try:
+            return self.explain(error_text(response.json()))
+        except ValueError:
+            return self.explain(f"HTTP {response.status_code}: {response.text[:200]}")
+
+    def explain(self, message: str) -> EngineError:
+        """Turn the server's own words into an error that says what to do."""
+        return EngineError(f"{self.name} ({self.model}): {message}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def http_client(url: str, timeout: float, headers: dict[str, str] | None = None) -> httpx.Client:
+    """A client for one server; on loopback a proxy from the environment would be wrong."""
+    loopback = httpx.URL(url).host in {"127.0.0.1", "localhost", "::1"}
+    return httpx.Client(
+        base_url=url,
+        headers=headers,
+        timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+        trust_env=not loopback,
+        # llama.cpp's server closes idle connections without a word; a reused one then breaks a request.
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+
+
+def error_text(data: Any) -> str:
+    """The message in the error objects of both servers."""
+    error = data.get("error", data) if isinstance(data, dict) else data
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

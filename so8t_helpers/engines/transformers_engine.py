@@ -1,0 +1,199 @@
+"""The model as transformers runs it: batched greedy writing with a key-value cache, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from so8t_helpers.engines.base import STOPS, Completion, EngineError, Piece, chat_prompt
+
+
+class Transformers:
+    """A model folder in this process; see `open_transformers`."""
+
+    name = "transformers"
+    can_score = True
+    separates = False
+
+    def __init__(self, model: Any, tokenizer: Any, label: str, parallel: int, think_command: str):
+        self.version = importlib.metadata.version("transformers")
+        self.network, self.tokenizer = model, tokenizer
+        self.model, self.parallel, self.think_command = label, parallel, think_command
+        known = tokenizer.get_vocab()
+        self.stop_ids = torch.tensor([known[stop] for stop in STOPS if stop in known], device=model.device)
+
+    def generate(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        think: bool = True,
+    ) -> Iterator[Piece]:
+        """Answer a chat, streamed, as the model writes it: marks and thinking included."""
+        prompt = chat_prompt(messages, self.think_command, think)
+        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Piece]:
+        """Go on after a rendered prompt, streamed."""
+        started, first = time.perf_counter(), None
+        ids = self.tokenize(prompt)
+        written: list[int] = []
+        shown, stopped = "", False
+        for _, tokens in self._steps([ids], max_tokens, temperature, seed):
+            first = first or time.perf_counter() - started
+            written += tokens
+            stopped = tokens[0] in self.stop_ids
+            text = self._decode(written)
+            # A character of several byte tokens shows as U+FFFD until its last byte is there.
+            if not text.endswith("\ufffd"):
+                yield Piece(text[len(shown) :])
+                shown = text
+        rest = self._decode(written)[len(shown) :]
+        seconds = time.perf_counter() - started
+        yield Piece(rest, "", True, len(written), len(ids), first, seconds, stopped)
+
+    def complete_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        on_done: Callable[[Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Go on after many prompts in batches of `parallel`, those of like length together."""
+        ids = [self.tokenize(prompt) for prompt in prompts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        found: dict[int, Completion] = {}
+        for start in range(0, len(order), self.parallel):
+            batch = order[start : start + self.parallel]
+            begun = time.perf_counter()
+            written: list[list[int]] = [[] for _ in batch]
+            for rows, tokens in self._steps([ids[i] for i in batch], max_tokens, temperature, seed):
+                for row, token in zip(rows, tokens, strict=True):
+                    written[row].append(token)
+            seconds = time.perf_counter() - begun
+            for i, answer in zip(batch, written, strict=True):
+                stopped = bool(answer) and answer[-1] in self.stop_ids
+                text = self._decode(answer)
+                found[i] = Completion(text, "", len(answer), len(ids[i]), None, seconds, stopped, answer)
+                if on_done is not None:
+                    on_done(found[i])
+        return [found[i] for i in range(len(prompts))]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids as the tokenizer sees the text, special tokens parsed, none added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def score(self, text: str) -> list[float]:
+        """Log-probability of every token but the first."""
+        ids = torch.tensor([self.tokenize(text)], device=self.network.device)  # (1, T)
+        logits = self.network(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
+        picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
+        return [float(value) for value in picked[:, 0]]
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self.network = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @torch.inference_mode()
+    def _steps(
+        self, prompts: list[list[int]], max_tokens: int, temperature: float, seed: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Write token by token: yield which rows are still at it, and each one's token.
+
+        Rows that have ended leave the batch and the cache, so a long answer is not paid for by all.
+        """
+        device = self.network.device
+        longest = max(map(len, prompts))
+        pad = [longest - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[0] * p + prompt for p, prompt in zip(pad, prompts, strict=True)], device=device)
+        mask = torch.tensor([[0] * p + [1] * (longest - p) for p in pad], device=device)  # (B, T)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        rows, cache = torch.arange(len(prompts), device=device), None
+        generator = torch.Generator(device=device).manual_seed(seed)
+        for _ in range(max_tokens):
+            out = self.network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = out.past_key_values
+            chosen = _choose(out.logits[:, -1], temperature, generator)  # (B,)
+            yield rows.tolist(), chosen.tolist()
+            going = ~torch.isin(chosen, self.stop_ids)
+            if not bool(going.any()):
+                return
+            if not bool(going.all()):
+                cache.batch_select_indices(going.nonzero()[:, 0])
+                rows, chosen, mask, position = rows[going], chosen[going], mask[going], position[going]
+            ids, position = chosen[:, None], position[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Return the next token of each row: the likeliest, or a draw at a temperature above 0."""
+    if temperature <= 0:
+        return logits.argmax(-1)
+    share = (logits.float() / temperature).softmax(-1)
+    return torch.multinomial(share, 1, generator=generator)[:, 0]
+
+
+def open_transformers(
+    folder: Path, *, parallel: int = 32, think_command: str = "/think", device: str | None = None
+) -> Transformers:
+    """Load a plain model folder; float32 on the CPU, the folder's own type on a GPU.
+
+    Args:
+        folder: config, safetensors and tokenizer, as transformers writes them.
+        parallel: prompts in a batch.
+        think_command: what stands before a question that is to be thought about.
+        device: "cpu", "cuda", …; null takes a GPU where there is one.
+
+    Raises:
+        EngineError: the folder holds no model that transformers loads without code of its own.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"transformers cannot load {folder}: {error}") from error
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    return Transformers(model.to(device).eval(), tokenizer, folder.name, parallel, think_command)
