@@ -1,0 +1,184 @@
+"""The stage 01_dataset: records in; train.jsonl, eval.jsonl, quarantine.jsonl and the card out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from so8t_helpers import progress, run_folder
+from so8t_helpers.dataset import card as cards
+from so8t_helpers.dataset import chunk_pass, dedup, reading
+from so8t_helpers.dataset.chunk_pass import INDEX, ChunkResult, part
+from so8t_helpers.dataset.sample import FORMATS, Plan, Quarantined
+from so8t_helpers.dataset.splitting import held_out
+from so8t_helpers.run_folder import Stage, StageError
+from so8t_helpers.settings import Settings, SettingsError, resolve
+
+STAGE = "01_dataset"
+# So many lines have the token length of each sample counted for the plot; of more, so many are drawn.
+MEASURED_LINES = 20_000
+
+
+@dataclass
+class Built:
+    """Where the stage left its artefacts, and its card."""
+
+    directory: Path
+    card: dict[str, Any]
+
+
+def build(settings: Settings) -> Built:
+    """Carry out the stage.
+
+    Raises:
+        SettingsError: an input, word list or tokenizer that is not there.
+        StageError: where nothing was kept, or the inputs' lines cannot be read.
+    """
+    with run_folder.open_stage(settings, STAGE) as stage:
+        files = reading.inspect(_input_paths(settings))
+        for file in files:
+            stage.read_file(f"input/{file.name}", file.path)
+        chunks = reading.split(files)
+        lines = sum(chunk.lines for chunk in chunks)
+        run_folder.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        plan = Plan(
+            settings.dataset,
+            settings.run.seed,
+            settings.training.sequence_length,
+            _tokenizer(settings, stage),
+            min(1.0, MEASURED_LINES / max(lines, 1)),
+            _robots(settings, stage, files[0].path.parent),
+        )
+        work = stage.directory / ".work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        workers = settings.dataset.workers or os.cpu_count() or 1
+        results: list[ChunkResult] = []
+        with progress.progress(settings, STAGE, lines, "lines", "records") as bar:
+            for result in chunk_pass.run(plan, chunks, work, workers):
+                results.append(result)
+                bar.update(result.lines, kept=sum(r.kept for r in results))
+        tally = _second_pass(settings, stage, chunks, results, work)
+        shutil.rmtree(work)
+        if not tally.total("train"):
+            worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
+            raise StageError(
+                f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
+            )
+        card = cards.write(tally, files, stage.directory, settings.dataset.model_dump(mode="json"))
+        run_folder.write_json(stage.directory / "card.json", card)
+        stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
+    return Built(settings.run_dir / STAGE, card)
+
+
+def _second_pass(
+    settings: Settings, stage: Stage, chunks: list[reading.Chunk], results: list[ChunkResult], work: Path
+) -> cards.Tally:
+    """Find duplicates, hold out, and put every row where it belongs, in the input's order."""
+    index = _joined(work, "index", len(chunks)).view(INDEX)
+    earlier = np.full(len(index), -1, dtype=np.int64)
+    exact = np.zeros(len(index), dtype=bool)
+    if settings.dataset.deduplicate and len(index):
+        first = dedup.exact_duplicates(index["question"])
+        exact = first != np.arange(len(index))
+        signatures = _joined(work, "signatures", len(chunks)).view(np.uint32).reshape(len(index), -1)
+        near = dedup.near_duplicates(signatures, ~exact, settings.dataset.near_duplicate_threshold)
+        earlier = np.where(exact, first, near)
+    held = held_out(index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
+    offsets = np.cumsum([0, *(r.kept for r in results)])
+    tally = cards.Tally(settings.training.sequence_length)
+    with ExitStack() as stack:
+        out = {}
+        for name in ("train", "eval", "quarantine"):
+            scratch = stack.enter_context(run_folder.atomic_path(stage.directory / f"{name}.jsonl"))
+            out[name] = stack.enter_context(scratch.open("wb"))
+        for chunk, result in zip(chunks, results, strict=True):
+            here = slice(offsets[chunk.index], offsets[chunk.index + 1])
+            duplicates: list[tuple[int, bytes]] = []
+            rows = part(work, "rows", chunk.index).open("rb")
+            with rows:
+                for i, row in enumerate(rows, start=int(offsets[chunk.index])):
+                    if earlier[i] < 0:
+                        out["eval" if held[i] else "train"].write(row)
+                        continue
+                    of = int(earlier[i])
+                    where = _where(of, offsets, chunks, index)
+                    reason = "duplicate" if exact[i] else "near_duplicate"
+                    digest = orjson.loads(row)["source"]["sha256"]
+                    item = Quarantined(reason, f"of {where}", digest)
+                    line = int(index["line"][i])
+                    duplicates.append((line, chunk_pass.quarantine_line(chunk.file.name, line, item)))
+                    tally.reasons[reason] += 1
+            _merge_quarantine(out["quarantine"], part(work, "quarantine", chunk.index), duplicates)
+            tally.add_chunk(result)
+            kept_here = earlier[here] < 0
+            tally.add_rows("train", index[here][kept_here & ~held[here]], result)
+            tally.add_rows("eval", index[here][kept_here & held[here]], result)
+    return tally
+
+
+def _merge_quarantine(out: IO[bytes], path: Path, duplicates: list[tuple[int, bytes]]) -> None:
+    """Write a chunk's quarantined lines and its duplicates in the order of their lines."""
+    lines = [(orjson.loads(raw)["line"], raw) for raw in path.read_bytes().splitlines(keepends=True)]
+    out.writelines(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
+
+
+def _where(row: int, offsets: np.ndarray, chunks: list[reading.Chunk], index: np.ndarray) -> str:
+    chunk = chunks[int(np.searchsorted(offsets, row, side="right")) - 1]
+    return f"{chunk.file.name}:{int(index['line'][row])}"
+
+
+def _joined(work: Path, kind: str, count: int) -> np.ndarray:
+    """Return the chunks' files of one kind as one array of bytes, mapped from disk."""
+    path = work / kind
+    with path.open("wb") as out:
+        for i in range(count):
+            with part(work, kind, i).open("rb") as file:
+                shutil.copyfileobj(file, out, 2**20)
+    if path.stat().st_size == 0:
+        return np.zeros(0, dtype=np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def _input_paths(settings: Settings) -> list[Path]:
+    paths: list[Path] = []
+    for pattern in settings.dataset.inputs:
+        if pattern == "demo":
+            from so8t_helpers import demo  # noqa: PLC0415  (only the demo needs what makes it)
+
+            paths.append(demo.ensure_records(settings))
+        else:
+            paths += reading.find_files([pattern])
+    return list(dict.fromkeys(paths))
+
+
+def _robots(settings: Settings, stage: Stage, beside: Path) -> Path | None:
+    """Return the folder of robots.txt files: the profile's, else `robots/` beside the first input."""
+    chosen = settings.dataset.robots_dir
+    folder = resolve(chosen) if chosen else beside / "robots"
+    if chosen and not folder.is_dir():
+        raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
+    for path in sorted(folder.glob("*.txt")):
+        stage.read_file(f"robots/{path.name}", path)
+    return folder if folder.is_dir() else None
+
+
+def _tokenizer(settings: Settings, stage: Stage) -> Path:
+    """Return the base's tokenizer.json, registered as an input."""
+    from so8t_helpers import model  # noqa: PLC0415  (torch is heavy, and only this look needs it)
+
+    folder = model.base_folder(settings)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise SettingsError(
+            f"model.base: {folder} has no tokenizer.json; save the fast tokenizer there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    return stage.read_file("base/tokenizer.json", path)

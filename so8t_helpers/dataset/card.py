@@ -1,0 +1,117 @@
+"""The dataset card: what came in, what was kept, what was not and why; its counts add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from so8t_helpers import personal_data
+from so8t_helpers.chat_format import LABELS
+from so8t_helpers.dataset.chunk_pass import ChunkResult
+from so8t_helpers.dataset.reading import InputFile
+from so8t_helpers.dataset.sample import FORMATS, REASONS
+from so8t_helpers.policy.harm import PURPOSE
+from so8t_helpers.run_folder import sha256_file
+
+LENGTH_BINS = 60
+
+
+class Tally:
+    """Counts of rows by split, filled chunk by chunk."""
+
+    def __init__(self, limit: int):
+        self.reasons: Counter[str] = Counter()
+        self.other: dict[str, Counter[str]] = {}
+        self.lines = 0
+        self.by_split: dict[str, dict[str, Counter[str]]] = {
+            split: {"labels": Counter(), "formats": Counter(), "domains": Counter(), "licences": Counter()}
+            for split in ("train", "eval")
+        }
+        self.edges = np.linspace(0, limit, LENGTH_BINS + 1)
+        self.lengths = np.zeros((len(LABELS), LENGTH_BINS), dtype=np.int64)
+        self.measured = 0
+
+    def add_chunk(self, result: ChunkResult) -> None:
+        """Add what the first pass counted."""
+        self.lines += result.lines
+        for (group, name), number in result.counts.items():
+            target = self.reasons if group == "reason" else self.other.setdefault(group, Counter())
+            target[name] += number
+
+    def add_rows(self, split: str, index: np.ndarray, result: ChunkResult) -> None:
+        """Add a chunk's rows that went to one split."""
+        groups = self.by_split[split]
+        names = {"labels": LABELS, "formats": FORMATS, "domains": result.domains, "licences": result.licences}
+        for group, fields in (
+            ("labels", "label"),
+            ("formats", "format"),
+            ("domains", "domain"),
+            ("licences", "licence"),
+        ):
+            values, numbers = np.unique(index[fields], return_counts=True)
+            for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+                groups[group][names[group][value]] += number
+        measured = index[index["tokens"] > 0]
+        self.measured += len(measured)
+        for label in range(len(LABELS)):
+            tokens = measured["tokens"][measured["label"] == label]
+            self.lengths[label] += np.histogram(tokens, self.edges)[0]
+
+    def total(self, split: str) -> int:
+        """Return how many rows a split has."""
+        return self.by_split[split]["labels"].total()
+
+
+def write(tally: Tally, files: list[InputFile], directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the card as a dict.
+
+    Args:
+        tally: all counts.
+        files: the input files.
+        directory: where train.jsonl, eval.jsonl and quarantine.jsonl lie.
+        settings: what the profile's dataset section says.
+
+    Raises:
+        AssertionError: where a line was lost or doubled; that is a bug of ours.
+    """
+    train, held = tally.total("train"), tally.total("eval")
+    quarantined = tally.reasons.total()
+    assert train + held + quarantined == tally.lines, (train, held, quarantined, tally.lines)
+    return {
+        "purpose": PURPOSE,
+        "lines": {"read": tally.lines, "train": train, "eval": held, "quarantine": quarantined},
+        "quarantine": {
+            reason: {"lines": number, "meaning": REASONS[reason]}
+            for reason, number in tally.reasons.most_common()
+        },
+        **{
+            split: {k: dict(c.most_common(100)) for k, c in groups.items()}
+            for split, groups in tally.by_split.items()
+        },
+        "counted": {group: dict(counts.most_common()) for group, counts in tally.other.items()},
+        "lengths": {
+            "unit": "tokens of the whole sample",
+            "measured": tally.measured,
+            "edges": tally.edges.tolist(),
+            "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
+        },
+        "not_covered": personal_data.NOT_COVERED,
+        "inputs": [
+            {
+                "name": file.name,
+                "sha256": sha256_file(file.path),
+                "bytes": file.path.stat().st_size,
+                "compression": file.compression,
+                "encoding": "utf-8-sig" if file.bom else file.encoding,
+            }
+            for file in files
+        ],
+        "outputs": {
+            f"{name}.jsonl": sha256_file(directory / f"{name}.jsonl")
+            for name in ("train", "eval", "quarantine")
+        },
+        "settings": settings,
+    }

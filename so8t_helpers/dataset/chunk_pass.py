@@ -1,0 +1,155 @@
+"""The first pass: chunks of input lines become files of rows, quarantined lines and an index.
+
+What is written depends on the chunk alone, so the number of processes never shows in the output.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from so8t_helpers.dataset.dedup import exact_hash, signatures
+from so8t_helpers.dataset.reading import Chunk, read_lines
+from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
+
+# What the later passes know of a kept row.
+INDEX = np.dtype(
+    [
+        ("line", "<u8"),
+        ("question", "<u8"),
+        ("split", "<u8"),
+        ("label", "u1"),
+        ("format", "u1"),
+        ("licence", "<u2"),
+        ("domain", "<u2"),
+        ("tokens", "<u4"),
+    ]
+)
+BATCH = 512
+
+
+@dataclass
+class ChunkResult:
+    """What one chunk came to.
+
+    Attributes:
+        counts: (group, name) -> number, e.g. ("reason", "bad_json") -> 3.
+        domains, licences: what the index's numbers stand for, in this chunk.
+    """
+
+    index: int
+    lines: int
+    kept: int
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    domains: list[str] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)
+
+
+def part(work: Path, kind: str, index: int) -> Path:
+    """Return the path of one of a chunk's files."""
+    return work / f"{kind}-{index:06d}"
+
+
+def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
+    """Judge every line of a chunk and write its rows, quarantine, index and MinHash signatures."""
+    result = ChunkResult(chunk.index, chunk.lines, 0)
+    domains: dict[str, int] = {}
+    licences: dict[str, int] = {}
+    with (
+        part(work, "rows", chunk.index).open("wb") as rows,
+        part(work, "quarantine", chunk.index).open("wb") as bad,
+        part(work, "index", chunk.index).open("wb") as index,
+        part(work, "signatures", chunk.index).open("wb") as minhash,
+    ):
+        for batch in _batches(sampler, chunk):
+            kept: list[tuple[int, Sample]] = []
+            for line, outcome in batch:
+                if isinstance(outcome, Quarantined):
+                    bad.write(quarantine_line(chunk.file.name, line, outcome))
+                    result.counts["reason", outcome.reason] += 1
+                    continue
+                rows.write(outcome.row + b"\n")
+                kept.append((line, outcome))
+                _count(result.counts, outcome)
+            entries = [
+                (
+                    line,
+                    exact_hash(s.question),
+                    s.split_hash,
+                    s.label,
+                    s.format,
+                    licences.setdefault(s.licence, len(licences)),
+                    domains.setdefault(s.domain, len(domains)) if len(domains) < 65535 else 0,
+                    s.tokens,
+                )
+                for line, s in kept
+            ]
+            index.write(np.array(entries, dtype=INDEX).tobytes())
+            if sampler.settings.deduplicate and kept:
+                minhash.write(signatures([s.question for _, s in kept]).tobytes())
+            result.kept += len(kept)
+    result.domains, result.licences = list(domains), list(licences)
+    return result
+
+
+def quarantine_line(file: str, line: int, item: Quarantined) -> bytes:
+    """Return one line of quarantine.jsonl."""
+    row = {"file": file, "line": line, "reason": item.reason, "detail": item.detail, "sha256": item.sha256}
+    return orjson.dumps(row) + b"\n"
+
+
+def run(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
+    """Carry out the pass in this process or in several; results come in the chunks' order."""
+    if plan.settings.engine == "ray":
+        from so8t_helpers.dataset.ray_engine import run_on_ray  # noqa: PLC0415  (an optional extra)
+
+        yield from run_on_ray(plan, chunks, work, workers)
+        return
+    if workers == 1 or len(chunks) == 1:
+        sampler = Sampler(plan)
+        for chunk in chunks:
+            yield process_chunk(sampler, chunk, work)
+        return
+    # Spawned, not forked: a notebook's process has threads, and Windows knows nothing else.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
+        yield from pool.map(_work, chunks, [work] * len(chunks))
+
+
+_samplers: list[Sampler] = []
+
+
+def _start_worker(plan: Plan) -> None:
+    _samplers.append(Sampler(plan))
+
+
+def _work(chunk: Chunk, work: Path) -> ChunkResult:
+    return process_chunk(_samplers[0], chunk, work)
+
+
+def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Any]]]:
+    batch: list[tuple[int, Any]] = []
+    for line, raw in read_lines(chunk):
+        batch.append((line, sampler(raw, chunk.file.encoding, chunk.file.name, line)))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
+    for kind in sample.masked:
+        counts["personal data masked", kind] += 1
+    if sample.harm:
+        counts["unsafe, refused", sample.harm] += 1
+    if sample.cut:
+        counts["thinking", "cut at a sentence"] += 1
+    counts["thinking", "the record's own" if sample.own_reasoning else "from its labels"] += 1

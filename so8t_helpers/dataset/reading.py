@@ -1,0 +1,192 @@
+"""Input files: which ones, how they are compressed and encoded, and their lines, in constant memory.
+
+Plain files are read in byte ranges, so that several processes share one file; a compressed file is one
+range. The ranges depend on the input alone, so the output does not depend on how many processes worked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+from so8t_helpers.settings import SettingsError, resolve
+
+CHUNK_BYTES = 4 * 2**20
+MAX_LINE_BYTES = 10 * 2**20
+SAMPLE_BYTES = 2**20
+BOM = b"\xef\xbb\xbf"
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file: `name` is how rows and reports call it; `encoding` is "utf-8" or "cp932"."""
+
+    path: Path
+    name: str
+    compression: str
+    encoding: str
+    bom: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A range of a file's bytes: the lines that start in [start, end), the first being `first_line`."""
+
+    index: int
+    file: InputFile
+    start: int
+    end: int
+    first_line: int
+    lines: int
+
+
+def find_files(patterns: list[str]) -> list[Path]:
+    """Return the files that paths, globs and folders name, each once, sorted within a pattern.
+
+    Raises:
+        SettingsError: where a pattern matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = resolve(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = [p for p in path.rglob("*.jsonl*") if p.is_file()]
+        else:
+            anchor = Path(path.anchor)
+            matches = [p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+        if not matches:
+            raise SettingsError(f"dataset.inputs: no file matches {pattern!r} (looked for {path})")
+        found |= dict.fromkeys(sorted(matches))
+    return list(found)
+
+
+def inspect(paths: list[Path]) -> list[InputFile]:
+    """Look at the head of every file: its compression, and UTF-8 or Shift_JIS (as Microsoft's cp932).
+
+    Raises:
+        SettingsError: for UTF-16, which is not read.
+    """
+    names = _short_names(paths)
+    files = []
+    for path, name in zip(paths, names, strict=True):
+        with path.open("rb") as raw:
+            magic = raw.read(4)
+        compression = {_GZIP: "gzip"}.get(magic[:2], "zstd" if magic == _ZSTD else "none")
+        with open_bytes(path, compression) as file:
+            sample = _read_head(file)
+        if sample[:2] in _UTF16:
+            raise SettingsError(f"{path}: UTF-16 is not read; save the file as UTF-8")
+        files.append(InputFile(path, name, compression, detect_encoding(sample), sample.startswith(BOM)))
+    return files
+
+
+def detect_encoding(sample: bytes) -> str:
+    """Return "cp932" where more of the sample's non-ASCII lines are Shift_JIS than UTF-8, else "utf-8"."""
+    votes = {"utf-8": 0, "cp932": 0}
+    for line in sample.removeprefix(BOM).splitlines()[:2000]:
+        if line.isascii():
+            continue
+        for encoding in votes:
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            votes[encoding] += 1
+            # Many UTF-8 lines are also valid cp932 by chance, hardly any the other way round.
+            break
+    return "cp932" if votes["cp932"] > votes["utf-8"] else "utf-8"
+
+
+def open_bytes(path: Path, compression: str) -> IO[bytes]:
+    """Open a file's decompressed bytes for reading."""
+    if compression == "gzip":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if compression == "zstd":
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            path.open("rb"), read_across_frames=True, closefd=True
+        )
+        return io.BufferedReader(cast(io.RawIOBase, reader), 2**20)
+    return path.open("rb", buffering=2**20)
+
+
+def split(files: list[InputFile], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+    """Cut the files into chunks and count their lines.
+
+    A last line without a line end counts; an empty file has no line.
+    """
+    chunks: list[Chunk] = []
+    for file in files:
+        line = 1
+        for start, end, lines in _ranges(file, chunk_bytes):
+            chunks.append(Chunk(len(chunks), file, start, end, line, lines))
+            line += lines
+    return chunks
+
+
+def read_lines(chunk: Chunk) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (line number, bytes without the line end); None stands for a line over `MAX_LINE_BYTES`."""
+    with open_bytes(chunk.file.path, chunk.file.compression) as file:
+        if chunk.start:
+            file.seek(chunk.start)
+        number = chunk.first_line
+        for _ in range(chunk.lines):
+            raw = _limited_line(file)
+            if number == 1 and raw is not None and chunk.file.bom:
+                raw = raw.removeprefix(BOM)
+            yield number, raw
+            number += 1
+
+
+def _limited_line(file: IO[bytes]) -> bytes | None:
+    raw = file.readline(MAX_LINE_BYTES + 2)
+    if len(raw) <= MAX_LINE_BYTES or raw.endswith(b"\n"):
+        return raw.rstrip(b"\r\n")
+    while raw and not raw.endswith(b"\n"):
+        raw = file.readline(2**20)
+    return None
+
+
+def _ranges(file: InputFile, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, end, lines) of one file; chunks begin at line starts."""
+    splittable = file.compression == "none"
+    start = position = lines = 0
+    last = b"\n"
+    with open_bytes(file.path, file.compression) as stream:
+        while block := stream.read(2**20):
+            if splittable and position + len(block) - start >= chunk_bytes:
+                cut = block.rfind(b"\n") + 1
+                if cut:
+                    yield start, position + cut, lines + block.count(b"\n", 0, cut)
+                    start, lines = position + cut, -block.count(b"\n", 0, cut)
+            lines += block.count(b"\n")
+            position += len(block)
+            last = block[-1:]
+    lines += last != b"\n"
+    if lines:
+        yield start, position, lines
+
+
+def _read_head(file: IO[bytes]) -> bytes:
+    sample = file.read(SAMPLE_BYTES)
+    # A cut inside a multi-byte character would make the last line invalid.
+    return sample[: sample.rfind(b"\n") + 1] or sample if len(sample) == SAMPLE_BYTES else sample
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """Names without the machine's folders: the file name, or as many parents as tell files apart."""
+    depth = 1
+    while True:
+        names = ["/".join(p.parts[-depth:]) for p in paths]
+        if len(set(names)) == len(names) or depth > max(len(p.parts) for p in paths):
+            return names
+        depth += 1

@@ -1,0 +1,269 @@
+"""The per-record function: one line in, one sample or one reason for quarantine out.
+
+The same function runs in one process, in several, and on Ray; it depends on the line and the plan alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from so8t_helpers import chat_format, personal_data
+from so8t_helpers.chat_format import ThinkText
+from so8t_helpers.dataset import records, thinking
+from so8t_helpers.dataset.dedup import normalise_question
+from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.policy import harm, licence, robots
+from so8t_helpers.settings import DatasetSettings
+
+FORMATS = ("seed", "quadruple", "plain")
+# A token stands for at least one byte; the template's marks and SentencePiece's first space come on top.
+TEMPLATE_TOKENS = 16
+
+REASONS = {
+    "line_too_long": "the line is over 10 MiB",
+    "bad_encoding": "the bytes are not valid in the file's encoding",
+    "empty_line": "the line is empty",
+    "bad_json": "the line is not valid JSON",
+    "not_an_object": "the line is JSON, but not an object",
+    "unknown_shape": "none of the known record shapes",
+    "wrong_type": "a value has the wrong type",
+    "empty_question": "no question",
+    "empty_answer": "no answer",
+    "missing_label": "no label",
+    "unknown_label": "a label that is none of the four",
+    "label_conflict": "the reasoning decides otherwise than the label",
+    "broken_format": "think markers that are not well formed",
+    "format_markers": "text that holds the format's own markers",
+    "licence_missing": "no licence given",
+    "licence_not_allowed": "a licence that the profile does not allow",
+    "bad_url": "a source URL that is none",
+    "robots_disallow": "robots.txt of the source forbids it",
+    "robots_unknown": "no robots.txt known for the source's host",
+    "personal_data": "personal or confidential data",
+    "unsafe_label": "unsafe content with a label that allows it",
+    "unsafe_answer": "unsafe content with an answer that does not refuse",
+    "too_long": "longer than the sequence length, even with the thinking cut",
+    "duplicate": "the same question as an earlier record",
+    "near_duplicate": "nearly the same question as an earlier record",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the per-record function needs to know; picklable.
+
+    Attributes:
+        settings: the profile's dataset section.
+        seed: of hashes that decide splits and formats.
+        limit: longest sample in tokens.
+        tokenizer: the base's tokenizer.json.
+        robots: folder of robots.txt files.
+        length_share: share of samples whose token length is counted even where it cannot decide.
+    """
+
+    settings: DatasetSettings
+    seed: int
+    limit: int
+    tokenizer: Path
+    length_share: float
+    robots: Path | None
+
+
+@dataclass(slots=True)
+class Sample:
+    """A kept record: its row as a JSON line, and what the later passes need of it."""
+
+    row: bytes
+    question: str
+    label: int
+    split_hash: int
+    format: int
+    domain: str
+    licence: str
+    tokens: int
+    masked: list[str]
+    harm: str | None
+    cut: bool
+    own_reasoning: bool
+
+
+@dataclass(slots=True)
+class Quarantined:
+    """A record that is not used: the line for quarantine.jsonl."""
+
+    reason: str
+    detail: str
+    sha256: str
+
+
+class Sampler:
+    """The per-record function with its word lists, rules and tokenizer loaded."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.settings = plan, plan.settings
+        self.words = harm.HarmWords(plan.settings.nsfw_words)
+        self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
+        self.tokenizer = Tokenizer.from_file(str(plan.tokenizer))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.allowed = tuple(plan.settings.licences)
+        self.key = plan.seed.to_bytes(8, "little", signed=True)
+        self.plain_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
+
+    def __call__(self, raw: bytes | None, encoding: str, file: str, line: int) -> Sample | Quarantined:
+        """Judge one line; `raw` is None for one that was too long to read."""
+        if raw is None:
+            return Quarantined("line_too_long", "longer than 10 MiB", "")
+        digest = hashlib.sha256(raw).hexdigest()
+        try:
+            return self._sample(raw, encoding, file, line, digest)
+        except RejectedError as rejected:
+            return Quarantined(rejected.reason, rejected.detail, digest)
+
+    def _sample(self, raw: bytes, encoding: str, file: str, line: int, digest: str) -> Sample:
+        if not raw.strip():
+            raise RejectedError("empty_line", "the line is empty")
+        try:
+            text = raw if encoding == "utf-8" else raw.decode(encoding)
+            record = records.normalise(records.parse_json(text))
+        except UnicodeDecodeError as error:
+            raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
+        licence_name = self._source(record)
+        self._no_markers(record)
+        masked = self._personal_data(record)
+        category = self._harm(record)
+        draw = self._draw(record.question)
+        plain = draw / 2**64 >= self.plain_from
+        style = self._style(draw)
+        reasoning = record.reasoning
+        parts = thinking.build(record, style, reasoning, category)
+        messages, rendered, tokens, was_cut = self._fit(record, parts, plain, draw)
+        row: dict[str, Any] = {
+            "id": digest[:16],
+            "label": record.label,
+            "task": record.task,
+            "domain": record.domain,
+            "format": "plain" if plain else style,
+            "messages": messages,
+            "text": rendered[0],
+            "question": record.question,
+            "prompt": messages[-2]["content"],
+            "thinking": "" if plain else chat_format.parse(messages[-1]["content"]).thinking,
+            "final": record.answer,
+            "check": record.check,
+            "source": {"file": file, "line": line, "sha256": digest, "licence": licence_name},
+        }
+        return Sample(
+            orjson.dumps(row),
+            normalise_question(record.question),
+            chat_format.LABELS.index(record.label),
+            draw,
+            FORMATS.index(row["format"]),
+            record.domain or "",
+            licence_name,
+            tokens,
+            masked,
+            category,
+            was_cut,
+            bool(reasoning),
+        )
+
+    def _source(self, record: Record) -> str:
+        name = record.licence or self.settings.default_licence
+        if not name:
+            raise RejectedError("licence_missing", "no `licence`, and dataset.default_licence is not set")
+        known = licence.canonical(name, self.allowed)
+        if known is None:
+            raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
+        if record.url:
+            reason = self.robots.decide(record.url)
+            if reason:
+                raise RejectedError(reason, REASONS[reason])
+        return known
+
+    def _no_markers(self, record: Record) -> None:
+        for name in ("question", "answer", "reasoning", "system", "task", "domain"):
+            value = getattr(record, name)
+            if value and chat_format.contains_markers(value):
+                raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
+
+    def _personal_data(self, record: Record) -> list[str]:
+        """Mask personal data in place; return the kinds found."""
+        if self.settings.personal_data == "off":
+            return []
+        kinds: list[str] = []
+        for name in ("question", "answer", "reasoning", "system"):
+            value = getattr(record, name)
+            found = personal_data.find(value) if value else []
+            if found:
+                kinds += [place.kind for place in found]
+                setattr(record, name, personal_data.mask(value, found))
+        if kinds and self.settings.personal_data == "quarantine":
+            raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
+        if kinds and record.check:
+            value = record.check["value"]
+            record.check = {**record.check, "value": personal_data.mask(value, personal_data.find(value))}
+        return kinds
+
+    def _harm(self, record: Record) -> str | None:
+        category = record.flagged or self.words.find(f"{record.question}\n{record.answer}")
+        if category is None:
+            return None
+        if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
+            raise RejectedError("unsafe_label", f"flagged as {category}, but labelled {record.label}")
+        if not harm.refuses(record.answer):
+            raise RejectedError(
+                "unsafe_answer", f"flagged as {category}; the answer neither refuses nor escalates"
+            )
+        return category
+
+    def _draw(self, question: str) -> int:
+        """Return 64 bits that decide split, format and share: the same for the same question."""
+        digest = hashlib.blake2b(normalise_question(question).encode(), digest_size=8, key=self.key)
+        return int.from_bytes(digest.digest(), "little")
+
+    def _style(self, draw: int) -> str:
+        wanted = self.settings.think_format
+        return chat_format.STYLES[draw & 1] if wanted == "both" else wanted
+
+    def _fit(
+        self, record: Record, parts: ThinkText, plain: bool, draw: int
+    ) -> tuple[list[dict[str, str]], list[str], int, bool]:
+        """Render the sample within the limit, its thinking cut if it must be and may be."""
+        messages, text = self._render(record, parts, plain)
+        tokens = 0
+        if (
+            len(text.encode()) + TEMPLATE_TOKENS > self.plan.limit
+            or (draw >> 1) % 1000 < self.plan.length_share * 1000
+        ):
+            tokens = self._tokens(text)
+        if tokens <= self.plan.limit:
+            return messages, [text], tokens, False
+        shorter = None
+        if self.settings.overlong == "cut" and not plain and record.reasoning:
+            fits = lambda p: self._tokens(self._render(record, p, plain)[1]) <= self.plan.limit
+            shorter = thinking.cut(parts, fits, record.label)
+        if shorter is None:
+            raise RejectedError("too_long", f"{tokens} tokens, the limit is {self.plan.limit}")
+        messages, text = self._render(record, shorter, plain)
+        return messages, [text], self._tokens(text), True
+
+    def _render(self, record: Record, parts: ThinkText, plain: bool) -> tuple[list[dict[str, str]], str]:
+        system = record.system or self.settings.system_prompt
+        command = "" if plain else self.settings.think_command
+        answer = parts.final if plain else chat_format.build(parts)
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [
+            {"role": "user", "content": chat_format.user_turn(record.question, command)},
+            {"role": "assistant", "content": answer},
+        ]
+        return messages, chat_format.render(messages)
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)

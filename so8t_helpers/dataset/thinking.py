@@ -1,0 +1,101 @@
+"""The thinking part of a sample: the record's own reasoning, else what its labels say; cut at a sentence.
+
+An answer is never cut in two to pass for thinking.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from so8t_helpers import chat_format
+from so8t_helpers.chat_format import ThinkText
+from so8t_helpers.dataset.records import Record, RejectedError
+
+LABEL_NAMES = {"ALLOW": "許可", "ESCALATION": "エスカレーション", "DENY": "不許可", "REFUSE": "拒否"}
+POLICIES = {
+    "ALLOW": "回答してよい。",
+    "ESCALATION": "自分では決めず、担当者に引き継ぐ。",
+    "DENY": "方針により応じない。",
+    "REFUSE": "危険なため拒否する。",
+}
+_SENTENCE_END = re.compile(r"(?<=[。！？!?\n])|(?<=\. )")
+
+
+def build(record: Record, style: str, reasoning: str, harm: str | None) -> ThinkText:
+    """Return the sample's assistant turn in parts.
+
+    Args:
+        record: where the answer and the labels come from.
+        style: "seed" or "quadruple".
+        reasoning: the record's own or a teacher's; "" builds the thinking from the labels.
+        harm: category under which the record was flagged as unsafe, if it was.
+
+    Raises:
+        RejectedError: where the reasoning states another decision than the record's label.
+    """
+    own = record.parts
+    stated = chat_format.decision_of(reasoning)
+    if stated not in {None, record.label}:
+        raise RejectedError("label_conflict", f"the reasoning decides {stated}, the label is {record.label}")
+    if style == "quadruple":
+        if own is not None and own.style == "quadruple":
+            return ThinkText(
+                style, record.answer, "", own.task, own.safety, _decided(own.policy, record.label)
+            )
+        task = _undecided(reasoning) or about(record) or "依頼に答える。"
+        return ThinkText(
+            style,
+            record.answer,
+            "",
+            task,
+            safety(record, harm),
+            _decided(POLICIES[record.label], record.label),
+        )
+    thinking = reasoning or "\n".join(filter(None, (about(record), safety(record, harm))))
+    return ThinkText(style, record.answer, _decided(thinking, record.label))
+
+
+def about(record: Record) -> str:
+    """Say what the record says of its task and domain; "" where it says nothing."""
+    named = (("依頼の種類", record.task), ("分野", record.domain))
+    return "\n".join(f"{name}: {value}" for name, value in named if value)
+
+
+def safety(record: Record, harm: str | None) -> str:
+    """Say what the record's label and flags say about safety."""
+    flagged = f"有害な内容の印: {harm}\n" if harm else ""
+    return f"{flagged}安全性のラベル: {record.label}（{LABEL_NAMES[record.label]}）"
+
+
+def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> ThinkText | None:
+    """Shorten the thinking to the most leading sentences that fit; None where not even one does."""
+    whole = _undecided(text.thinking if text.style == "seed" else text.task)
+    sentences = [s for s in _SENTENCE_END.split(whole) if s]
+    low, high = 0, len(sentences) - 1
+    best = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        shorter = _with_thought(text, "".join(sentences[:middle]).strip(), label)
+        if fits(shorter):
+            low, best = middle, shorter
+        else:
+            high = middle - 1
+    return best
+
+
+def _with_thought(text: ThinkText, thought: str, label: str) -> ThinkText:
+    if text.style == "seed":
+        return ThinkText("seed", text.final, _decided(thought, label))
+    return ThinkText("quadruple", text.final, "", thought, text.safety, text.policy)
+
+
+def _decided(thinking: str, label: str) -> str:
+    if chat_format.decision_of(thinking) == label:
+        return thinking
+    return chat_format.with_decision(thinking, label)
+
+
+def _undecided(thinking: str) -> str:
+    lines = thinking.rstrip().split("\n")
+    return "\n".join(lines[:-1]) if chat_format.decision_of(lines[-1]) else thinking

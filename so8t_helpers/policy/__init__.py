@@ -1,0 +1,1 @@
+"""What may enter training: licences, robots.txt, unsafe content."""
