@@ -33,14 +33,13 @@ TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 
 def fingerprint() -> str:
     """Hash of what decides the environment: this folder, the declared and the exact versions, the Python."""
-    digest = hashlib.sha256(str(ROOT).encode())
-    for path in (ROOT / "pyproject.toml", ROOT / "constraints.txt", VENV / "pyvenv.cfg"):
-        # As text, since git may have given a Windows checkout other line ends.
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if path.name == "pyvenv.cfg":
-            text = next((line for line in text.splitlines() if line.startswith("version")), "")
-        digest.update(text.encode())
-    return digest.hexdigest()
+    # As text, since git may have given a Windows checkout other line ends.
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.", 1)[0]
+    exact = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    config = VENV / "pyvenv.cfg"
+    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
+    python = [line for line in lines if line.startswith("version")]
+    return hashlib.sha256("\n".join([str(ROOT), declared, exact, *python]).encode()).hexdigest()
 
 
 def ready() -> bool:

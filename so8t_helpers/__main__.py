@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from pathlib import Path
 from typing import Any
 
 from so8t_helpers.run_folder import STAGES, StageError
@@ -63,10 +64,20 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Walk from the results back to the input lines."""
+    """Walk from a GGUF file or a run back to the input lines, hash by hash."""
     from so8t_helpers import provenance  # noqa: PLC0415
 
-    return int(provenance.verify(_settings(options, options.profile)))
+    target = Path(options.profile)
+    if not target.exists():
+        target = _settings(options, options.profile).run_dir
+    result = provenance.verify(target)
+    for link in result.links:
+        print(f"{'holds ' if link.holds else 'BROKEN'}  {link.name}: {link.found}")
+    if result.broken is None:
+        print(f"{target}: all {len(result.links)} links hold")
+        return 0
+    print(f"{target}: broken at {result.broken.name}: {result.broken.found}")
+    return STAGE_FAILED
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -135,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--only", metavar="STAGE", help="this stage alone")
     verb.add_argument("--force", action="store_true", help="carry out fresh stages too")
     add("doctor", doctor)
-    add("verify", verify)
+    verb = add("verify", verify)
+    verb.usage = "so8t verify [GGUF or run folder or profile]"
     add("serve", serve)
     return parser
 

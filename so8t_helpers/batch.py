@@ -170,11 +170,7 @@ def preflight(settings: Settings, stages: tuple[str, ...], notebooks: Path = NOT
         if not (notebooks / f"{stage}.ipynb").is_file():
             raise StageError(f"{stage}: missing notebook {notebooks / f'{stage}.ipynb'}")
     if "01_dataset" in stages:
-        for pattern in settings.dataset.inputs:
-            if pattern != "demo" and not _matches(pattern):
-                raise SettingsError(
-                    f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
-                )
+        check_inputs(settings)
     for stage in stages:
         if stage not in OTHER_INPUT:
             continue
@@ -191,6 +187,15 @@ def preflight(settings: Settings, stages: tuple[str, ...], notebooks: Path = NOT
                 f"run it first, or name a folder in {section}.{key}"
             )
     check_room(settings, stages)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Raise SettingsError for an entry of `dataset.inputs` that matches no file."""
+    for pattern in settings.dataset.inputs:
+        if pattern != "demo" and not _matches(pattern):
+            raise SettingsError(
+                f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
+            )
 
 
 def parameters(settings: Settings) -> dict[str, Any]:

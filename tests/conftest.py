@@ -1,0 +1,46 @@
+"""What tests share: settings of a scratch run, and one finished demo run for the whole session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from so8t_helpers.run_folder import STAGES, stale_reason
+from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings
+
+DEMO_MINUTES = 20  # ten on two idle cores; a machine that builds something beside it takes longer
+
+
+@pytest.fixture
+def scratch_settings(tmp_path: Path) -> Settings:
+    """The demo's settings with runs and reports in a folder of this test's own."""
+    return load_settings(
+        "demo", {"run": {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}}
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a finished demo run, made once a session by the verb a person would use.
+
+    SO8T_DEMO_RUN_ROOT names a folder to keep it in; a later session then finds its stages fresh.
+    """
+    kept = os.environ.get("SO8T_DEMO_RUN_ROOT")
+    root = Path(kept).resolve() if kept else tmp_path_factory.mktemp("demo")
+    folders = {"root": str(root / "runs"), "reports_root": str(root / "reports")}
+    settings = load_settings("demo", {"run": folders})
+    command = [sys.executable, "-m", "so8t_helpers", "run", "demo"]
+    command += [part for key, value in folders.items() for part in ("--set", f"run.{key}={value}")]
+    done = subprocess.run(
+        command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60 * DEMO_MINUTES, check=False
+    )
+    if done.returncode != 0:
+        pytest.fail(
+            f"so8t run demo ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+    assert [stale_reason(settings, stage) for stage in STAGES] == [None] * len(STAGES)
+    return settings
