@@ -178,6 +178,7 @@ class EvalSettings(Section):
     max_new_tokens: Count = 512
     temperature: NonNegative = 0.0
     num_ctx: Count = 4096
+    parallel: Count = 4
     timeout_seconds: Positive = 600.0
     bootstrap_samples: Count = 1000
     keep_in_ollama: bool = False

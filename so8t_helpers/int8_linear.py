@@ -1,0 +1,129 @@
+"""Frozen weights in 8, 4 or 16 bits and the products with them.
+
+bitsandbytes' LLM.int8 stores a weight as int8 rows `CB` and one absolute maximum per row `SCB`, so that
+W[i, j] = CB[i, j] * SCB[i] / 127. Its own product quantises the activations too, searches them for outliers
+(a host synchronisation in every layer) and keeps large tensors for the backward pass. Here the product is
+weight-only: dequantise to the compute dtype, multiply, forget; the backward pass dequantises again, so only
+the int8 rows stay in memory. The same holds for NF4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_INT8_MAX = 127.0
+
+
+class PlainWeight(NamedTuple):
+    """weight (out, in) in a floating-point dtype."""
+
+    weight: Tensor
+
+
+class Int8Weight(NamedTuple):
+    """rows (out, in) int8; scale (out, 1) float32, the row's absolute maximum / 127."""
+
+    rows: Tensor
+    scale: Tensor
+
+
+class LlmInt8Weight(NamedTuple):
+    """The same numbers as `Int8Weight`, multiplied by LLM.int8 as bitsandbytes ships it."""
+
+    rows: Tensor
+    absmax: Tensor
+
+
+class Nf4Weight(NamedTuple):
+    """packed: two codes a byte; absmax one a block; code: the 16 values; shape: an empty (out, in, 0)."""
+
+    packed: Tensor
+    absmax: Tensor
+    code: Tensor
+    shape: Tensor
+
+
+FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight
+
+NF4_BLOCK = 64
+
+
+def quantize(
+    weight: Tensor, quantization: str, int8_matmul: str = "weight_only", dtype: torch.dtype = torch.float32
+) -> FrozenWeight:
+    """Store a 16- or 32-bit weight (out, in) as the setting says; one that stays whole takes `dtype`.
+
+    The int8 rows are those of `bitsandbytes.functional.int8_vectorwise_quant` without an outlier threshold:
+    round(W / absmax * 127).
+    """
+    if quantization == "none":
+        return PlainWeight(weight.to(dtype))
+    if quantization == "nf4":
+        return _quantize_nf4(weight)
+    values = weight.float()
+    absmax = values.abs().amax(dim=1, keepdim=True)  # (out, 1)
+    scale = torch.where(absmax > 0, absmax / _INT8_MAX, torch.ones_like(absmax))
+    rows = (values * (_INT8_MAX / absmax).nan_to_num(posinf=0.0)).round().to(torch.int8)
+    if int8_matmul == "llm_int8":
+        return LlmInt8Weight(rows, absmax.squeeze(1))
+    return Int8Weight(rows, scale)
+
+
+def _quantize_nf4(weight: Tensor) -> Nf4Weight:
+    from bitsandbytes.functional import quantize_4bit  # noqa: PLC0415  (its import takes a second)
+
+    packed, state = quantize_4bit(weight, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False)
+    shape = torch.empty((*weight.shape, 0), dtype=torch.int8, device=weight.device)
+    return Nf4Weight(packed, state.absmax, state.code.to(weight.device), shape)
+
+
+def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
+    """Return the weight (out, in) in `dtype`."""
+    if isinstance(weight, PlainWeight):
+        return weight.weight.to(dtype)
+    if isinstance(weight, Int8Weight):
+        return weight.rows.to(dtype) * weight.scale.to(dtype)
+    if isinstance(weight, LlmInt8Weight):
+        return weight.rows.to(dtype) * (weight.absmax[:, None] / _INT8_MAX).to(dtype)
+    pairs = weight.packed.flatten()
+    codes = torch.stack((pairs >> 4, pairs & 15), dim=-1)  # the high half comes first
+    values = weight.code[codes.int()].view(-1, NF4_BLOCK) * weight.absmax[:, None]
+    return values.to(dtype).view(weight.shape.shape[:2])
+
+
+class _WeightOnly(torch.autograd.Function):
+    """Product y = x W^T with a frozen W, dequantised in both directions and never kept dequantised."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: type, *tensors: Tensor) -> Tensor:
+        ctx.kind = kind
+        ctx.save_for_backward(*tensors)
+        return functional.linear(x, dequantize(kind(*tensors), x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weight = dequantize(ctx.kind(*ctx.saved_tensors), grad.dtype)
+        return grad @ weight, None, *(None for _ in ctx.saved_tensors)
+
+
+def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
+    """Return y = x W^T. x (..., in) -> (..., out) in x's dtype; gradients reach x alone."""
+    if isinstance(weight, PlainWeight):
+        return functional.linear(x, weight.weight)
+    if isinstance(weight, LlmInt8Weight):
+        return _llm_int8(x, weight)
+    return _WeightOnly.apply(x, type(weight), *weight)
+
+
+def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:
+    """LLM.int8 (Dettmers et al. 2022) through bitsandbytes' own autograd function, threshold 6.0."""
+    import bitsandbytes as bnb  # noqa: PLC0415
+
+    state = bnb.MatmulLtState()
+    state.CB, state.SCB = weight.rows, weight.absmax
+    state.threshold, state.has_fp16_weights = 6.0, False
+    return bnb.matmul(x, weight.rows, state=state)

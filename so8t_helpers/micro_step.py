@@ -1,0 +1,160 @@
+"""One micro-step: forward and backward of one packed sequence, written out layer by layer.
+
+There is no autograd graph over the whole model. The forward loop keeps each layer's input; the backward loop
+walks the layers in reverse, runs each again with gradients on and differentiates it at once. So recomputing,
+keeping activations where memory allows, compiling each layer once for all and capturing the whole as one
+CUDA graph are the same few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from so8t_helpers import pet
+from so8t_helpers.adapters import Adapters
+from so8t_helpers.model import Base
+from so8t_helpers.packing import IGNORE, PackedSequence
+from so8t_helpers.phi3 import LayerConfig, Packed, decoder_layer, rms_norm, rope_tables
+from so8t_helpers.settings import Settings
+
+_LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies over tokens; logits exist for one chunk at a time.
+
+    The gradient of the hidden states is computed on the way forward, as in Liger's fused linear
+    cross-entropy (Hsu et al. 2024): softmax minus one-hot, times the head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        grad = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), _LOSS_CHUNK):
+            part = slice(start, start + _LOSS_CHUNK)
+            counted = targets[part] != IGNORE
+            index = torch.where(counted, targets[part], 0)[:, None]
+            logits = (hidden[part] @ head.t()).float()  # (chunk, vocab)
+            log_norm = logits.logsumexp(-1, keepdim=True)
+            total += ((log_norm - logits.gather(1, index))[:, 0] * counted).sum()
+            slope = logits.sub_(log_norm).exp_()
+            slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+            slope *= counted[:, None]
+            grad[part] = slope.to(hidden.dtype) @ head
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return (grad.float() * upstream).to(grad.dtype), None, None
+
+
+class MicroStep:
+    """Runs packed sequences through the model and adds up gradients.
+
+    Attributes:
+        task_loss, pet_loss: () float32 on the device, sums over micro-steps of the normalised losses;
+            `begin_step` clears them. Reading them waits for the device, so the loop reads once a step.
+        keep: the last `keep` layers keep their activations, the others are recomputed.
+    """
+
+    def __init__(self, base: Base, adapters: Adapters, settings: Settings, keep: int, varlen: bool):
+        length = settings.training.sequence_length
+        self.base, self.pet = base, settings.pet
+        device = base.device
+        self.config = LayerConfig(
+            base.shape, settings.lora.alpha / settings.lora.r, settings.lora.dropout, varlen
+        )
+        self.layers = [adapters.layer(base, i) for i in range(base.shape.num_layers)]
+        self.first_kept = len(self.layers) - keep
+        self.layer_function: Callable[..., Tensor] = decoder_layer
+        self.cos, self.sin = rope_tables(base.shape, length, device)
+        # Static buffers: a captured graph reads from fixed addresses.
+        total = length * settings.training.batch_size
+        self.embedded = torch.zeros(total, base.shape.hidden_size, dtype=base.dtype, device=device)
+        self.targets = torch.full((total,), IGNORE, device=device)
+        self.positions = torch.zeros(total, dtype=torch.int64, device=device)
+        self.documents = torch.full((total,), -1, dtype=torch.int32, device=device)
+        self.bounds: Tensor | None = None
+        self.rows = torch.arange(total, dtype=torch.int32, device=device)[:, None]
+        self.seed = torch.zeros((), dtype=torch.int32, device=device)
+        self.per_target, self.per_bend, self.pet_lambda, self.loss_scale = (
+            torch.ones((), device=device) for _ in range(4)
+        )
+        self.task_loss, self.pet_loss = (torch.zeros((), device=device) for _ in range(2))
+
+    def begin_step(self, targets: int, bends: int, pet_lambda: float, loss_scale: float) -> None:
+        """Set what holds for all micro-steps of one optimizer step: what the sums are divided by."""
+        self.per_target.fill_(1 / max(targets, 1))
+        self.per_bend.fill_(1 / max(bends, 1))
+        self.pet_lambda.fill_(pet_lambda)
+        self.loss_scale.fill_(loss_scale)
+        self.task_loss.zero_()
+        self.pet_loss.zero_()
+
+    def load(self, sequence: PackedSequence, seed: int) -> None:
+        """Copy one sequence into the buffers; the embedding is looked up on the host."""
+        pinned = self.base.device.type == "cuda"
+        rows = torch.empty(self.embedded.shape, dtype=self.embedded.dtype, pin_memory=pinned)
+        torch.index_select(self.base.embedding, 0, sequence.tokens, out=rows)
+        if self.bounds is None:
+            self.bounds = sequence.bounds.to(self.base.device)
+        pairs = (
+            (self.embedded, rows),
+            (self.targets, sequence.targets),
+            (self.positions, sequence.positions),
+            (self.documents, sequence.documents),
+            (self.bounds, sequence.bounds),
+        )
+        for buffer, value in pairs:
+            buffer.copy_(value.pin_memory() if pinned and value is not rows else value, non_blocking=True)
+        self.seed.fill_(seed)
+
+    def run(self) -> None:
+        """Forward and backward over what is loaded; adds to the gradients and the losses."""
+        assert self.bounds is not None
+        packed = Packed(self.cos[self.positions], self.sin[self.positions], self.bounds, self.rows, self.seed)
+        inputs: list[Tensor] = []  # each layer's input (T, d)
+        kept: dict[int, Tensor] = {}  # outputs that still hold their layer's activations
+        x = self.embedded
+        for i, layer in enumerate(self.layers):
+            keep = i >= self.first_kept
+            inputs.append(x.detach().requires_grad_(keep))
+            with torch.set_grad_enabled(keep):
+                out = self.layer_function(inputs[i], layer, packed, self.config)
+            if keep:
+                kept[i] = out
+            x = out.detach()
+        grad = self._head(x)
+        for i in reversed(range(len(self.layers))):
+            leaf = inputs.pop().requires_grad_()
+            if i in kept:
+                out = kept.pop(i)
+            else:
+                with torch.enable_grad():
+                    out = self.layer_function(leaf, self.layers[i], packed, self.config)
+            torch.autograd.backward(out, grad)
+            assert leaf.grad is not None
+            grad = leaf.grad
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Final norm and both losses. x (T, d) -> gradient (T, d) of the scaled total."""
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            hidden = rms_norm(leaf, self.base.final_norm, self.base.shape.rms_eps)
+            task = _ChunkedCrossEntropy.apply(hidden, self.base.head, self.targets) * self.per_target
+            total = task
+            if self.pet.enabled:
+                bend = pet.penalty_sum(hidden, pet.valid_positions(self.documents), self.pet) * self.per_bend
+                total = task + self.pet_lambda * bend
+                self.pet_loss += bend.detach()
+            self.task_loss += task.detach()
+            torch.autograd.backward(total * self.loss_scale)
+        assert leaf.grad is not None
+        return leaf.grad

@@ -1,0 +1,164 @@
+"""Samples to token sequences of one length: tokenise, mask all but the assistant, pack without leaks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from so8t_helpers import chat_format
+from so8t_helpers.settings import SettingsError
+
+IGNORE = -100  # target of a token that carries no loss
+_SHORTEST_DOCUMENT = 8  # bounds the number of documents in a sequence, so that their buffer has one size
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document: tokens (n,); targets (n,), the next token where it is the assistant's, else IGNORE."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One sequence of T tokens, all int32 or int64 on the host.
+
+    Attributes:
+        tokens, targets, positions, documents: (T,); padding has document -1 and target IGNORE.
+        bounds: (max documents + 1,) int32 cumulative lengths, padded with T.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor
+    documents: Tensor
+    bounds: Tensor
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return (tokens that are not padding, tokens with a target, positions that PET sees)."""
+        documents = self.documents
+        inner = (documents[:-2] == documents[2:]) & (documents[2:] >= 0)
+        return int((documents >= 0).sum()), int((self.targets != IGNORE).sum()), int(inner.sum())
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a folder's fast tokenizer; what it was saved with (truncation, padding) is reset."""
+    from transformers import AutoTokenizer  # noqa: PLC0415  (its import takes seconds)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> list[Sample]:
+    """Tokenise dataset rows (`messages` whose last is the assistant's).
+
+    The prompt's tokens must be a prefix of the whole sample's: the loss mask rests on it.
+
+    Raises:
+        SettingsError: a sample that is longer than `length` or whose prompt is no prefix.
+    """
+    whole = [chat_format.render(row["messages"]) for row in rows]
+    prompts = [chat_format.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
+    tokens = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    prefixes = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    samples = []
+    for row, ids, prefix in zip(rows, tokens, prefixes, strict=True):
+        if ids[: len(prefix)] != prefix:
+            raise SettingsError(f"sample {row.get('id')}: the prompt's tokens are no prefix of the sample's")
+        last = len(ids) - ids[::-1].index(end)  # one past the assistant's <|end|>
+        if last > length:
+            raise SettingsError(
+                f"sample {row.get('id')}: {last} tokens, training.sequence_length is {length}; run "
+                "01_dataset again with this length, or raise it"
+            )
+        targets = np.full(last, IGNORE, dtype=np.int64)
+        targets[len(prefix) - 1 : last - 1] = ids[len(prefix) : last]
+        samples.append(Sample(np.array(ids[:last], dtype=np.int64), targets))
+    return samples
+
+
+def best_fit(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
+    """Best-fit decreasing bin packing: each sample goes where the least room is left over.
+
+    Args:
+        lengths: tokens of each sample, at most `capacity`.
+        order: permutation that breaks ties between samples of one length.
+
+    Returns:
+        Bins of sample indices; the number of bins depends on the lengths alone.
+    """
+    bins: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit n is set when some bin has room for exactly n more tokens
+    limit = capacity // _SHORTEST_DOCUMENT
+    for index in sorted(order, key=lambda i: -lengths[i]):
+        need = lengths[index]
+        fitting = rooms >> need
+        if fitting:
+            room = need + (fitting & -fitting).bit_length() - 1
+            chosen = by_room[room].pop()
+            if not by_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        left = room - need
+        if left and len(bins[chosen]) < limit:
+            by_room[left].append(chosen)
+            rooms |= 1 << left
+    return bins
+
+
+def plan_epoch(samples: Sequence[Sample], length: int, packing: bool, seed: int) -> list[list[int]]:
+    """Return the sequences of one epoch as lists of sample indices, in random order."""
+    generator = random.Random(seed)
+    order = list(range(len(samples)))
+    generator.shuffle(order)
+    if packing:
+        bins = best_fit([len(s.tokens) for s in samples], length, order)
+        generator.shuffle(bins)
+        return bins
+    return [[index] for index in order]
+
+
+def build_sequence(chosen: Sequence[Sample], length: int, pad_token: int) -> PackedSequence:
+    """Lay documents one after the other and pad to `length`; padding is a document of its own, number -1."""
+    tokens = np.full(length, pad_token, dtype=np.int64)
+    targets = np.full(length, IGNORE, dtype=np.int64)
+    positions = np.zeros(length, dtype=np.int64)
+    documents = np.full(length, -1, dtype=np.int32)
+    bounds = np.full(length // _SHORTEST_DOCUMENT + 2, length, dtype=np.int32)
+    bounds[0] = at = 0
+    for number, sample in enumerate(chosen):
+        end = at + len(sample.tokens)
+        tokens[at:end], targets[at:end] = sample.tokens, sample.targets
+        positions[at:end], documents[at:end] = np.arange(end - at), number
+        bounds[number + 1] = at = end
+    positions[at:] = np.arange(length - at)
+    return PackedSequence(*map(torch.from_numpy, (tokens, targets, positions, documents, bounds)))
+
+
+def join(sequences: Sequence[PackedSequence]) -> PackedSequence:
+    """Put the sequences of a batch end to end; documents never cross, so this equals a batch dimension."""
+    length = len(sequences[0].tokens)
+    shift = length // _SHORTEST_DOCUMENT + 2
+    documents = [torch.where(s.documents < 0, -1, s.documents + i * shift) for i, s in enumerate(sequences)]
+    return PackedSequence(
+        torch.cat([s.tokens for s in sequences]),
+        torch.cat([s.targets for s in sequences]),
+        torch.cat([s.positions for s in sequences]),
+        torch.cat(documents).int(),
+        torch.cat([s.bounds + i * length for i, s in enumerate(sequences)]),
+    )
