@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -182,7 +183,7 @@ class Loop:
             "step": step + 1,
             "epoch": (step + 1) / self.total * self.settings.training.epochs,
             "task_loss": self.micro_step.task_loss.item(),
-            "pet_loss": self.micro_step.pet_loss.item(),
+            "pet_loss": self.micro_step.pet_loss.item() if self.settings.pet.enabled else math.nan,
             "pet_lambda": phase.weight,
             "pet_phase": phase.name,
             "orthogonality": orthogonality,
