@@ -1,0 +1,216 @@
+"""A GGUF in Ollama: imported through its HTTP API, asked through it, taken out again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from so8t_helpers.engines.base import STOPS, EngineError, Piece
+from so8t_helpers.engines.http_engine import HttpEngine
+from so8t_helpers.engines.modelfile import Modelfile
+from so8t_helpers.engines.ollama_server import OllamaServer
+from so8t_helpers.run_folder import sha256_file
+
+_CHUNK = 1 << 20
+_MEMORY_WORDS = ("more system memory", "signal: killed", "out of memory", "cudaMalloc", "failed to allocate")
+
+
+class Ollama(HttpEngine):
+    """One model of an Ollama server; see `open_ollama`."""
+
+    can_score = False
+    separates = True
+
+    def __init__(
+        self, server: OllamaServer, model: str, num_ctx: int, timeout: float, parallel: int, keep: bool
+    ):
+        super().__init__("Ollama", server.version, model, server.url, timeout, parallel)
+        self.num_ctx, self.keep = num_ctx, keep
+
+    def generate(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        think: bool = True,
+    ) -> Iterator[Piece]:
+        """Answer a chat, streamed; with `think` the server puts the command and parts off the thinking."""
+        body = {"messages": messages, "think": think}
+        return self._stream("/api/chat", body, max_tokens, temperature, seed)
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Piece]:
+        """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""
+        body = {"prompt": prompt, "raw": True, "think": False}
+        return self._stream("/api/generate", body, max_tokens, temperature, seed, {"stop": list(STOPS)})
+
+    def _stream(
+        self,
+        path: str,
+        body: dict[str, Any],
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        options: dict[str, Any] | None = None,
+    ) -> Iterator[Piece]:
+        started, first = time.perf_counter(), None
+        chosen = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, **(options or {})}
+        # A prompt that does not fit must be an error: Ollama would cut its head off in silence.
+        common = {"model": self.model, "stream": True, "truncate": False, "shift": False, "options": chosen}
+        for data in self.lines(path, {**common, **body}):
+            now = time.perf_counter() - started
+            message = data.get("message", data)
+            text = message.get("content", message.get("response", ""))
+            thinking = message.get("thinking", "")
+            if first is None and (text or thinking):
+                first = now
+            if not data["done"]:
+                yield Piece(text, thinking)
+                continue
+            yield Piece(
+                text,
+                thinking,
+                done=True,
+                tokens=data.get("eval_count", 0),
+                prompt_tokens=data.get("prompt_eval_count", 0),
+                first_token_s=first,
+                seconds=now,
+                stopped=data.get("done_reason") == "stop",
+            )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids as Ollama sees the text.
+
+        Ollama has no call for it, but gives back the ids of prompt and answer as `context`. An end mark set
+        after the text keeps the answer's first token from growing into the text's last one.
+        """
+        body = {
+            "model": self.model,
+            "prompt": text + STOPS[0],
+            "template": "{{ .Prompt }}",
+            "think": False,
+            "stream": False,
+            "truncate": False,
+            "options": {"num_predict": 1, "temperature": 0.0},
+        }
+        data = self.post("/api/generate", body)
+        if "context" not in data:
+            raise EngineError(f"Ollama {self.version} tells no token ids (no `context` in /api/generate)")
+        return [int(token) for token in data["context"][: data["prompt_eval_count"] - 1]]
+
+    def score(self, text: str) -> list[float]:
+        """Not possible: Ollama's API gives log-probabilities of what it writes, not of what it is given."""
+        raise EngineError("Ollama gives no log-probabilities of a given text; use llama.cpp or transformers")
+
+    def rendered(self, messages: list[dict[str, str]], think: bool = True) -> str | None:
+        """The prompt that Ollama makes of a chat; None where the server is too old to say."""
+        body = {"model": self.model, "messages": messages, "think": think, "stream": False}
+        data = self.post("/api/chat", {**body, "_debug_render_only": True, "options": {"num_predict": 1}})
+        info = data.get("_debug_info") or data.get("debug_info")
+        return None if info is None else str(info["rendered_template"])
+
+    def show(self) -> dict[str, Any]:
+        """What /api/show says: capabilities, template, parameters."""
+        return dict(self.post("/api/show", {"model": self.model}))
+
+    def explain(self, message: str) -> EngineError:
+        """Add what to do to Ollama's own words."""
+        if any(word in message for word in _MEMORY_WORDS):
+            return EngineError(
+                f"Ollama ({self.model}): not enough memory: {message}; take a smaller quantisation or "
+                "eval.num_ctx, or end other programs"
+            )
+        return super().explain(message)
+
+    def delete(self) -> None:
+        """Take the model out of Ollama."""
+        response = self.client.request("DELETE", "/api/delete", json={"model": self.model})
+        if response.is_error:
+            raise self.refusal(response)
+
+    def close(self) -> None:
+        """Unload the model, and take it out unless it is to be kept."""
+        if self.client.is_closed:
+            return
+        try:
+            self.client.post("/api/generate", json={"model": self.model, "keep_alive": 0})
+            if not self.keep:
+                self.client.request("DELETE", "/api/delete", json={"model": self.model})
+        except httpx.HTTPError:
+            # The server is gone, and what it held in memory with it.
+            pass
+        super().close()
+
+
+def open_ollama(
+    server: OllamaServer,
+    gguf: Path,
+    name: str,
+    modelfile: Modelfile,
+    *,
+    timeout: float = 600.0,
+    parallel: int = 4,
+    keep: bool = False,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Ollama:
+    """Import a finished GGUF into Ollama and return it ready to answer.
+
+    Args:
+        server: from `find_ollama`.
+        gguf: the file; it is sent to the server once and known by its digest.
+        name: of the model in Ollama, e.g. "so8t-demo:q4_k_m".
+        modelfile: template, stops, parameters.
+        timeout: seconds to wait for the next piece of an answer.
+        parallel: prompts asked at once.
+        keep: leave the model in Ollama at the end.
+        on_bytes: told how many more bytes were sent, for a progress bar.
+
+    Raises:
+        EngineError: Ollama refuses the file, or its version does not part thinking.
+    """
+    engine = Ollama(server, name, modelfile.num_ctx, timeout, parallel, keep)
+    try:
+        digest = f"sha256:{sha256_file(gguf)}"
+        _send_blob(engine, gguf, digest, on_bytes)
+        body = {
+            "model": name,
+            "files": {gguf.name: digest},
+            "template": modelfile.template,
+            "parameters": modelfile.parameters,
+            **({"system": modelfile.system} if modelfile.system else {}),
+        }
+        for _ in engine.lines("/api/create", body):
+            pass
+        if "thinking" not in engine.show().get("capabilities", []):
+            raise EngineError(
+                f"Ollama {server.version} does not see that {name} thinks; update Ollama to 0.9.0 or later"
+            )
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _send_blob(engine: Ollama, gguf: Path, digest: str, on_bytes: Callable[[int], None] | None) -> None:
+    def chunks() -> Iterator[bytes]:
+        with gguf.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+                if on_bytes is not None:
+                    on_bytes(len(chunk))
+
+    try:
+        if engine.client.head(f"/api/blobs/{digest}").status_code == httpx.codes.OK:
+            return
+        response = engine.client.post(f"/api/blobs/{digest}", content=chunks())
+    except httpx.HTTPError as error:
+        raise engine.failure(error) from error
+    if response.is_error:
+        raise engine.refusal(response)
