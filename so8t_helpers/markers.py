@@ -22,7 +22,7 @@ WINDOW = 64
 
 # Where a mark may begin. An ASCII character (a kana after 思) that cannot go on a mark rules it out at once.
 CANDIDATE = re.compile(
-    r"""<(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|[＜﹤‹〈〈《⟨❮［【＃﹟＆]|&(?![^l#\x80-\U0010ffff])"""
+    r"""<(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|[＜﹤‹〈〈《⟨❮◁［【＃﹟＆]|&(?![^l#\x80-\U0010ffff])"""
     r"""|\[(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])|\#(?![^#\ \t*_\[\x80-\U0010ffff])|思(?![ぁ-ん])""",
     re.IGNORECASE,
 )
@@ -35,7 +35,8 @@ _EXACT_TAGS = frozenset(_TAG_OF.values())
 _EARLY_LETTERS = frozenset("tfrhie")
 
 _FILLER = "\u200b"
-_BRACKETS = dict.fromkeys("‹〈《⟨❮", "<") | dict.fromkeys("›〉》⟩❯", ">") | {"【": "[", "】": "]"}
+# Brackets that are no form of "<" may stand for it in a mark that takes permission away, never in an exact one.
+_BRACKETS = dict.fromkeys("‹〈《⟨❮◁", "«") | dict.fromkeys("›〉》⟩❯▷", "»") | {"【": "[", "】": "]"}
 _SLASHES = "⁄∕\\"
 
 
@@ -131,7 +132,7 @@ def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More |
     assert found  # Every part of the pattern may be empty.
     lead, name = found.groups()
     end = found.end()
-    if not name and bracket == "<" and folded[end : end + 1] == "|":
+    if not name and bracket in "<«" and folded[end : end + 1] == "|":
         return _control_token(folded, end + 1, at_end)
     letters = _NOT_LETTERS.sub("", name)
     if len(letters) > 1 and _EARLY_LETTERS.isdisjoint(letters[:2]):
@@ -142,10 +143,11 @@ def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More |
     if known is None:
         return None
     word = name.replace(_FILLER, "").strip()
-    closed = folded[end : end + 1] == ("]" if bracket == "[" else ">")
+    terminator = folded[end : end + 1]
+    closed = terminator != "" and terminator in ("]" if bracket == "[" else ">»")
     if bracket == "[" and not (closed and word.replace("-", "") in _NAMES):
         return None
-    exact = closed and bracket == "<" and word in _EXACT_TAGS and lead.count("/") < 2
+    exact = bracket == "<" and terminator == ">" and word in _EXACT_TAGS and lead.count("/") < 2
     close = "/" in lead
     kind = ("final_close" if close else "final") if known == FINAL_TAG else ("close" if close else "open")
     return Marker(kind, known, exact, end + closed)
@@ -199,52 +201,54 @@ def _control_token(folded: str, start: int, at_end: bool) -> Marker | More | Non
     return Marker("special", "", True, end + 1) if found and folded[end] in "|>" else None
 
 
-def _title(text: str) -> re.Pattern[str]:
-    return re.compile(f"{_FILLER}*".join(fold(text)))
-
-
-_STEP_TITLE, _FINAL_TITLE = _title(SEED_THINKING[2:]), _title(SEED_FINAL[2:])
-# A heading that begins so is a mark; a whole title alone on its line is an exact one.
-_HEADING_STARTS = [(fold(text), "open") for text in ("思考ス", "思考プロセス", "思考過程")]
-_HEADING_STARTS.append((fold(SEED_FINAL[2:]), "final"))
+_STEP_TITLE, _FINAL_TITLE = fold(SEED_THINKING[2:]), fold(SEED_FINAL[2:])
+_TITLE_STARTS = dict.fromkeys(map(fold, ("思考ス", "思考プロセス", "思考過程")), "open")
+# What one of a title's first two characters is even after one slip.
+_EARLY_TITLE = frozenset(_STEP_TITLE[:3] + _FINAL_TITLE[:3])
+_TITLE_LENGTH = 8  # one more than the longest title with a slip
 _HEADING_LEAD = re.compile(rf"[# \t*_\[「{_FILLER}]+")
-_TITLE_TAIL = re.compile(rf"[ \t\r*_\]」{_FILLER}]*")
+_UNSEEN = re.compile(rf"[\s{_FILLER}]+")
+_BARE_STEP = re.compile(f"{_FILLER}*".join(_STEP_TITLE) + rf"[ \t\r*_\]」{_FILLER}]*")
 
 
 def _heading(folded: str, at_end: bool, line_blank: bool) -> Marker | More | None:
     """Read a heading of the seed format; only a whole line `# 最終回答` opens a final part."""
     lead = _HEADING_LEAD.match(folded)
     assert lead  # The first character is "#".
-    visible = folded[lead.end() :].replace(_FILLER, "")
-    unsettled = len(folded) < WINDOW and not at_end
-    kind = next((kind for start, kind in _HEADING_STARTS if visible.startswith(start)), None)
-    if kind is None:
-        return MORE if unsettled and any(s.startswith(visible) for s, _ in _HEADING_STARTS) else None
-    whole_title = fold((SEED_FINAL if kind == "final" else SEED_THINKING)[2:])
-    title = (_FINAL_TITLE if kind == "final" else _STEP_TITLE).match(folded, lead.end())
-    if title is None:
-        return (
-            MORE if unsettled and whole_title.startswith(visible) else Marker(kind, "seed", False, lead.end())
-        )
-    tail = _TITLE_TAIL.match(folded, title.end())
-    end = tail.end() if tail else title.end()
-    if end == len(folded) and unsettled:
+    line, newline, _ = folded[lead.end() :].partition("\n")
+    title = _UNSEEN.sub("", line)
+    if len(title) > 1 and _EARLY_TITLE.isdisjoint(title[:2]):
+        return None
+    full = len(folded) == WINDOW
+    if not (newline or len(title) >= _TITLE_LENGTH or full or at_end):
         return MORE
-    next_character = folded[end : end + 1]
-    bare = not (lead.group() + folded[title.end() : end]).strip(f"# \t\r{_FILLER}")
-    exact = bare and line_blank and (next_character == "\n" or (end == len(folded) < WINDOW))
-    return Marker(kind, "seed", exact, end + (next_character == "\n"))
+    kind = _meant_title(title[:_TITLE_LENGTH])
+    if kind is None:
+        return None
+    whole = line.replace(_FILLER, "").strip() in {_STEP_TITLE, _FINAL_TITLE}
+    at_line_end = bool(newline) or (at_end and not full)
+    if whole and at_line_end and line_blank and not lead.group().strip(f"# \t{_FILLER}"):
+        return Marker(kind, "seed", True, lead.end() + len(line) + len(newline))
+    return Marker(kind, "seed", False, lead.end())
+
+
+@lru_cache(maxsize=4096)
+def _meant_title(title: str) -> str | None:
+    """Return "open" or "final" where a heading begins with a title, or one with one slip; else None."""
+    for known, kind in ((_STEP_TITLE, "open"), (_FINAL_TITLE, "final")):
+        lengths = (len(known) - 1, len(known), len(known) + 1)
+        if any(_slips(title[:length], known) <= 1 for length in lengths):
+            return kind
+    return next((kind for start, kind in _TITLE_STARTS.items() if title.startswith(start)), None)
 
 
 def _bare_heading(folded: str, at_end: bool) -> Marker | More | None:
     """Read `思考ステップ` without its `#`: it begins thinking where it stands alone or before a colon."""
     unsettled = len(folded) < WINDOW and not at_end
-    title = _STEP_TITLE.match(folded)
+    title = _BARE_STEP.match(folded)
     if title is None:
-        prefix = fold(SEED_THINKING[2:]).startswith(folded.replace(_FILLER, ""))
-        return MORE if unsettled and prefix else None
-    tail = _TITLE_TAIL.match(folded, title.end())
-    end = tail.end() if tail else title.end()
+        return MORE if unsettled and _STEP_TITLE.startswith(folded.replace(_FILLER, "")) else None
+    end = title.end()
     if end == len(folded) and unsettled:
         return MORE
     return Marker("open", "seed", False, end) if folded[end : end + 1] in {"", "\n", ":"} else None

@@ -44,7 +44,7 @@ class StreamingFinal:
         if self._thinking:
             self._content.append(chunk)
             return ""
-        self._raw_text = self._raw_text or not chunk.isspace()
+        self._raw_text = self._raw_text or bool(chunk.strip())
         return self._release(self._scanner.feed(chunk))
 
     def close(self) -> str:
