@@ -1,0 +1,130 @@
+"""Figures of one block: its 8x8 rotation, its angles on the unit circle, their way through the training."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from so8t_helpers.plots.rotation import AngleHistory
+from so8t_helpers.plots.style import COLORS, DIVERGING, GREY, label_lines, new_figure, text_on
+
+ANGLE_COLORS = tuple(COLORS[f"theta_{i}"] for i in (1, 2, 3, 4))
+ANGLE_NAMES = ("θ₁", "θ₂", "θ₃", "θ₄")
+
+
+def block(history: AngleHistory, snapshot: int, layer: int, block: int) -> Figure:
+    """One block at one snapshot: matrix, unit circle, and the way of its angles.
+
+    Args:
+        history: from `read_angles`.
+        snapshot: index into `history.steps`.
+        layer: index into `history.layers`.
+        block: index of the block within the layer.
+    """
+    fig, (left, middle, right) = new_figure(width=9.6, height=3.3, ncols=3, width_ratios=(1.1, 1, 1.3))
+    RotationMatrix(left).update(history.matrix(snapshot, layer, block))
+    UnitCircle(middle).update(history.angles[snapshot, layer, block], history.angles[0, layer, block])
+    way = AngleWay(right, history)
+    way.update(snapshot, layer, block)
+    label_lines(right)
+    return fig
+
+
+class RotationMatrix:
+    """An 8x8 matrix as a heat map with its values.
+
+    Attributes:
+        artists: what `update` changes.
+    """
+
+    def __init__(self, ax: Axes):
+        self.image = ax.imshow(np.zeros((8, 8)), cmap=DIVERGING, vmin=-1, vmax=1)
+        self.texts = [
+            ax.text(column, row, "", ha="center", va="center", fontsize=7.5)
+            for row in range(8)
+            for column in range(8)
+        ]
+        ax.grid(visible=False)
+        ax.set(title="R = exp(A)", xticks=range(8), yticks=range(8), xlabel="from", ylabel="to")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        self.artists = [self.image, *self.texts]
+
+    def update(self, matrix: np.ndarray) -> None:
+        """Show another matrix, (8, 8)."""
+        self.image.set_data(matrix)
+        fills = colormaps[DIVERGING]((matrix.ravel() + 1) / 2)
+        for text, value, fill in zip(self.texts, matrix.ravel(), fills, strict=True):
+            text.set_text(cell_text(value))
+            text.set_color(text_on(fill[:3]))
+
+
+def cell_text(value: float) -> str:
+    """Return a matrix entry within [-1, 1] as short as it can be read: ".50", "−.25", "1.00"."""
+    rounded = round(float(value), 2) + 0.0  # adding 0 turns -0.0 into 0.0
+    digits = f"{abs(rounded):.2f}".removeprefix("0")
+    return f"−{digits}" if rounded < 0 else digits
+
+
+class UnitCircle:
+    """The eigenvalues exp(+-i theta) of one rotation, full now and hollow at the start.
+
+    Attributes:
+        artists: what `update` changes.
+    """
+
+    def __init__(self, ax: Axes):
+        ax.add_patch(Circle((0, 0), 1, fill=False, color=GREY, linewidth=1))
+        ax.axhline(0, color=GREY, linewidth=0.6)
+        ax.axvline(0, color=GREY, linewidth=0.6)
+        ax.plot([-1], [0], "|", color=COLORS["edge"], markersize=14, markeredgewidth=2)
+        ax.text(-0.93, 0.05, "edge\nθ = π", ha="left", va="bottom", fontsize=8)
+        self.rays = [ax.plot([], [], color=color, linewidth=1.2)[0] for color in ANGLE_COLORS]
+        self.start = [ax.plot([], [], "o", mfc="none", color=color, ms=7)[0] for color in ANGLE_COLORS]
+        self.now = [ax.plot([], [], "o", color=color, ms=6)[0] for color in ANGLE_COLORS]
+        self.values = []
+        for i, color in enumerate(ANGLE_COLORS):
+            x, y = -1.0 + 1.15 * (i % 2), -1.4 - 0.3 * (i // 2)
+            ax.plot([x], [y], "o", color=color, ms=6)
+            self.values.append(ax.text(x + 0.1, y, "", fontsize=9, va="center"))
+        ax.set(title="Eigenvalues (○ start)", xlim=(-1.15, 1.15), ylim=(-1.85, 1.1), aspect="equal")
+        ax.set(xticks=(), yticks=())
+        ax.spines[:].set_visible(False)
+        self.artists = [*self.rays, *self.start, *self.now, *self.values]
+
+    def update(self, now: np.ndarray, start: np.ndarray) -> None:
+        """Show other angles, (4,) each, in radians."""
+        for i, (angle, origin) in enumerate(zip(now, start, strict=True)):
+            x, y = np.cos(angle), np.sin(angle)
+            self.rays[i].set_data([x, 0, x], [y, 0, -y])
+            self.now[i].set_data([x, x], [y, -y])
+            self.start[i].set_data([np.cos(origin)] * 2, [np.sin(origin), -np.sin(origin)])
+            self.values[i].set_text(f"{ANGLE_NAMES[i]} {np.rad2deg(angle):.2f}°")
+
+
+class AngleWay:
+    """The four angles of one block over the training, with a line at the step in view.
+
+    Attributes:
+        artists: what `update` changes.
+    """
+
+    def __init__(self, ax: Axes, history: AngleHistory):
+        self.history = history
+        self.lines = [
+            ax.plot(history.steps, np.zeros(len(history.steps)), color=color, label=name)[0]
+            for color, name in zip(ANGLE_COLORS, ANGLE_NAMES, strict=True)
+        ]
+        self.step = ax.axvline(0, color=GREY, linewidth=1.2, linestyle="--")
+        ax.set(title="Way of the angles", xlabel="optimizer step", ylabel="θ (degrees)")
+        ax.set(xlim=(history.steps[0], history.steps[-1]), ylim=(0, float(history.degrees.max()) * 1.05))
+        self.artists = [*self.lines, self.step]
+
+    def update(self, snapshot: int, layer: int, block: int) -> None:
+        """Show another block or step."""
+        for line, way in zip(self.lines, self.history.degrees[:, layer, block].T, strict=True):
+            line.set_ydata(way)
+        self.step.set_xdata([self.history.steps[snapshot]] * 2)

@@ -1,0 +1,145 @@
+"""Interactive views for JupyterLab; the only module that imports ipywidgets."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+
+from so8t_helpers.plots.explorer import ExplorerFigure
+from so8t_helpers.plots.rotation import AngleHistory, most_moved, read_angles
+from so8t_helpers.run_folder import StageError
+
+ANGLES = Path("02_train") / "angles.safetensors"
+NOTHING = "(nothing)"
+MOST_MOVED = 8
+
+
+def runs_with_angles(root: Path) -> list[str]:
+    """Return the names of the runs under `root` that have rotations to look at.
+
+    Raises:
+        StageError: there is none.
+    """
+    names = sorted(p.parents[1].name for p in root.glob(f"*/{ANGLES.as_posix()}"))
+    if not names:
+        raise StageError(f"{root}: no run with {ANGLES.as_posix()}; run 02_train first: so8t run demo")
+    return names
+
+
+@lru_cache(maxsize=4)
+def _history(path: Path, _changed: int) -> AngleHistory:
+    return read_angles(path)
+
+
+def load_history(root: Path, run: str) -> AngleHistory:
+    """Return a run's rotations, from memory where the file has not changed."""
+    path = root / run / ANGLES
+    return _history(path, path.stat().st_mtime_ns) if path.is_file() else read_angles(path)
+
+
+class Explorer(w.VBox):
+    """Choose run, layer, block and step; see the rotation and where it stands among all others.
+
+    Args:
+        root: folder of the runs.
+        run: the run in view at first; None takes the first by name.
+    """
+
+    def __init__(self, root: Path, run: str | None = None):
+        names = runs_with_angles(root)
+        self.root = root
+        self._quiet = False
+        self.run = w.Dropdown(options=names, value=run or names[0], description="run")
+        self.beside = w.Dropdown(options=[NOTHING, *names], value=NOTHING, description="beside it")
+        self.layer = w.SelectionSlider(options=[0], description="layer")
+        self.block = w.IntSlider(min=0, max=0, description="block")
+        self.step = w.SelectionSlider(options=[0], description="step")
+        self.moved = w.ToggleButtons(options=[], description="moved most", style={"button_width": "auto"})
+        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.image_beside = w.Image(format="png", layout=w.Layout(max_width="100%", display="none"))
+        self.note = w.HTML()
+        super().__init__(
+            [
+                w.HBox([self.run, self.beside], layout=w.Layout(flex_flow="row wrap")),
+                w.HBox([self.layer, self.block, self.step], layout=w.Layout(flex_flow="row wrap")),
+                self.moved,
+                self.note,
+                self.image,
+                self.image_beside,
+            ]
+        )
+        self.run.observe(self._open, "value")
+        self.beside.observe(self._open_beside, "value")
+        for slider in (self.layer, self.block, self.step):
+            slider.observe(self._redraw, "value")
+        self.moved.observe(self._jump, "value")
+        self._open()
+
+    def _open(self, _change: Any = None) -> None:
+        """Take up the chosen run: its layers, blocks and steps, and the figure's fixed parts."""
+        self.history = load_history(self.root, self.run.value)
+        self.figure = ExplorerFigure(self.history)
+        history = self.history
+        self._quiet = True
+        self.layer.options = [(str(n), i) for i, n in enumerate(history.layers)]
+        self.block.max = history.free.shape[2] - 1
+        self.step.options = [(f"{n:,}", i) for i, n in enumerate(history.steps)]
+        self.step.index = len(history.steps) - 1
+        top = most_moved(history, MOST_MOVED)
+        rows = [int(np.flatnonzero(history.layers == layer)[0]) for layer in top["layer"]]
+        places = list(zip(rows, top["block"].tolist(), strict=True))
+        self.moved.options = [(f"{history.layers[row]}·{block}", (row, block)) for row, block in places]
+        self.layer.value, self.block.value = places[0]
+        self._quiet = False
+        self._redraw()
+
+    def _open_beside(self, _change: Any = None) -> None:
+        chosen = self.beside.value != NOTHING
+        self.image_beside.layout.display = "" if chosen else "none"
+        if chosen:
+            self.history_beside = load_history(self.root, self.beside.value)
+            self.figure_beside = ExplorerFigure(self.history_beside)
+        self._redraw()
+
+    def _jump(self, _change: Any = None) -> None:
+        if self._quiet or self.moved.value is None:
+            return
+        self._quiet = True
+        self.layer.value, self.block.value = self.moved.value
+        self._quiet = False
+        self._redraw()
+
+    def _redraw(self, _change: Any = None) -> None:
+        if self._quiet:
+            return
+        snapshot, layer, block = self.step.value, self.layer.value, self.block.value
+        self.figure.update(snapshot, layer, block)
+        self.image.value = self.figure.png()
+        self.note.value = self._describe(snapshot, layer, block)
+        if self.beside.value != NOTHING:
+            self.figure_beside.update(*nearest(self.history_beside, self.history, snapshot, layer, block))
+            self.image_beside.value = self.figure_beside.png()
+
+    def _describe(self, snapshot: int, layer: int, block: int) -> str:
+        history = self.history
+        largest = history.degrees[snapshot, layer, block, 0]
+        moved = history.distance[snapshot, layer, block]
+        return (
+            f"Layer {history.layers[layer]}, block {block}, step {history.steps[snapshot]:,}: "
+            f"largest angle {largest:.2f}° of 180°, {moved:.4f} rad from the start."
+        )
+
+
+def nearest(
+    other: AngleHistory, history: AngleHistory, snapshot: int, layer: int, block: int
+) -> tuple[int, int, int]:
+    """Return the place in another run that is nearest to a place in this one: (snapshot, layer, block)."""
+    return (
+        int(np.abs(other.steps - history.steps[snapshot]).argmin()),
+        int(np.abs(other.layers - history.layers[layer]).argmin()),
+        min(block, other.free.shape[2] - 1),
+    )
