@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 from transformers import AutoTokenizer
 
-from so8t_helpers import provenance, rotation
+from so8t_helpers import rotation
 from so8t_helpers.baking import folder as model_folder
+from so8t_helpers.baking import origin
 from so8t_helpers.baking.adapter import CONFIG_FILE, WEIGHTS_FILE, LoraPair, read_adapter
 from so8t_helpers.baking.layerwise import read_config
 from so8t_helpers.baking.proof import prove
@@ -170,12 +171,12 @@ def _bake_into(
     bounds = {"logits": settings.bake.logit_bound, "layers": settings.bake.layer_bound}
     broken = broken_bounds(proof, settings)
     proof = {"holds": not broken, "broken": broken, "bounds": bounds, **proof}
-    origin = provenance.of_bake(settings, stage)
-    write_json(scratch / provenance.FILE, origin)
+    carried = origin.of_bake(settings, stage)
+    write_json(scratch / origin.FILE, carried)
     what = f"LoRA on {len(ingredients.pairs)} weights"
     what += f", SO(8) rotations in {len(gates.layers)} layers" if gates else ", no rotations"
     model_folder.write_card(
-        scratch, ingredients.base / "README.md", origin, what, ingredients.dataset_card, proof
+        scratch, ingredients.base / "README.md", carried, what, ingredients.dataset_card, proof
     )
     return proof
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from so8t_helpers.plots.style import COLORS, INK, new_figure
+from so8t_helpers.plots.style import COLORS, new_figure
 
 _MODULES = {
     "qkv_proj": COLORS["theta_1"],
@@ -30,7 +32,7 @@ def logit_differences(proof: dict[str, Any]) -> Figure:
         ax.stairs(share, edges, color=COLORS[color], label=f"{label}: at most {facts['largest']:.1e}")
     ax.axvline(proof["bounds"]["logits"], color=COLORS["edge"], linestyle="--", label="bound of baking")
     ax.set(xscale="log", xlabel="|difference of a logit|", ylabel="share of all logits")
-    ax.legend()
+    fig.legend(loc="outside upper left", ncols=3)
     return fig
 
 
@@ -44,7 +46,7 @@ def o_proj_differences(layers: pd.DataFrame, bound: float) -> Figure:
             ax.plot(part["layer"], _positive(part["o_proj_difference"]), marker, label=label)
     ax.axhline(bound, color=COLORS["edge"], linestyle="--", label="bound")
     ax.set(yscale="log", xlabel="decoder layer", ylabel="largest |difference|\nof o_proj's output")
-    ax.legend(ncols=3)
+    _by_layer(fig, ax)
     return fig
 
 
@@ -55,12 +57,10 @@ def weight_errors(weights: pd.DataFrame, bound: float) -> Figure:
         color = _MODULES.get(str(module), COLORS["muted"])
         ax.plot(rows["layer"], _positive(rows["baked_error"]), "o", color=color, label=str(module))
         ax.plot(rows["layer"], _positive(rows["stored_error"]), "_", color=color, markersize=9)
-    ax.axhline(bound, color=COLORS["edge"], linestyle="--", linewidth=1.2)
-    left = weights["layer"].min()
-    ax.annotate("bound", (left, bound), (0, 3), textcoords="offset points", color=INK, fontsize=8.5)
+    ax.axhline(bound, color=COLORS["edge"], linestyle="--", label="bound")
     ax.set(yscale="log", xlabel="decoder layer", ylabel="‖W′ − (W + sBA)R‖ / ‖W‖")
-    ax.set_title("● float32, before rounding   — as stored in 16 bits", fontsize=9.5)
-    ax.legend(ncols=4, loc="center")
+    ax.set_title("●  float32, before rounding      —  as stored", fontsize=9.5)
+    _by_layer(fig, ax)
     return fig
 
 
@@ -72,8 +72,14 @@ def rotation_errors(layers: pd.DataFrame, bound: float) -> Figure:
     ax.plot(gated["layer"], _positive(gated["determinant"]), "s", label="largest |det R − 1|")
     ax.axhline(bound, color=COLORS["edge"], linestyle="--", label="bound")
     ax.set(yscale="log", xlabel="decoder layer", ylabel="error")
-    ax.legend(ncols=3)
+    _by_layer(fig, ax)
     return fig
+
+
+def _by_layer(fig: Figure, ax: Axes) -> None:
+    """Layers are counted in whole numbers; the legend stands above, where no point can be."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig.legend(loc="outside upper left", ncols=5)
 
 
 def _positive(values: pd.Series) -> pd.Series:
