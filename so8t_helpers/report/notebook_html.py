@@ -77,7 +77,7 @@ def code_css(style: str) -> str:
     from pygments.formatters import HtmlFormatter  # noqa: PLC0415
 
     rules: str = HtmlFormatter(style=style).get_style_defs(".highlight")
-    return "\n".join(line for line in rules.splitlines() if line.startswith(".highlight ."))
+    return re.sub(r" */\*.*?\*/", "", "\n".join(re.findall(r"^\.highlight \..*", rules, flags=re.MULTILINE)))
 
 
 class _Renderer(IPythonRenderer):
