@@ -1,0 +1,50 @@
+"""The demo's own base model and records: made on first use, the same every time, kept in the run area."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from so8t_helpers import run_folder
+from so8t_helpers.settings import Settings, resolve
+
+
+def ensure_base(settings: Settings) -> Path:
+    """Return the folder of the demo's base model, in the form of a published one; made once (about a minute)."""
+
+    def make(folder: Path) -> None:
+        from so8t_helpers.demo import base_model  # noqa: PLC0415  (torch is not needed for the records)
+
+        base_model.write_base(settings, folder)
+
+    return _ensure(settings, "base", make)
+
+
+def ensure_records(settings: Settings) -> Path:
+    """Return the path of the demo's `records.jsonl`; beside it `robots/<host>.txt` for the hosts it names."""
+    from so8t_helpers.demo import records  # noqa: PLC0415
+
+    return _ensure(settings, "records", records.write_records) / "records.jsonl"
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Return the demo's folder in the run area, named after the source code that makes its content."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_text(encoding="utf-8").encode())
+    return resolve(settings.run.root) / ".demo" / digest.hexdigest()[:12]
+
+
+def _ensure(settings: Settings, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the finished folder `name`; of several processes that start at once one makes it, the others wait."""
+    target = cache_folder(settings) / name
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{name}.lock")):
+            if not target.is_dir():
+                with run_folder.atomic_directory(target) as scratch:
+                    make(scratch)
+    return target

@@ -1,0 +1,179 @@
+"""The demo's base: a Phi-3.5 of 4 M parameters, pre-trained on plain questions and answers until it answers.
+
+It has seen the think command and never a thought, so that what training adds is thinking and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, Phi3ForCausalLM
+
+from so8t_helpers import chat_format
+from so8t_helpers.demo import tasks, words
+from so8t_helpers.demo.records import pretraining_drafts
+from so8t_helpers.demo.tokenizer import END_OF_TEXT, VOCAB_SIZE, write_tokenizer
+from so8t_helpers.progress import progress
+from so8t_helpers.settings import Settings
+
+STEPS = 560
+BATCH = 16
+LEARNING_RATE = 2e-3
+WARMUP = 40
+SEED = 7
+# A fixed number, since the order of additions, and so the weights' last bits, depends on it.
+THREADS = 2
+THINK_COMMAND = "/think"
+IGNORED = -100
+
+# Every third of Phi-3.5's 48 factors: this model's heads have a third of the rotated pairs.
+LONG_FACTOR = [
+    1.08,
+    1.34,
+    1.62,
+    3.23,
+    7.7,
+    17.67,
+    30.42,
+    32.93,
+    50.34,
+    57.93,
+    62.61,
+    63.14,
+    63.93,
+    64.03,
+    64.12,
+    64.51,
+]
+SHORT_FACTOR = [1.0, 1.03, 1.05, 1.07, 1.16, 1.29, 1.79, 1.88, 1.99, 2.02, 2.02, 2.03, 2.03, 2.03, 2.19, 2.73]
+
+# As the published config.json: rope keys by their old names, which llama.cpp and Ollama read.
+CONFIG = {
+    "architectures": ["Phi3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "dtype": "float16",
+    "embd_pdrop": 0.0,
+    "eos_token_id": END_OF_TEXT,
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "initializer_range": 0.02,
+    "intermediate_size": 768,
+    "max_position_embeddings": 131072,
+    "model_type": "phi3",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 8,
+    "original_max_position_embeddings": 4096,
+    "pad_token_id": END_OF_TEXT,
+    "partial_rotary_factor": 1.0,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {"long_factor": LONG_FACTOR, "short_factor": SHORT_FACTOR, "type": "longrope"},
+    "rope_theta": 10000.0,
+    "sliding_window": 262144,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.57.1",
+    "use_cache": True,
+    "vocab_size": VOCAB_SIZE,
+}
+
+
+def write_base(settings: Settings, folder: Path, steps: int = STEPS) -> None:
+    """Write the whole model folder: tokenizer, configuration, weights after `steps` steps."""
+    drafts = pretraining_drafts(steps * BATCH)
+    write_tokenizer(folder, tokenizer_texts(drafts[:6000]))
+    for name, data in {
+        "config.json": CONFIG,
+        "generation_config.json": {
+            "_from_model_config": True,
+            "bos_token_id": 1,
+            "eos_token_id": [END_OF_TEXT + 7, END_OF_TEXT],
+            "pad_token_id": END_OF_TEXT,
+        },
+    }.items():
+        (folder / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8", newline="\n")
+    tensors = pretrain(settings, folder, drafts, steps)
+    half = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tokenizer_texts(drafts: list[tasks.Draft]) -> Iterator[str]:
+    """What the tokenizer is trained on: words, characters, questions, and answers in all three forms."""
+    # A digit stands alone as a piece, so it parts the words; without it they would take the leading space in.
+    for word in words.UNITS_OF_MEANING:
+        yield from ["0" + word] * 6000
+    for start, end in (("!", "~"), ("ぁ", "ん"), ("ァ", "ー"), ("！", "～")):
+        yield "".join(map(chr, range(ord(start), ord(end) + 1)))
+    for draft in drafts:
+        thinking = chat_format.with_decision(draft.reasoning, draft.label)
+        yield from (draft.question, chat_format.user_turn(draft.question, THINK_COMMAND), draft.output)
+        yield chat_format.build(chat_format.ThinkText("seed", draft.output, thinking))
+        yield chat_format.build(
+            chat_format.ThinkText(
+                "quadruple",
+                draft.output,
+                task=draft.reasoning,
+                safety=draft.domain,
+                policy=f"判定: {draft.label}",
+            )
+        )
+
+
+def pretrain(settings: Settings, folder: Path, drafts: list[tasks.Draft], steps: int) -> dict[str, Tensor]:
+    """Train from scratch on each draft once, `BATCH` a step; return the float32 state dict."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model = Phi3ForCausalLM(AutoConfig.from_pretrained(folder)).float()
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, LEARNING_RATE, steps, pct_start=min(0.5, WARMUP / steps), cycle_momentum=False
+        )
+        with progress(settings, "demo", steps, "step", "pre-training the demo's base") as tracker:
+            for ids, labels in batches(folder, drafts):
+                loss = model(input_ids=ids, labels=labels).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                tracker.update(loss=loss.item())
+        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def batches(folder: Path, drafts: list[tasks.Draft]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (ids, labels), both (BATCH, length): half of the questions with the think command, none with a thought.
+
+    Padding stands on the right, where causal attention never looks back to it, so no mask is needed.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng = Random(SEED)
+    encoded = []
+    for draft in drafts:
+        question = chat_format.user_turn(draft.question, THINK_COMMAND if rng.random() < 0.5 else "")
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": draft.output}]
+        encoded.append(tokenizer(chat_format.render(messages), add_special_tokens=False)["input_ids"])
+    # Rows of like length go together, out of eight batches at a time: a fifth less padding to compute.
+    for start in range(0, len(encoded), 8 * BATCH):
+        pool = sorted(encoded[start : start + 8 * BATCH], key=len)
+        groups = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
+        rng.shuffle(groups)
+        for group in groups:
+            longest = max(map(len, group))
+            ids = torch.tensor([row + [END_OF_TEXT] * (longest - len(row)) for row in group])
+            labels = torch.tensor([row + [IGNORED] * (longest - len(row)) for row in group])
+            yield ids, labels
