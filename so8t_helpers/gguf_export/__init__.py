@@ -1,0 +1,5 @@
+"""04_gguf: a Phi3 folder becomes GGUF files in one pass, with their quality measured."""
+
+from so8t_helpers.gguf_export.stage import GgufResult, export
+
+__all__ = ["GgufResult", "export"]

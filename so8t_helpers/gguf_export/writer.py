@@ -1,0 +1,217 @@
+"""One pass over the checkpoint that writes all GGUF files: each shard is read once, whatever their number.
+
+Chunks of rows are read, checked and quantised on several threads; this thread puts the results in their
+places in order, so memory holds a few chunks whatever the model's size. A file grows as `.<name>.part`, its
+journal says how many tensors are safely on disk, and an interrupted pass goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from so8t_helpers.baking.tensors import TensorPlace
+from so8t_helpers.gguf_export.convert import Bytes, convert_rows, quantize
+from so8t_helpers.gguf_export.layout import PlannedFile, Tensor
+from so8t_helpers.run_folder import write_json
+
+CHUNK_WEIGHTS = 1 << 21  # 2 M weights: about 20 MiB with its copies, a tenth of a second of Q4_K
+_SYNC_BYTES = 1 << 28  # what an interruption may cost each file
+
+Importance = dict[str, NDArray[np.float32]]
+
+
+@dataclass
+class _Part:
+    """A file being written: how many of its tensors are done, and how many bytes are not yet synced."""
+
+    plan: PlannedFile
+    key: str
+    file: IO[bytes]
+    done: int
+    unsynced: int = 0
+
+    @property
+    def journal(self) -> Path:
+        return journal_path(self.plan.path)
+
+    def put(self, offset: int, data: Bytes) -> None:
+        self.file.seek(offset)
+        self.file.write(data.data)
+        self.unsynced += data.nbytes
+
+    def tensor_done(self, count: int, last: bool) -> None:
+        self.done = count
+        if self.unsynced >= _SYNC_BYTES or last:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            write_json(self.journal, {"key": self.key, "done": count})
+            self.unsynced = 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows [start, stop) of a tensor, for the files that still lack it."""
+
+    index: int
+    tensor: Tensor
+    start: int
+    stop: int
+    parts: list[_Part]
+    last: bool
+
+
+def journal_path(path: Path) -> Path:
+    """Where the progress of a file stands, and after its end the proof of what it was made from."""
+    return path.with_name(f".{path.name}.json")
+
+
+def part_path(path: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+def file_key(plan: PlannedFile, tensors: Sequence[Tensor], importance: Importance) -> str:
+    """Hash of all that decides a file's bytes; shards count by name, size and time of change."""
+    digest = hashlib.sha256(plan.header)
+    sources = {t.source.path for t in tensors if isinstance(t.source, TensorPlace)}
+    for path in sorted(sources):
+        stat = path.stat()
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    if plan.file_type.is_k_quant:
+        for name in sorted(importance):
+            digest.update(name.encode() + importance[name].tobytes())
+    return digest.hexdigest()
+
+
+def unfinished(
+    plans: Sequence[PlannedFile], tensors: Sequence[Tensor], importance: Importance
+) -> list[tuple[PlannedFile, str, int]]:
+    """Return the files that are not whole, each with its key and the number of tensors already written."""
+    found = []
+    for plan in plans:
+        key = file_key(plan, tensors, importance)
+        done = _journalled(plan, key)
+        whole = plan.path.is_file() and plan.path.stat().st_size == plan.size and done == len(tensors)
+        if not whole:
+            found.append((plan, key, done if part_path(plan.path).is_file() else 0))
+    return found
+
+
+def _journalled(plan: PlannedFile, key: str) -> int:
+    try:
+        journal = json.loads(journal_path(plan.path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    return int(journal["done"]) if journal["key"] == key else 0
+
+
+def write_files(
+    plans: Sequence[PlannedFile],
+    tensors: Sequence[Tensor],
+    threads: int,
+    on_read: Callable[[int], None],
+    importance: Importance | None = None,
+) -> list[Path]:
+    """Write the files that are not there yet, in one pass over the checkpoint.
+
+    Args:
+        plans: the files.
+        tensors: what all of them hold, in order.
+        threads: how many chunks are quantised at once.
+        on_read: called with the number of checkpoint bytes done.
+        importance: by tensor, the mean square of each input column, for the k-quant files.
+
+    Returns:
+        The files written now; those already whole are left alone.
+
+    Raises:
+        StageError: a weight that is not finite or does not fit; finished tensors stay in the journal.
+    """
+    importance = importance or {}
+    open_plans = unfinished(plans, tensors, importance)
+    with ExitStack() as stack, ThreadPoolExecutor(threads, "gguf") as pool:
+        parts = [_open_part(stack, plan, key, done) for plan, key, done in open_plans]
+        waiting: deque[tuple[_Job, Future[list[Bytes]]]] = deque()
+        try:
+            for job in _jobs(tensors, parts, on_read):
+                waiting.append((job, pool.submit(_convert, job, importance)))
+                if len(waiting) > 2 * threads:
+                    _finish(*waiting.popleft(), len(tensors), on_read)
+            while waiting:
+                _finish(*waiting.popleft(), len(tensors), on_read)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    for part in parts:
+        part_path(part.plan.path).replace(part.plan.path)
+    return [part.plan.path for part in parts]
+
+
+def _open_part(stack: ExitStack, plan: PlannedFile, key: str, done: int) -> _Part:
+    path = part_path(plan.path)
+    if not done:
+        journal_path(plan.path).unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.write(plan.header)
+            file.truncate(plan.size)  # zeros, so the padding between tensors need not be written
+    return _Part(plan, key, stack.enter_context(path.open("r+b")), done)
+
+
+def _jobs(tensors: Sequence[Tensor], parts: list[_Part], on_read: Callable[[int], None]) -> Iterator[_Job]:
+    begun = [part.done for part in parts]
+    for index, tensor in enumerate(tensors):
+        wanting = [part for part, done in zip(parts, begun, strict=True) if done <= index]
+        if not wanting:
+            on_read(_source_bytes(tensor, 0, _rows(tensor)))
+            continue
+        rows = _rows(tensor)
+        step = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield _Job(index, tensor, start, stop, wanting, stop == rows)
+
+
+def _convert(job: _Job, importance: Importance) -> list[Bytes]:
+    """One result a file of the job; files that want the same type share it."""
+    name, source = job.tensor.name, job.tensor.source
+    wanted = [
+        (part.plan.types[name], importance.get(name) if part.plan.file_type.is_k_quant else None)
+        for part in job.parts
+    ]
+    if not isinstance(source, TensorPlace):
+        return [quantize(source[None], kind) for kind, _ in wanted]
+    # Equal pairs (type, importance or not) are converted once.
+    distinct = {(kind, weights is not None): (kind, weights) for kind, weights in wanted}
+    results = convert_rows(source, job.start, job.stop, distinct.values())
+    by_pair = dict(zip(distinct, results, strict=True))
+    return [by_pair[kind, weights is not None] for kind, weights in wanted]
+
+
+def _finish(job: _Job, future: Future[list[Bytes]], tensors: int, on_read: Callable[[int], None]) -> None:
+    for part, data in zip(job.parts, future.result(), strict=True):
+        row_bytes = data.nbytes // (job.stop - job.start)
+        part.put(part.plan.offsets[job.tensor.name] + job.start * row_bytes, data)
+        if job.last:
+            part.tensor_done(job.index + 1, job.index + 1 == tensors)
+    on_read(_source_bytes(job.tensor, job.start, job.stop))
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if len(tensor.shape) > 1 else 1
+
+
+def _source_bytes(tensor: Tensor, start: int, stop: int) -> int:
+    if not isinstance(tensor.source, TensorPlace):
+        return 0
+    return tensor.source.nbytes * (stop - start) // _rows(tensor)
