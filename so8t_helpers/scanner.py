@@ -9,9 +9,9 @@ inside a final part, of whatever kind, ends it, and after a final part nothing c
 
 from __future__ import annotations
 
-from so8t_helpers.markers import CANDIDATE, WINDOW, Marker, More, find_marker
+from so8t_helpers.markers import CANDIDATE, LINE_START, WINDOW, Marker, More, find_marker
 
-_DECORATION = frozenset(" \t\r\u3000#*_>-・【「")
+_GLANCE = 16
 
 
 class Scanner:
@@ -32,8 +32,7 @@ class Scanner:
         self.state = "outside"
         self._held = ""
         self._open: list[str] = []
-        self._line_blank = True
-        self._line_decorated = True
+        self._line = ""  # what is settled of the current line; its first `LINE_START` characters count
 
     def feed(self, chunk: str) -> list[tuple[str, str]]:
         """Take the next characters; return what they settle."""
@@ -46,7 +45,7 @@ class Scanner:
     def _scan(self, chunk: str, at_end: bool) -> list[tuple[str, str]]:
         if self.state == "ended":
             return []
-        text = self._held + chunk if self._held else chunk
+        text = self._held + chunk
         pieces: list[tuple[str, str]] = []
         self._held = ""
         taken = 0  # text[:taken] is settled; text[taken:found.start()] holds no mark
@@ -56,8 +55,7 @@ class Scanner:
             if start > taken:
                 self._take(text[taken:start], pieces)
                 taken = start
-            window = text[start : start + WINDOW]
-            marker = find_marker(window, at_end, self._line_blank, self._line_decorated)
+            marker = self._marker(text, start, at_end)
             if isinstance(marker, More):
                 self._held = text[start:]
                 return pieces
@@ -72,17 +70,24 @@ class Scanner:
             self._take(text[taken:], pieces)
         return pieces
 
+    def _marker(self, text: str, start: int, at_end: bool) -> Marker | More | None:
+        """Decide on few characters where that is enough: most candidates are none, or are short."""
+        if start + _GLANCE < len(text):
+            marker = find_marker(text[start : start + _GLANCE], False, self._line)
+            if not isinstance(marker, More):
+                return marker
+        return find_marker(text[start : start + WINDOW], at_end, self._line)
+
     def _take(self, text: str, pieces: list[tuple[str, str]]) -> None:
-        part = self._open[-1] if self._open and self.state == "outside" else self.state
-        pieces.append((part, text))
+        pieces.append((self._open[-1] if self._open and self.state == "outside" else self.state, text))
         self._follow_line(text)
 
     def _follow_line(self, text: str) -> None:
-        """Keep track of what stands on the current line, since a heading counts at a line's start only."""
-        _, newline, tail = text.rpartition("\n")
-        if newline or self._line_decorated:
-            self._line_blank = (bool(newline) or self._line_blank) and not tail.strip()
-            self._line_decorated = (bool(newline) or self._line_decorated) and _DECORATION.issuperset(tail)
+        newline = text.rfind("\n")
+        if newline >= 0:
+            self._line = text[newline + 1 :]
+        elif len(self._line) < LINE_START:
+            self._line += text
 
     def _apply(self, marker: Marker) -> None:
         self.marks += 1
@@ -103,6 +108,8 @@ class Scanner:
 
 def contains_markers(text: str) -> bool:
     """Say whether `text` holds anything that the scanner would take for a mark, exact or not."""
+    if CANDIDATE.search(text) is None:
+        return False
     scanner = Scanner()
     scanner.feed(text)
     scanner.close()

@@ -11,23 +11,34 @@ import orjson
 from so8t_helpers import chat_format
 from so8t_helpers.dataset.labels import parse_label
 
-REASONING_KEYS = (
-    "reasoning",
-    "thinking",
-    "rationale",
-    "thought",
-    "chain_of_thought",
-    "reasoning_content",
-    "cot",
-    "思考",
-    "理由",
-)
-LABEL_KEYS = ("label", "decision", "safety_label", "safety_judgment", "four_class_label", "判定", "ラベル")
-ANSWER_KEYS = ("output", "answer", "response", "completion", "出力", "回答")
-QUESTION_KEYS = ("instruction", "prompt", "question", "query", "指示", "質問")
-FLAG_KEYS = ("nsfw", "is_nsfw", "nsfw_label", "unsafe", "is_unsafe", "harmful", "flagged", "toxic")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "question": ("instruction", "prompt", "question", "query", "指示", "質問"),
+    "given": ("input", "context", "入力"),
+    "answer": ("output", "answer", "response", "completion", "出力", "回答"),
+    "reasoning": (
+        *("reasoning", "thinking", "rationale", "thought", "chain_of_thought", "reasoning_content", "cot"),
+        *("思考", "理由"),
+    ),
+    "label": ("label", "decision", "safety_label", "safety_judgment", "four_class_label", "判定", "ラベル"),
+    "flag": ("nsfw", "is_nsfw", "nsfw_label", "unsafe", "is_unsafe", "harmful", "flagged", "toxic"),
+    "messages": ("messages", "conversations"),
+    "text": ("text",),
+    "topic": ("title", "keyword"),
+    "system": ("system", "system_prompt"),
+    "task": ("task", "task_type"),
+    "domain": ("domain", "category", "field"),
+    "licence": ("licence", "license"),
+    "url": ("url", "source_url"),
+    "check": ("check",),
+}
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
+_FIELD_OF = {key: (field, rank) for field, keys in FIELDS.items() for rank, key in enumerate(keys)}
+_TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
+# How such a character can stand in a line of JSON, escaped or not: most lines hold none of these.
+_CONTROL_BYTES = (b"\\u", b"\\b", b"\\f", b"\\r", b"\x7f", b"\xe2\x80\xa8", b"\xe2\x80\xa9", b"\xef\xbb\xbf")
+
+_Picked = dict[str, tuple[str, Any]]
 
 
 class RejectedError(Exception):
@@ -56,19 +67,24 @@ class Record:
     parts: chat_format.ThinkText | None
 
 
-def parse_json(text: bytes | str) -> dict[str, Any]:
-    """Parse one line.
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """Parse one line of UTF-8; control characters are taken out of its texts.
 
     Raises:
         RejectedError: not JSON, or not an object.
     """
     try:
-        data = orjson.loads(text)
+        data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        # The message may quote nothing of the line: it is a position and a kind of error.
+        # The message quotes nothing of the line: it is a position and a kind of error.
         raise RejectedError("bad_json", f"not valid JSON: {error.msg} at column {error.colno}") from None
     if type(data) is not dict:
         raise RejectedError("not_an_object", f"expected a JSON object, got {type(data).__name__}")
+    if any(mark in raw for mark in _CONTROL_BYTES):
+        try:
+            data = _without_controls(data)
+        except RecursionError:
+            raise RejectedError("bad_json", "nested too deeply") from None
     return data
 
 
@@ -81,15 +97,13 @@ def normalise(data: dict[str, Any]) -> Record:
     Raises:
         RejectedError: unknown shape, wrong type, empty part, unknown label.
     """
-    if "messages" in data or "conversations" in data:
-        system, question, answer, reasoning = _from_messages(data)
+    picked = _pick(data)
+    system, reasoning = _text(picked, "system"), _text(picked, "reasoning")
+    if "messages" in picked:
+        system, question, answer, own = _from_messages(picked["messages"][1])
+        reasoning = reasoning or own
     else:
-        system, (question, answer), reasoning = (
-            _text(data, ("system", "system_prompt")),
-            _from_fields(data),
-            "",
-        )
-    reasoning = _text(data, REASONING_KEYS) or reasoning
+        question, answer = _from_fields(picked)
     parts = None
     if chat_format.contains_markers(answer):
         parts = _ready_format(answer)
@@ -102,31 +116,44 @@ def normalise(data: dict[str, Any]) -> Record:
     return Record(
         question,
         answer,
-        _label(data),
+        _label(picked),
         reasoning,
         system or None,
-        _text(data, ("task", "task_type")) or None,
-        _text(data, ("domain", "category", "field")) or None,
-        _text(data, ("licence", "license")) or None,
-        _text(data, ("url", "source_url")) or None,
-        _check(data.get("check")),
-        _flag(data),
+        _text(picked, "task") or None,
+        _text(picked, "domain") or None,
+        _text(picked, "licence") or None,
+        _text(picked, "url") or None,
+        _check(picked),
+        _flag(picked),
         parts,
     )
 
 
-def _from_fields(data: dict[str, Any]) -> tuple[str, str]:
-    answer = _text(data, ANSWER_KEYS)
-    question = _text(data, QUESTION_KEYS)
+def _pick(data: dict[str, Any]) -> _Picked:
+    """Return field -> (key, value): of several names of one field, the first in `FIELDS` that has a value."""
+    picked: _Picked = {}
+    ranks: dict[str, int] = {}
+    for key, value in data.items():
+        known = _FIELD_OF.get(key)
+        if known is None or value is None or value == "":
+            continue
+        field, rank = known
+        if rank < ranks.get(field, len(_FIELD_OF)):
+            picked[field], ranks[field] = (key, value), rank
+    return picked
+
+
+def _from_fields(picked: _Picked) -> tuple[str, str]:
+    question, answer = _text(picked, "question"), _text(picked, "answer")
     if question:
-        given = _text(data, ("input", "context", "入力"))
+        given = _text(picked, "given")
         return (f"{question}\n{given}" if given else question), answer
-    if "text" in data:
-        topic = _text(data, ("title", "keyword"))
+    if "text" in picked:
+        topic = _text(picked, "topic")
         if not topic:
             raise RejectedError("unknown_shape", "`text` needs `title` or `keyword` to make a question")
-        return f"「{topic}」について説明してください。", answer or _text(data, ("text",))
-    if any(key in data for key in QUESTION_KEYS):
+        return f"「{topic}」について説明してください。", answer or _text(picked, "text")
+    if answer:
         return "", answer
     raise RejectedError(
         "unknown_shape",
@@ -134,17 +161,16 @@ def _from_fields(data: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _from_messages(data: dict[str, Any]) -> tuple[str, str, str, str]:
+def _from_messages(messages: Any) -> tuple[str, str, str, str]:
     """Read a chat of one user turn and one assistant turn, with a system turn before or not."""
-    messages = data.get("messages", data.get("conversations"))
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    if type(messages) is not list or not all(type(m) is dict for m in messages):
         raise RejectedError("wrong_type", "`messages` must be a list of objects")
     roles, texts, reasoning = [], [], ""
     for message in messages:
-        role = _text(message, ("role", "from"))
-        roles.append({"human": "user", "gpt": "assistant"}.get(role, role))
-        texts.append(_text(message, ("content", "value")))
-        reasoning = _text(message, REASONING_KEYS) or reasoning
+        role = message.get("role", message.get("from"))
+        roles.append({"human": "user", "gpt": "assistant"}.get(role, role) if type(role) is str else "")
+        texts.append(_as_text("content", message.get("content", message.get("value")) or ""))
+        reasoning = _text(_pick(message), "reasoning") or reasoning
     if roles == ["system", "user", "assistant"]:
         return texts[0], texts[1], texts[2], reasoning
     if roles == ["user", "assistant"]:
@@ -164,62 +190,60 @@ def _ready_format(answer: str) -> chat_format.ThinkText:
     return chat_format.ThinkText("quadruple", parsed.final, "", parsed.task, parsed.safety, parsed.policy)
 
 
-def _label(data: dict[str, Any]) -> str:
-    for key in LABEL_KEYS:
-        if data.get(key) is not None:
-            label = parse_label(data[key])
-            if label is None:
-                raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
-            return label
-    raise RejectedError("missing_label", f"expected `label` (or one of {', '.join(LABEL_KEYS[1:])})")
+def _label(picked: _Picked) -> str:
+    if "label" not in picked:
+        raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
+    key, value = picked["label"]
+    label = parse_label(value)
+    if label is None:
+        raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
+    return label
 
 
-def _text(data: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """Return the first of `keys` that has text, stripped; "" where none has.
+def _text(picked: _Picked, field: str) -> str:
+    """Return a field's text, "" where the record has none."""
+    found = picked.get(field)
+    return "" if found is None else _as_text(*found)
+
+
+def _as_text(key: str, value: Any) -> str:
+    """Return a value's text, stripped; the text parts of chat contents are joined.
 
     Raises:
-        RejectedError: for a value that is not text (lists of text parts, as in chat records, are joined).
+        RejectedError: for a value that is not text.
     """
-    for key in keys:
-        value = data.get(key)
-        if value is None:
-            continue
-        if type(value) is list and all(type(v) is dict and type(v.get("text")) is str for v in value):
-            value = "\n".join(v["text"] for v in value)
-        if type(value) is not str:
-            raise RejectedError("wrong_type", f"`{key}` must be text, got {type(value).__name__}")
-        value = value.replace("\r\n", "\n").strip()
-        if _CONTROL.search(value):
-            value = _CONTROL.sub("", value).strip()
-        if value:
-            return str(value)
-    return ""
+    if type(value) is list and all(type(v) is dict and type(v.get("text")) is str for v in value):
+        value = "\n".join(v["text"] for v in value)
+    if type(value) is not str:
+        raise RejectedError("wrong_type", f"`{key}` must be text, got {type(value).__name__}")
+    return value.strip()
 
 
-def _flag(data: dict[str, Any]) -> str | None:
+def _flag(picked: _Picked) -> str | None:
     """Return the key by which the record itself says that it is unsafe."""
-    for key in FLAG_KEYS:
-        value: Any = data.get(key)
-        if value is True or (type(value) in (int, float) and value >= 0.5):
-            return key
-        if type(value) is str and value.strip().lower() in {
-            "true",
-            "yes",
-            "1",
-            "nsfw",
-            "unsafe",
-            "harmful",
-            "toxic",
-        }:
-            return key
-    return None
-
-
-def _check(value: Any) -> dict[str, str] | None:
-    if value is None:
+    if "flag" not in picked:
         return None
+    key, value = picked["flag"]
+    said = value.strip().lower() in _TRUE_WORDS if type(value) is str else value is True
+    return key if said or (type(value) in {int, float} and value >= 0.5) else None
+
+
+def _check(picked: _Picked) -> dict[str, str] | None:
+    if "check" not in picked:
+        return None
+    value = picked["check"][1]
     if type(value) is not dict or value.get("kind") not in CHECK_KINDS:
         raise RejectedError(
             "wrong_type", f"`check` must be an object with a kind of {', '.join(CHECK_KINDS)}"
         )
     return {"kind": value["kind"], "value": str(value.get("value", ""))}
+
+
+def _without_controls(value: Any) -> Any:
+    if type(value) is str:
+        return _CONTROL.sub("", value.replace("\r\n", "\n").replace("\r", "\n"))
+    if type(value) is list:
+        return [_without_controls(v) for v in value]
+    if type(value) is dict:
+        return {key: _without_controls(v) for key, v in value.items()}
+    return value

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from tokenizers import Tokenizer
 
 from so8t_helpers import chat_format, personal_data
 from so8t_helpers.chat_format import ThinkText
 from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.dedup import normalise_question
+from so8t_helpers.dataset.lengths import TokenLengths
 from so8t_helpers.dataset.records import Record, RejectedError
 from so8t_helpers.policy import harm, licence, robots
 from so8t_helpers.settings import DatasetSettings
 
 FORMATS = ("seed", "quadruple", "plain")
-# A token stands for at least one byte; the template's marks and SentencePiece's first space come on top.
-TEMPLATE_TOKENS = 16
 
 REASONS = {
     "line_too_long": "the line is over 10 MiB",
@@ -109,9 +107,7 @@ class Sampler:
         self.plan, self.settings = plan, plan.settings
         self.words = harm.HarmWords(plan.settings.nsfw_words)
         self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
-        self.tokenizer = Tokenizer.from_file(str(plan.tokenizer))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.lengths = TokenLengths(plan.tokenizer)
         self.allowed = tuple(plan.settings.licences)
         self.key = plan.seed.to_bytes(8, "little", signed=True)
         self.plain_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
@@ -127,51 +123,53 @@ class Sampler:
             return Quarantined(rejected.reason, rejected.detail, digest)
 
     def _sample(self, raw: bytes, encoding: str, file: str, line: int, digest: str) -> Sample:
-        if not raw.strip():
+        if not raw or raw.isspace():
             raise RejectedError("empty_line", "the line is empty")
         try:
-            text = raw if encoding == "utf-8" else raw.decode(encoding)
-            record = records.normalise(records.parse_json(text))
+            utf8 = raw if encoding == "utf-8" else raw.decode(encoding).encode()
         except UnicodeDecodeError as error:
             raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
+        record = records.normalise(records.parse_json(utf8))
         licence_name = self._source(record)
-        self._no_markers(record)
-        masked = self._personal_data(record)
-        category = self._harm(record)
-        draw = self._draw(record.question)
-        plain = draw / 2**64 >= self.plain_from
+        _no_markers(record)
+        texts = filter(None, (record.question, record.answer, record.reasoning, record.system))
+        plain = harm.plain("\n".join(texts))
+        masked = self._personal_data(record, plain)
+        category = self._harm(record, plain)
+        question = normalise_question(record.question)
+        draw = self._draw(question)
+        unthinking = draw / 2**64 >= self.plain_from
         style = self._style(draw)
-        reasoning = record.reasoning
-        parts = thinking.build(record, style, reasoning, category)
-        messages, rendered, tokens, was_cut = self._fit(record, parts, plain, draw)
+        parts = thinking.build(record, style, record.reasoning, category)
+        fitted = self._fit(record, parts, unthinking, draw)
         row: dict[str, Any] = {
             "id": digest[:16],
             "label": record.label,
             "task": record.task,
             "domain": record.domain,
-            "format": "plain" if plain else style,
-            "messages": messages,
-            "text": rendered[0],
+            "format": "plain" if unthinking else style,
+            "messages": fitted.messages,
+            "text": fitted.text,
             "question": record.question,
-            "prompt": messages[-2]["content"],
-            "thinking": "" if plain else chat_format.parse(messages[-1]["content"]).thinking,
+            "prompt": fitted.messages[-2]["content"],
+            "thinking": "" if unthinking else thinking.private_text(fitted.parts),
             "final": record.answer,
             "check": record.check,
             "source": {"file": file, "line": line, "sha256": digest, "licence": licence_name},
         }
         return Sample(
             orjson.dumps(row),
-            normalise_question(record.question),
+            question,
             chat_format.LABELS.index(record.label),
             draw,
             FORMATS.index(row["format"]),
             record.domain or "",
             licence_name,
-            tokens,
+            fitted.tokens,
             masked,
             category,
-            was_cut,
-            bool(reasoning),
+            fitted.parts is not parts,
+            bool(record.reasoning),
         )
 
     def _source(self, record: Record) -> str:
@@ -187,20 +185,17 @@ class Sampler:
                 raise RejectedError(reason, REASONS[reason])
         return known
 
-    def _no_markers(self, record: Record) -> None:
-        for name in ("question", "answer", "reasoning", "system", "task", "domain"):
-            value = getattr(record, name)
-            if value and chat_format.contains_markers(value):
-                raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
-
-    def _personal_data(self, record: Record) -> list[str]:
+    def _personal_data(self, record: Record, plain: str) -> list[str]:
         """Mask personal data in place; return the kinds found."""
         if self.settings.personal_data == "off":
+            return []
+        hit = personal_data.looks(plain)
+        if not hit:
             return []
         kinds: list[str] = []
         for name in ("question", "answer", "reasoning", "system"):
             value = getattr(record, name)
-            found = personal_data.find(value) if value else []
+            found = personal_data.find(value, hit) if value else []
             if found:
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))
@@ -211,8 +206,8 @@ class Sampler:
             record.check = {**record.check, "value": personal_data.mask(value, personal_data.find(value))}
         return kinds
 
-    def _harm(self, record: Record) -> str | None:
-        category = record.flagged or self.words.find(f"{record.question}\n{record.answer}")
+    def _harm(self, record: Record, plain: str) -> str | None:
+        category = record.flagged or self.words.find(plain)
         if category is None:
             return None
         if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
@@ -225,45 +220,56 @@ class Sampler:
 
     def _draw(self, question: str) -> int:
         """Return 64 bits that decide split, format and share: the same for the same question."""
-        digest = hashlib.blake2b(normalise_question(question).encode(), digest_size=8, key=self.key)
+        digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8, key=self.key)
         return int.from_bytes(digest.digest(), "little")
 
     def _style(self, draw: int) -> str:
         wanted = self.settings.think_format
         return chat_format.STYLES[draw & 1] if wanted == "both" else wanted
 
-    def _fit(
-        self, record: Record, parts: ThinkText, plain: bool, draw: int
-    ) -> tuple[list[dict[str, str]], list[str], int, bool]:
+    def _fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int) -> _Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be."""
-        messages, text = self._render(record, parts, plain)
-        tokens = 0
-        if (
-            len(text.encode()) + TEMPLATE_TOKENS > self.plan.limit
-            or (draw >> 1) % 1000 < self.plan.length_share * 1000
-        ):
-            tokens = self._tokens(text)
-        if tokens <= self.plan.limit:
-            return messages, [text], tokens, False
-        shorter = None
-        if self.settings.overlong == "cut" and not plain and record.reasoning:
-            fits = lambda p: self._tokens(self._render(record, p, plain)[1]) <= self.plan.limit
-            shorter = thinking.cut(parts, fits, record.label)
-        if shorter is None:
-            raise RejectedError("too_long", f"{tokens} tokens, the limit is {self.plan.limit}")
-        messages, text = self._render(record, shorter, plain)
-        return messages, [text], self._tokens(text), True
+        whole = self._render(record, parts, unthinking)
+        counted = (draw >> 1) % 10_000 < self.plan.length_share * 10_000
+        if counted or self.lengths.bound(whole.text) > self.plan.limit:
+            whole.tokens = self.lengths.count(whole.text)
+        if whole.tokens <= self.plan.limit:
+            return whole
+        if self.settings.overlong == "cut" and not unthinking and record.reasoning:
+            shorter = thinking.cut(
+                parts,
+                lambda p: self.lengths.count(self._render(record, p, False).text) <= self.plan.limit,
+                record.label,
+            )
+            if shorter is not None:
+                fitted = self._render(record, shorter, False)
+                fitted.tokens = self.lengths.count(fitted.text)
+                return fitted
+        raise RejectedError("too_long", f"{whole.tokens} tokens, the limit is {self.plan.limit}")
 
-    def _render(self, record: Record, parts: ThinkText, plain: bool) -> tuple[list[dict[str, str]], str]:
+    def _render(self, record: Record, parts: ThinkText, unthinking: bool) -> _Fitted:
         system = record.system or self.settings.system_prompt
-        command = "" if plain else self.settings.think_command
-        answer = parts.final if plain else chat_format.build(parts)
+        command = "" if unthinking else self.settings.think_command
+        answer = parts.final if unthinking else chat_format.build(parts)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [
             {"role": "user", "content": chat_format.user_turn(record.question, command)},
             {"role": "assistant", "content": answer},
         ]
-        return messages, chat_format.render(messages)
+        return _Fitted(parts, messages, chat_format.render(messages), 0)
 
-    def _tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+@dataclass(slots=True)
+class _Fitted:
+    parts: ThinkText
+    messages: list[dict[str, str]]
+    text: str
+    tokens: int
+
+
+def _no_markers(record: Record) -> None:
+    """Refuse text that holds a marker: no record may break out of its part."""
+    for name in ("question", "answer", "reasoning", "system", "task", "domain"):
+        value = getattr(record, name)
+        if value and chat_format.contains_markers(value) and not (name == "reasoning" and record.parts):
+            raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")

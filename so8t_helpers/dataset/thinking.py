@@ -68,6 +68,11 @@ def safety(record: Record, harm: str | None) -> str:
     return f"{flagged}安全性のラベル: {record.label}（{LABEL_NAMES[record.label]}）"
 
 
+def private_text(text: ThinkText) -> str:
+    """Return all that is private in a turn, as `chat_format.parse` gives it."""
+    return text.thinking if text.style == "seed" else f"{text.task}\n{text.safety}\n{text.policy}"
+
+
 def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> ThinkText | None:
     """Shorten the thinking to the most leading sentences that fit; None where not even one does."""
     whole = _undecided(text.thinking if text.style == "seed" else text.task)

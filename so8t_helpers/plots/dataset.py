@@ -90,7 +90,7 @@ def reasons(card: Card) -> pd.DataFrame:
 
 
 def counted(card: Card) -> pd.DataFrame:
-    """What was counted along the way: personal data by kind, unsafe records by category, thinking by source."""
+    """What was counted: personal data by kind, unsafe records by category, thinking by source."""
     rows = [
         {"what": group, "kind": name, "count": number}
         for group, counts in card["counted"].items()
