@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from gguf import GGUFReader
 from transformers import AutoTokenizer
 
 from so8t_helpers.baking import origin
@@ -20,7 +21,7 @@ from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, collect_tensors
 from so8t_helpers.gguf_export.metadata import Model, add_metadata, read_model
 from so8t_helpers.gguf_export.parity import check_tokens
 from so8t_helpers.gguf_export.quality import compare, run_texts, take_tokens
-from so8t_helpers.gguf_export.types import FILE_TYPES
+from so8t_helpers.gguf_export.types import FILE_TYPES, byte_size
 from so8t_helpers.gguf_export.weights import checkpoint_weights, gguf_weights
 from so8t_helpers.gguf_export.writer import part_path, unfinished, write_files
 from so8t_helpers.progress import progress
@@ -46,6 +47,7 @@ _OPTIONAL_FILES = (
     "README.md",
     origin.FILE,
 )
+_SHORT_VALUE = 60  # characters
 _PARITY_TEXTS = 32  # held-out texts whose token ids are compared, beside the built-in ones
 
 
@@ -72,6 +74,14 @@ class GgufResult:
         ]
         return pd.DataFrame(rows).set_index("file")
 
+    def metadata(self) -> pd.Series:
+        """The keys of the smallest file with short values, in the order in which they are written."""
+        path = min(self.files.values(), key=lambda p: p.stat().st_size)
+        fields = GGUFReader(path).fields
+        # The reader's own keys begin with "GGUF."; the vocabulary and the chat template fill pages.
+        values = {k: f.contents() for k, f in fields.items() if not k.startswith("GGUF.")}
+        return pd.Series({k: v for k, v in values.items() if len(str(v)) < _SHORT_VALUE}, name="value")
+
 
 def export(settings: Settings) -> GgufResult:
     """Write the profile's GGUF files from the baked folder, check them in llama.cpp, measure their quality.
@@ -95,7 +105,7 @@ def export(settings: Settings) -> GgufResult:
         samples = check_tokens(smallest, folder, held_out[:_PARITY_TEXTS], settings.eval.timeout_seconds)
         quality = {
             "token_parity": {"texts": samples, "equal": True},
-            "files": {kind: _size(plan, model) for kind, plan in plans.items()},
+            "files": {kind: _size(plan, tensors, model) for kind, plan in plans.items()},
         }
         if held_out:
             _measure(settings, quality, files, folder, held_out, tensors)
@@ -192,12 +202,17 @@ def _held_out(settings: Settings, stage: Stage) -> list[str]:
     return [row["text"] for row in read_jsonl(path)]
 
 
-def _size(plan: PlannedFile, model: Model) -> dict[str, Any]:
-    kinds = Counter(kind.name for kind in plan.types.values())
+def _size(plan: PlannedFile, tensors: Sequence[Tensor], model: Model) -> dict[str, Any]:
+    kinds, sizes = Counter[str](), Counter[str]()
+    for tensor in tensors:
+        kind = plan.types[tensor.name]
+        kinds[kind.name] += 1
+        sizes[kind.name] += byte_size(kind, tensor.shape)
     return {
         "bytes": plan.size,
         "bits_per_weight": 8 * (plan.size - len(plan.header)) / model.parameters,
         "tensor_types": dict(kinds.most_common()),
+        "tensor_bytes": dict(sizes.most_common()),
     }
 
 
