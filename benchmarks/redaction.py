@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from so8t_helpers.chat_format import parse
-from so8t_helpers.markers import THINK_TAGS, WINDOW
+from so8t_helpers.markers import THINK_TAGS
 from so8t_helpers.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
 
 RESULTS = Path(__file__).parent / "results" / "redaction.json"
@@ -41,8 +41,8 @@ Steps = list[tuple[str, int]]
 
 
 def prose(rng: Rng, word: str) -> str:
-    """Some text in which every second piece carries `word`; it holds no mark, but much that begins like one."""
-    return "".join(word + rng.choice(FILLINGS) for _ in range(rng.randint(1, 12)))
+    """Some text full of `word`; it holds no mark, but much that begins like one."""
+    return "".join(word + rng.choice(FILLINGS) for _ in range(rng.choice((1, 3, 10, 30, 60))))
 
 
 def slip(rng: Rng, word: str, letters: str) -> str:
@@ -188,7 +188,7 @@ def write_output(rng: Rng) -> str:
 
 def cut(rng: Rng, text: str) -> list[str]:
     """Cut a text at random places: anything from one piece to single characters."""
-    if rng.random() < 0.05:
+    if rng.random() < 0.02:
         return list(text)
     places = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randint(0, 20)))
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]

@@ -19,11 +19,15 @@ FINAL_TAG = "final"
 
 # No decision needs more characters than this after the first of a mark: it bounds what is held back.
 WINDOW = 64
+# With more before it on its line, even if blank, nothing is a heading.
+LINE_START = 80
 
-# Where a mark may begin. An ASCII character (a kana after 思) that cannot go on a mark rules it out at once.
+# Where a mark may begin. An ASCII character (a kana after 思) that cannot go on a mark, or
+# a tag of three letters, rules it out at once.
 CANDIDATE = re.compile(
-    r"""<(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|[＜﹤‹〈〈《⟨❮◁［【＃﹟＆]|&(?![^l#\x80-\U0010ffff])"""
-    r"""|\[(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])|\#(?![^#\ \t*_\[\x80-\U0010ffff])|思(?![ぁ-ん])""",
+    r"""<(?!/?[a-z]{1,3}>)(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|&(?![^l#\x80-\U0010ffff])"""
+    r"""|[＜﹤‹〈〈《⟨❮◁［【＃﹟＆]|\[(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])"""
+    r"""|\#(?![^#\ \t*_\[\x80-\U0010ffff])|思(?![ぁ-ん])""",
     re.IGNORECASE,
 )
 
@@ -35,7 +39,8 @@ _EXACT_TAGS = frozenset(_TAG_OF.values())
 _EARLY_LETTERS = frozenset("tfrhie")
 
 _FILLER = "\u200b"
-# Brackets that are no form of "<" may stand for it in a mark that takes permission away, never in an exact one.
+_DECORATION = frozenset(" \t\r\u3000#*_>-・【「")
+# Brackets that are no form of "<" may stand for it in a mark, but never in an exact one.
 _BRACKETS = dict.fromkeys("‹〈《⟨❮◁", "«") | dict.fromkeys("›〉》⟩❯▷", "»") | {"【": "[", "】": "]"}
 _SLASHES = "⁄∕\\"
 
@@ -90,23 +95,23 @@ def fold(text: str) -> str:
     return text.translate(_FOLDING)
 
 
-def find_marker(window: str, at_end: bool, line_blank: bool, line_decorated: bool) -> Marker | More | None:
+def find_marker(window: str, at_end: bool, line: str) -> Marker | More | None:
     """Decide what begins at the first character of `window`.
 
     Args:
         window: at most `WINDOW` characters; fewer only where the text (so far) ends.
         at_end: no more text will come.
-        line_blank: only white space stands before it on its line.
-        line_decorated: only white space and list, quote or heading signs stand before it on its line.
+        line: what stands before it on its line, at least the first `LINE_START` characters.
     """
     if canonical := _CANONICAL.match(window):
         return _CANONICAL_MARKERS[canonical.group()]
     folded = fold(window)
     first = folded[0]
     if first == "#":
-        return _heading(folded, at_end, line_blank)
+        return _heading(folded, at_end, len(line) < LINE_START and not line.strip())
     if first == "思":
-        return _bare_heading(folded, at_end) if line_decorated else None
+        decorated = len(line) < LINE_START and _DECORATION.issuperset(line)
+        return _bare_heading(folded, at_end) if decorated else None
     if first == "&":
         return _escaped_tag(folded, at_end)
     return _tag(folded, 1, at_end, first)
@@ -147,6 +152,8 @@ def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More |
     closed = terminator != "" and terminator in ("]" if bracket == "[" else ">»")
     if bracket == "[" and not (closed and word.replace("-", "") in _NAMES):
         return None
+    if not closed and any(c.isspace() for c in lead):
+        return None  # `i < final_count` is arithmetic
     exact = bracket == "<" and terminator == ">" and word in _EXACT_TAGS and lead.count("/") < 2
     close = "/" in lead
     kind = ("final_close" if close else "final") if known == FINAL_TAG else ("close" if close else "open")
@@ -167,7 +174,7 @@ def _escaped_tag(folded: str, at_end: bool) -> Marker | More | None:
 def _meant_name(letters: str, name: str) -> str | None:
     """Return the known tag that a name is or was meant to be, None for any other tag."""
     for known in _NAMES:
-        if letters.startswith(known):
+        if letters.startswith(known) and known != "think":
             return _TAG_OF[known]
     words = name.split(maxsplit=1)
     first = _NOT_LETTERS.sub("", words[0]) if words else ""
@@ -175,7 +182,7 @@ def _meant_name(letters: str, name: str) -> str | None:
         allowed = 1 if len(known) < 9 else 2
         if abs(len(first) - len(known)) <= allowed and _slips(first, known) <= allowed:
             return _TAG_OF[known]
-    return None
+    return "think" if letters.startswith("think") else None
 
 
 def _slips(a: str, b: str) -> int:

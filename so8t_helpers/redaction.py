@@ -58,9 +58,11 @@ class StreamingFinal:
     def _release(self, pieces: list[tuple[str, str]]) -> str:
         """Join the final pieces; white space at the end waits until more text follows it."""
         text = "".join([piece for part, piece in pieces if part == "final"])
+        if not text:
+            return ""
         kept = text.rstrip()
         if not kept:
-            if text and self._begun:
+            if self._begun:
                 self._spaces.append(text)
             return ""
         released = "".join([*self._spaces, kept]) if self._begun else kept.lstrip()

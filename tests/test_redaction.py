@@ -1,0 +1,319 @@
+import importlib.util
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from so8t_helpers.chat_format import ThinkText, build, contains_markers, parse
+from so8t_helpers.markers import WINDOW
+from so8t_helpers.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only, plain_only
+
+SPEC = importlib.util.spec_from_file_location(
+    "redaction_benchmark", Path(__file__).parents[1] / "benchmarks" / "redaction.py"
+)
+benchmark = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(benchmark)
+
+FRAGMENTS = [
+    *("<", ">", "</", "/", "＜", "＞", "／", "&lt;", "[", "]", "◁", "▷", "<|", "|>", "end", "《", "》"),
+    *(
+        "think",
+        "-task",
+        "-safety",
+        "-policy",
+        "final",
+        "FINAL",
+        "ｆｉｎａｌ",
+        "ﬁnal",
+        "reasoning",
+        "\u200b",
+        " ",
+    ),
+    *("<think-task>", "</think-task>", "<think-policy>", "</think-policy>", "<final>", "</final>", "<fnal>"),
+    *("#", "# ", "＃", "思考ステップ", "思考ｽﾃｯﾌﾟ", "思", "最終回答", "最終解答", "\n", "\r\n", ":", "**"),
+    *("# 思考ステップ\n", "# 最終回答\n", "秘密", "公開", "a < b", "x" * (WINDOW - 3), " " * (WINDOW + 2)),
+]
+soups = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=25).map("".join)
+
+
+def streamed(chunks):
+    stream = StreamingFinal()
+    return "".join(map(stream.feed, chunks)) + stream.close()
+
+
+def cut(data, text):
+    places = data.draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+# --- the properties -------------------------------------------------------------------------------------
+
+
+@given(soups, st.data())
+@settings(max_examples=150)
+def test_every_chunking_gives_the_one_shot_result(text, data):
+    whole = final_only(text)
+    assert streamed(cut(data, text)) == whole
+    assert streamed(text) == whole  # one character at a time
+
+
+@given(soups)
+@settings(max_examples=120)
+@example("<final>公開<think-task>秘密")
+def test_output_is_unmarked_text_of_the_input_or_the_refusal(text):
+    released = final_only(text)
+    assert released == REFUSAL_TEXT or (released in text and released == released.strip() != "")
+    assert released == (parse(text).final or REFUSAL_TEXT)
+    assert not contains_markers(released)
+
+
+@given(soups, soups)
+@settings(max_examples=80)
+def test_nothing_after_a_final_part_counts(private, after):
+    text = f"<think-task>秘密</think-task><final>公開</final>{private}"
+    assert final_only(text) == final_only(text + after) == "公開"
+
+
+@given(st.integers(1, 2**40))
+@settings(max_examples=120)
+def test_grammar_of_broken_outputs_leaks_nothing(seed):
+    text = benchmark.write_output(random.Random(seed))
+    chunks = benchmark.cut(random.Random(-seed), text)
+    assert benchmark.fault(text, final_only(text), streamed(chunks)) is None
+
+
+@given(soups, soups, st.sampled_from(["seed", "quadruple"]), st.data())
+@settings(max_examples=80)
+def test_engines_own_thinking_field_never_leaves(thinking, content, style, data):
+    secret = thinking.replace("公開", "秘密") + "秘密"
+    released = final_of_separated(secret, content, style)
+    assert released == REFUSAL_TEXT or (released in content and not contains_markers(released))
+    stream = StreamingFinal(style)
+    pieces = [stream.feed("", part) for part in cut(data, secret)]
+    pieces += [stream.feed(part) for part in cut(data, content)]
+    assert "".join(pieces) == ""
+    assert stream.close() == released
+
+
+def test_thinking_that_comes_late_stops_the_release():
+    stream = StreamingFinal()
+    released = stream.feed("<think-task>秘密</think-task><final>公開。")
+    assert released == "公開。"
+    assert stream.feed("もっと", thinking="秘密") == ""
+    assert stream.feed("秘密") + stream.close() == ""
+    mixed = StreamingFinal()
+    assert mixed.feed("秘密") + mixed.feed("秘密", "秘密") + mixed.feed("公開") == ""
+    assert mixed.close() == REFUSAL_TEXT
+
+
+def test_no_more_than_the_window_is_held_back():
+    stream = StreamingFinal()
+    stream.feed("<final>")
+    text = "短い文 <" + " " * 20 + "thi" + "答え" * 100
+    released = "".join(stream.feed(c) for c in text)
+    assert len(text) - len(released) < WINDOW
+    assert released + stream.close() == text
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", "< ", "# ", "<think-tas", "<final>&", "思考ステップ", "</think-task>", "# 最終回答\n", " "]
+)
+def test_time_grows_with_the_length_alone(unit):
+    def seconds(length):
+        text = "<final>" + unit * (length // len(unit))
+        begun = time.process_time()
+        final_only(text)
+        streamed([text[i : i + 7] for i in range(0, len(text), 7)])
+        return time.process_time() - begun
+
+    seconds(1000)
+    # Quadratic work would take 64 times as long; linear takes 8, the rest is for a noisy machine.
+    assert seconds(160_000) < 30 * max(seconds(20_000), 0.002)
+
+
+# --- both formats as they should be ----------------------------------------------------------------------
+
+SEED = build(ThinkText("seed", "答えは 72 です。", thinking="秘密\n判定: ALLOW"))
+QUADRUPLE = build(
+    ThinkText("quadruple", "答えは 72 です。", task="秘密", safety="秘密", policy="判定: ALLOW")
+)
+
+
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+def test_good_outputs_give_their_answer(text):
+    assert final_only(text) == "答えは 72 です。"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "a < b かつ c > d、x<y, <b>太字</b>, <div class='t'>",
+        "## 見出し\n- 項目\n# 最終更新日は昨日",
+        "考えるステップは 3 つ。思考ステップという言葉は文中なら残る。",
+        "[link](x) & [1] <thead><tr><td>表</td></tr></thead> <title>題</title>",
+        "if (i < final_value) return;",
+        "改行\n\n\n終わり",
+    ],
+)
+def test_ordinary_answers_pass_unchanged(answer):
+    assert final_only(f"<think-task>秘密</think-task><final>{answer}</final>") == answer
+    assert final_only(f"# 思考ステップ\n秘密\n\n# 最終回答\n{answer}") == answer
+
+
+# --- what models do wrong ---------------------------------------------------------------------------------
+
+REFUSED = None
+TABLE = {
+    "no mark at all": ("秘密", REFUSED),
+    "empty": ("", REFUSED),
+    "empty final part": ("<think-task>秘密</think-task><final> \n</final>", REFUSED),
+    "unclosed thinking": ("<think-task>秘密<final>秘密</final>", REFUSED),
+    "one of two unclosed": ("<think-task>秘密<think-safety>秘密</think-safety><final>秘密</final>", REFUSED),
+    "unclosed final": ("<think-task>秘密</think-task><final>公開", "公開"),
+    "nested": ("<think-task>秘密<think-task>秘密</think-task>秘密</think-task><final>公開</final>", "公開"),
+    "nested, tail open": ("<think-task>秘密<think-task>秘密</think-task>秘密<final>秘密</final>", REFUSED),
+    "reordered": (
+        "<think-policy>秘密</think-policy><think-task>秘密</think-task><final>公開</final>",
+        "公開",
+    ),
+    "crossed": ("<think-task>秘密<think-safety>秘密</think-task>秘密</think-safety><final>公開", "公開"),
+    "doubled final": ("<final>公開</final><final>秘密</final>", "公開"),
+    "final inside thinking": (
+        "<think-task>秘密<final>秘密</final>秘密</think-task><final>公開</final>",
+        "公開",
+    ),
+    "thinking inside final": ("<final>公開<think-task>秘密</think-task>秘密</final>", "公開"),
+    "orphan close": ("秘密</think-policy><final>公開</final>", "公開"),
+    "orphan close in final": ("<final>公開</think-policy>秘密</final>", "公開"),
+    "closed by another name": ("<think-task>秘密</think-safety><final>秘密</final>", REFUSED),
+    "misspelt open": ("<thnk-task>秘密</think-task><final>公開</final>", "公開"),
+    "misspelt close": ("<think-task>秘密</thnik-task><final>秘密</final>", REFUSED),
+    "misspelt final": ("<think-task>秘密</think-task><finl>秘密</finl>", REFUSED),
+    "misspelt open in final": ("<final>公開<thikn-task>秘密</final>", "公開"),
+    "misspelt close of final": ("<final>公開</fnal>秘密", "公開"),
+    "no bracket at the end": ("<final>公開<think-task\n秘密", "公開"),
+    "upper case": ("<THINK-TASK>秘密</THINK-TASK><FINAL>公開</FINAL>秘密", "公開"),
+    "full width": (
+        "＜ｔｈｉｎｋ－ｔａｓｋ＞秘密＜／ｔｈｉｎｋ－ｔａｓｋ＞＜ｆｉｎａｌ＞公開＜／ｆｉｎａｌ＞秘密",
+        "公開",
+    ),
+    "white space inside": ("< think-task >秘密</ think-task\n>< final >公開< /final >秘密", "公開"),
+    "invisible signs inside": ("<final>公開<thi\u200bnk-\u00adtask>秘密", "公開"),
+    "mathematical letters": ("<final>公開<𝐭𝐡𝐢𝐧𝐤-task>秘密", "公開"),
+    "ligature": ("<final>公開</ﬁnal>秘密", "公開"),
+    "HTML entities": ("<final>公開&lt;think-task&gt;秘密", "公開"),
+    "entities open nothing": ("&lt;final&gt;秘密", REFUSED),
+    "book brackets open nothing": ("《final》秘密", REFUSED),
+    "book brackets close": ("<final>公開《/final》秘密", "公開"),
+    "attributes": ("<think-task id='1'>秘密</think-task><final lang='ja'>秘密", REFUSED),
+    "underscore": ("<final>公開<think_task>秘密", "公開"),
+    "control token in final": ("<final>公開<|end|>\n<|user|>\n秘密", "公開"),
+    "control token before": ("<think-task>秘密</think-task><|end|><final>秘密</final>", REFUSED),
+    "seed: no final": ("# 思考ステップ\n秘密", REFUSED),
+    "seed: no thinking": ("# 最終回答\n公開", "公開"),
+    "seed: final before thinking": ("# 最終回答\n公開\n\n# 思考ステップ\n秘密", "公開"),
+    "seed: two finals": ("# 思考ステップ\n秘密\n# 最終回答\n公開\n# 最終回答\n秘密", "公開"),
+    "seed: heading inside a line": ("# 思考ステップ\n次に # 最終回答\nを書く。秘密", REFUSED),
+    "seed: text on the heading's line": ("# 思考ステップ\n秘密\n# 最終回答は秘密", REFUSED),
+    "seed: misspelt final": ("# 思考ステップ\n秘密\n# 最終解答\n秘密", REFUSED),
+    "seed: misspelt thinking in final": ("# 最終回答\n公開\n# 思老ステップ\n秘密", "公開"),
+    "seed: full width": ("＃ 思考ｽﾃｯﾌﾟ\n秘密\n＃　最終回答\n公開\n＃思考ステップ\n秘密", "公開"),
+    "seed: bold heading in final": ("# 最終回答\n公開\n**思考ステップ**\n秘密", "公開\n**"),
+    "seed: tag opened in thinking": ("# 思考ステップ\n<think-task>秘密\n# 最終回答\n秘密", REFUSED),
+    "seed: final tag in thinking": ("# 思考ステップ\n<final>秘密</final>\n# 最終回答\n公開", "公開"),
+    "seed heading in a tag": ("<think-task>秘密\n# 最終回答\n秘密</think-task><final>公開", "公開"),
+    "Windows line ends": ("# 思考ステップ\r\n秘密\r\n\r\n# 最終回答\r\n公開\r\n", "公開"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), TABLE.values(), ids=TABLE)
+def test_broken_outputs(text, expected):
+    expected = expected or REFUSAL_TEXT
+    assert final_only(text) == expected
+    assert streamed(text) == expected
+
+
+# --- the cases of the serving stacks' own parser tests, in our words ---------------------------------------
+# They know one pair of tags, `<think>` and `</think>`, and send whatever stands outside of it. We send only
+# what stands inside a final part: where they answer with content (last column), we differ on purpose and
+# refuse, since "outside of thinking" is what a model also writes when it forgets a tag.
+
+STACKS = {
+    "vLLM R1: close only": ("R</think>A", REFUSED, "A"),
+    "vLLM R1: thinking only": ("R</think>", REFUSED, None),
+    "vLLM R1: no tag": ("R", REFUSED, None),
+    "vLLM Qwen3: no tag, streamed": ("R", REFUSED, "R"),
+    "vLLM R1: lines": ("R\nR</think>A\nA", REFUSED, "A\nA"),
+    "vLLM R1: close first": ("</think>A", REFUSED, "A"),
+    "vLLM R1: both tags": ("<think>R</think>A", REFUSED, "A"),
+    "vLLM R1: open only": ("<think>R", REFUSED, None),
+    "vLLM R1: line first": ("\n<think>R</think>\nA", REFUSED, "\nA"),
+    "Ollama: text before the tag": ("  R <think>R</think> A", REFUSED, "  R <think>R</think> A"),
+    "Ollama: second block": ("<think>R</think><think>R</think>A", REFUSED, "<think>R</think>A"),
+    "Ollama: false close": ("<think>R</thing>R</think>A", REFUSED, "A"),
+    "SGLang: split tag": ("R <th" + "ink>R</think>A", REFUSED, "R <think>R</think>A"),
+    "SGLang: nested": ("<think>R<think>R</think>R</think>A", REFUSED, "R</think>A"),
+    "SGLang Kimi": ("◁think▷R◁/think▷A", REFUSED, "A"),
+    "Mistral": ("[THINK]R[/THINK]A", REFUSED, "A"),
+    "gpt-oss": ("<|channel|>analysis<|message|>R<|end|><|channel|>final<|message|>A", REFUSED, "A"),
+    # The same with a final part of ours: the thinking stays in, the answer goes out.
+    "close only, final": ("R</think><final>A</final>", "A", None),
+    "both tags, final": ("<think>R</think><final>A</final>", "A", None),
+    "both tags, heading": ("<think>R</think>\n# 最終回答\nA", "A", None),
+    "open only, final": ("<think>R<final>R</final>", REFUSED, None),
+    "false close, final": ("<think>R</thing>R</think><final>A</final>", "A", None),
+    "nested, final": ("<think>R<think>R</think>R</think><final>A</final>", "A", None),
+    "Kimi in final": ("<final>A◁think▷R", "A", None),
+    "Mistral in final": ("<final>A[THINK]R[/THINK]", "A", None),
+    "second block after final": ("<think>R</think><final>A</final><think>R</think>R", "A", None),
+}
+
+
+@pytest.mark.parametrize(("text", "ours", "theirs"), STACKS.values(), ids=STACKS)
+def test_cases_of_the_known_serving_stacks(text, ours, theirs):
+    assert final_only(text) == streamed(text) == (ours or REFUSAL_TEXT)
+    assert ours != theirs or ours is REFUSED
+
+
+# --- engines that part thinking from content, and answers without thinking --------------------------------
+
+INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy>秘密</think-policy>"
+
+
+@pytest.mark.parametrize(
+    ("thinking", "content", "style", "expected"),
+    [
+        ("秘密", "公開", "seed", "公開"),
+        (INNER, "公開", "quadruple", "公開"),
+        (INNER, "公開</final>", "quadruple", "公開"),
+        ("秘密", "公開", "quadruple", REFUSED),  # its first block was never closed
+        (INNER.removesuffix("</think-policy>"), "秘密", "quadruple", REFUSED),
+        ("秘密", "秘密\n# 最終回答\n公開", "seed", REFUSED),  # parted at a heading inside the thinking
+        (INNER, "秘密</think-policy><final>公開", "quadruple", REFUSED),
+        ("秘密", "公開<think-task>秘密", "seed", REFUSED),
+        ("秘密", "", "seed", REFUSED),
+        ("秘密<think-task>", "秘密", "seed", REFUSED),
+        ("", "秘密", "seed", REFUSED),  # no thinking: the content is raw text
+        ("", SEED, "seed", "答えは 72 です。"),
+        (" ", QUADRUPLE, "seed", "答えは 72 です。"),
+    ],
+)
+def test_engine_separated(thinking, content, style, expected):
+    assert final_of_separated(thinking, content, style) == (expected or REFUSAL_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (" 公開。\n", "公開。"),
+        ("", REFUSED),
+        ("秘密</think>公開", REFUSED),
+        ("<think-task>秘密", REFUSED),
+        (QUADRUPLE, "答えは 72 です。"),
+    ],
+)
+def test_answers_without_thinking(content, expected):
+    assert plain_only(content) == (expected or REFUSAL_TEXT)
