@@ -72,6 +72,9 @@ class Explorer(w.VBox):
                 self.image_beside,
             ]
         )
+        self.add_class("explorer")
+        self.moved.add_class("moved")
+        self.note.add_class("note")
         self.run.observe(self._open, "value")
         self.beside.observe(self._open_beside, "value")
         for slider in (self.layer, self.block, self.step):

@@ -68,7 +68,10 @@ COLORS = {
     "muted": GREY,
 }
 SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)  # for things without a meaning of their own
-_STROKES = 'style="stroke-linejoin: round; stroke-linecap: butt"'
+# JupyterLab shows an SVG as a picture, on its dark theme too: there the figure is its own root and gets a
+# light card. In a report's page the root is <html>, and the rule finds nothing.
+_CARD = "<style>svg:root { background: white }</style>"
+_ROOT_STYLE = 'style="max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt"'
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"  # both survive colour blindness
 
 
@@ -227,7 +230,8 @@ def to_svg(fig: Figure, alt: str) -> str:
 
     svg = re.sub(r' id="([^"]*)"', rename, svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" {_STROKES} ', 1)
+    svg = svg.replace(">", f">{_CARD}", 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" {_ROOT_STYLE} ', 1)
 
 
 def show(fig: Figure, alt: str) -> None:

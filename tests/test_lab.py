@@ -1,0 +1,133 @@
+"""The explorer in a real JupyterLab, in Chromium: a person's sliders and buttons change the figure."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from so8t_helpers.settings import PROJECT_ROOT, Settings
+
+pytestmark = pytest.mark.slow
+CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
+TOKEN = "explorer-test"
+
+
+@pytest.fixture(scope="module")
+def lab(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """JupyterLab on a copy of the notebook that looks at the demo run; gives the notebook's address."""
+    home = tmp_path_factory.mktemp("lab")
+    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / "explore_rotations.ipynb", as_version=4)
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters.source = f"root = {str(demo_run.run_dir.parent)!r}\nname = {demo_run.run.name!r}"
+    nbformat.write(notebook, home / "explore_rotations.ipynb")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--ServerApp.root_dir={home}", f"--IdentityProvider.token={TOKEN}", "--allow-root"]
+    folders = (
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTERLAB_SETTINGS_DIR",
+        "JUPYTERLAB_WORKSPACES_DIR",
+        "JUPYTER_RUNTIME_DIR",
+    )
+    env = os.environ | {name: str(home / name.lower()) for name in folders}
+    with (home / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api", server, home / "lab.log")
+        yield f"http://127.0.0.1:{port}/lab/tree/explore_rotations.ipynb?token={TOKEN}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"JupyterLab does not answer at {url}:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(lab: str) -> Iterator[Page]:
+    """The notebook, opened and run to its end."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM if CHROMIUM.exists() else None, args=["--no-sandbox"], headless=True
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        page.set_default_timeout(120_000)
+        page.goto(lab)
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+        page.locator(".jp-NotebookPanel-toolbar >> text=Python 3").wait_for()
+        page.locator(".lm-MenuBar-item >> text=Run").click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator("text=the principal angles moved by").wait_for(state="attached")
+        explorer = page.locator("img.widget-image").first
+        explorer.wait_for(state="attached")
+        explorer.scroll_into_view_if_needed()
+        yield page
+        browser.close()
+
+
+def picture(page: Page, which: int = 0) -> str | None:
+    return page.locator("img.widget-image").nth(which).get_attribute("src")
+
+
+def wait_for_other_picture(page: Page, before: str | None, which: int = 0) -> None:
+    page.wait_for_function(
+        "([which, before]) => document.querySelectorAll('img.widget-image')[which].src !== before",
+        arg=[which, before],
+    )
+
+
+def test_no_cell_failed(page: Page):
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert page.locator("text=Traceback").count() == 0
+
+
+def test_the_figure_is_a_picture_that_shows(page: Page):
+    width = page.evaluate("document.querySelector('img.widget-image').naturalWidth")
+    assert width > 1000
+
+
+@pytest.mark.parametrize(("which", "key"), [(0, "ArrowLeft"), (1, "ArrowLeft"), (2, "ArrowLeft")])
+def test_each_slider_changes_the_figure(page: Page, which: int, key: str):
+    page.locator(".moved button").first.click()  # somewhere no slider stands at its end
+    before = picture(page)
+    handle = page.locator(".explorer .noUi-handle").nth(which)
+    handle.focus()
+    handle.press(key)
+    wait_for_other_picture(page, before)
+
+
+def test_a_click_goes_to_a_block_that_moved(page: Page):
+    buttons = page.locator(".moved button")
+    buttons.nth(0).click()
+    before = picture(page)
+    wanted = buttons.nth(3).inner_text()
+    buttons.nth(3).click()
+    wait_for_other_picture(page, before)
+    layer, block = wanted.split("·")
+    assert page.locator(f".note >> text=Layer {layer}, block {block}").count() == 1
+
+
+def test_a_second_run_stands_beside_the_first(page: Page):
+    page.locator(".explorer select").nth(1).select_option("demo")
+    page.locator("img.widget-image").nth(1).wait_for(state="visible")
+    page.wait_for_function("document.querySelectorAll('img.widget-image')[1].naturalWidth > 1000")
