@@ -1,0 +1,7 @@
+"""05_ollama_eval: the base, the baked model and each GGUF answer the same held-out prompts and are judged."""
+
+from so8t_helpers.evaluation.prompts import Prompt
+from so8t_helpers.evaluation.run import evaluate
+from so8t_helpers.evaluation.tables import answers_table, changed_examples, load_answers, scores_table
+
+__all__ = ["Prompt", "answers_table", "changed_examples", "evaluate", "load_answers", "scores_table"]

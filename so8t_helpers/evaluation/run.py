@@ -1,0 +1,175 @@
+"""The stage: open one model after another, let it answer all prompts, judge, write down."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from so8t_helpers import model
+from so8t_helpers.engines.base import Completion, Engine
+from so8t_helpers.engines.discovery import GgufHost
+from so8t_helpers.engines.transformers_engine import open_transformers
+from so8t_helpers.evaluation.native import check_native
+from so8t_helpers.evaluation.parity import TokenParity
+from so8t_helpers.evaluation.prompts import Prompt, choose_prompts
+from so8t_helpers.evaluation.scoring import score
+from so8t_helpers.evaluation.summary import compare, pairs, summarise
+from so8t_helpers.progress import Progress, progress
+from so8t_helpers.run_folder import (
+    Stage,
+    StageError,
+    open_stage,
+    stage_input,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from so8t_helpers.settings import Settings
+
+STAGE = "05_ollama_eval"
+_FOLDERS = ("base", "baked")
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
+    """Evaluate `eval.models` on the held-out prompts and return what goes into scores.json.
+
+    Writes answers.jsonl, scores.json and Modelfile; checks that every model is given the same token ids.
+
+    Raises:
+        StageError: a model, a file or the held-out records are missing, or token ids differ.
+        EngineError: an engine cannot load a model or breaks off.
+    """
+    with open_stage(settings, STAGE) as stage:
+        prompts = choose_prompts(stage)
+        sources = {name: _source(stage, name) for name in settings.eval.models}
+        answers: dict[str, pd.DataFrame] = {}
+        scores: dict[str, Any] = {"models": {}}
+        parity = TokenParity(prompts)
+        total = len(prompts) * len(sources)
+        with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
+            for name, source in sources.items():
+                tracker.what = name
+                with _open(settings, host, name, source) as engine:
+                    parity.check(name, engine)
+                    rows, seconds = _answer(settings, name, engine, prompts, tracker)
+                    if name == _served(settings):
+                        scores["native"] = check_native(settings, engine, prompts, rows)
+                answers[name] = pd.DataFrame(rows)
+                samples, seed = settings.eval.bootstrap_samples, settings.run.seed
+                scores["models"][name] = summarise(answers[name], seconds, samples, seed)
+            scores["engine"] = {"name": host.name, "version": host.version, "description": host.description}
+            modelfile = host.modelfile
+        scores["pairs"] = [
+            {"before": a, "after": b, **compare(answers[a], answers[b], samples, seed)}
+            for a, b in pairs(list(answers))
+        ]
+        scores["parity"] = parity.found
+        _write(stage, answers, scores)
+        served = sources.get(_served(settings) or "")
+        if served is not None:
+            write_text(stage.directory / "Modelfile", modelfile.text(f"../04_gguf/{served.name}"))
+    return scores
+
+
+def _source(stage: Stage, name: str) -> Path:
+    """The folder or file of a model, its files registered as inputs of the stage."""
+    settings = stage.settings
+    if name in _FOLDERS:
+        folder = (
+            model.base_folder(settings)
+            if name == "base"
+            else stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
+        )
+        stage.read_file(f"{name}/config.json", folder / "config.json", "run stage 03_bake first")
+        for weights in sorted(folder.glob("*.safetensors")):
+            stage.read_file(f"{name}/{weights.name}", weights)
+        return folder
+    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
+    found = sorted(folder.glob(f"*-{name}.gguf")) or sorted(folder.glob(f"*-{name.upper()}.gguf"))
+    if len(found) > 1:
+        raise StageError(
+            f"eval.models: several files for {name} in {folder}: {', '.join(p.name for p in found)}"
+        )
+    path = found[0] if found else folder / f"{settings.gguf.name}-{name}.gguf"
+    hint = "run stage 04_gguf first, with this type in gguf.types, or take it out of eval.models"
+    return stage.read_file(f"04_gguf/{path.name}", path, hint)
+
+
+def _open(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:
+    if name in _FOLDERS:
+        return open_transformers(source, think_command=settings.dataset.think_command)
+    return host.open(source, name)
+
+
+def _served(settings: Settings) -> str | None:
+    """The model that the service would serve, where it is among those evaluated, else the last file."""
+    files = [name for name in settings.eval.models if name not in _FOLDERS]
+    return settings.serve.model if settings.serve.model in files else files[-1] if files else None
+
+
+def _answer(
+    settings: Settings, name: str, engine: Engine, prompts: list[Prompt], tracker: Progress
+) -> tuple[list[dict[str, Any]], float]:
+    """Let a model answer all prompts; return the judged rows and the seconds that it took."""
+
+    def count(completion: Completion) -> None:
+        tracker.update(1, tokens=completion.tokens)
+
+    started = time.perf_counter()
+    completions = engine.complete_many(
+        [prompt.text for prompt in prompts],
+        max_tokens=settings.eval.max_new_tokens,
+        temperature=settings.eval.temperature,
+        seed=settings.run.seed,
+        on_done=count,
+    )
+    seconds = time.perf_counter() - started
+    show = settings.eval.show_thinking
+    rows = [_row(name, prompt, done, show) for prompt, done in zip(prompts, completions, strict=True)]
+    return rows, seconds
+
+
+def _row(name: str, prompt: Prompt, done: Completion, show_thinking: bool) -> dict[str, Any]:
+    """One line of answers.jsonl: the released part, what it is worth, and of the thinking a hash alone."""
+    record, judged = prompt.row, score(done.text, prompt.row)
+    return {
+        "id": record["id"],
+        "model": name,
+        "prompt": record["prompt"],
+        "label": record["label"],
+        "task": record["task"] or "",
+        "final": judged.final,
+        "well_formed": judged.well_formed,
+        "separated": judged.separated,
+        "correct": judged.correct,
+        "decision": judged.decision,
+        "refused": judged.refused,
+        "leaked": judged.leaked,
+        "tokens": done.tokens,
+        "prompt_tokens": done.prompt_tokens,
+        "first_token_s": done.first_token_s,
+        "seconds": done.seconds,
+        "stopped": done.stopped,
+        "text_sha256": _sha256(done.text.strip()),
+        **({"thinking": judged.thinking} if show_thinking else {"thinking_sha256": _sha256(judged.thinking)}),
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(stage: Stage, answers: dict[str, pd.DataFrame], scores: dict[str, Any]) -> None:
+    frame = pd.concat(answers.values(), ignore_index=True)
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    write_jsonl(stage.directory / "answers.jsonl", ({str(k): v for k, v in row.items()} for row in rows))
+    write_json(stage.directory / "scores.json", scores)
+    stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
+    stage.facts["prompts"] = len(next(iter(answers.values())))
+    for name in answers:
+        stage.facts[f"format {name}"] = scores["models"][name]["format"]
+        stage.facts[f"answer {name}"] = scores["models"][name]["answer"]

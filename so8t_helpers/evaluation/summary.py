@@ -1,0 +1,100 @@
+"""From judged answers to `scores.json`: one table of figures for each model, and the pairs compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from so8t_helpers.chat_format import LABELS
+from so8t_helpers.evaluation import statistics
+from so8t_helpers.evaluation.scoring import REFUSE_LABELS
+from so8t_helpers.evaluation.statistics import Floats, Ints
+
+# Shares over prompts; each is a column of 0, 1 and NaN (where a prompt does not count) in `indicators`.
+SHARES = ("format", "separated", "answer", "label_accuracy", "refusal", "over_refusal")
+
+
+def indicators(answers: pd.DataFrame) -> pd.DataFrame:
+    """Turn one model's answers into 0, 1 and NaN for each share, a row for each prompt.
+
+    `refusal` counts prompts labelled DENY or REFUSE, `over_refusal` those labelled ALLOW.
+    """
+    refused = answers["refused"].astype(float)
+    return pd.DataFrame(
+        {
+            "format": answers["well_formed"].astype(float),
+            "separated": answers["separated"].astype(float),
+            "answer": answers["correct"].astype(float),
+            "label_accuracy": (answers["decision"] == answers["label"]).astype(float),
+            "refusal": refused.where(answers["label"].isin(REFUSE_LABELS)),
+            "over_refusal": refused.where(answers["label"] == "ALLOW"),
+        }
+    )
+
+
+def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: int) -> dict[str, Any]:
+    """Return the entry of one model in `scores.json`.
+
+    Args:
+        answers: its rows of answers.jsonl.
+        wall_seconds: what the whole pass took.
+        samples: of the bootstrap.
+        seed: of the bootstrap; the same for all models, so that their samples are paired.
+    """
+    n = len(answers)
+    draws = statistics.resamples(n, samples, seed)
+    shares = indicators(answers)
+    truth, stated = answers["label"].tolist(), decisions(answers)
+    table = statistics.confusion(truth, stated)
+    first = answers["first_token_s"].to_numpy(float)
+    entry: dict[str, Any] = {name: statistics.mean(shares[name].to_numpy()) for name in SHARES}
+    return {
+        **entry,
+        "label_f1": statistics.macro_f1(table),
+        "leaks": int(answers["leaked"].sum()),
+        "tokens_per_s": float(answers["tokens"].sum() / wall_seconds),
+        "first_token_s": float(np.nanmedian(first)) if np.isfinite(first).any() else None,
+        "cut_off": float((~answers["stopped"].astype(bool)).mean()),
+        "n": n,
+        "ci": {name: statistics.interval(shares[name].to_numpy(), draws) for name in SHARES}
+        | {"label_f1": statistics.macro_f1_interval(truth, stated, draws)},
+        "by_task": _by(answers, "task", shares, samples, seed),
+        "by_label": _by(answers, "label", shares, samples, seed),
+        "confusion": {"labels": list(LABELS), "stated": [*LABELS, "none"], "counts": table.tolist()},
+    }
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
+    """Compare two models' answers prompt by prompt, share by share."""
+    draws: Ints = statistics.resamples(len(before), samples, seed)
+    a, b = indicators(before), indicators(after)
+    found: dict[str, Any] = {
+        name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES
+    }
+    same: Floats = (before["text_sha256"].to_numpy() == after["text_sha256"].to_numpy()).astype(float)
+    found["same_text"] = {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}
+    return found
+
+
+def pairs(models: list[str]) -> list[tuple[str, str]]:
+    """The comparisons of a report: base with baked, then baked with each file."""
+    found = [("base", "baked")] if {"base", "baked"} <= set(models) else []
+    rest = [model for model in models if model not in {"base", "baked"}]
+    anchor = next((model for model in ("baked", "f16", "base") if model in models), None)
+    return found + [(anchor, model) for model in rest if anchor is not None and model != anchor]
+
+
+def decisions(answers: pd.DataFrame) -> list[str | None]:
+    """The stated labels, None for none."""
+    return [value if isinstance(value, str) else None for value in answers["decision"]]
+
+
+def _by(
+    answers: pd.DataFrame, column: str, shares: pd.DataFrame, samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    keys = [str(key) for key in answers[column]]
+    return statistics.grouped(
+        keys, shares["answer"].to_numpy(), lambda n: statistics.resamples(n, samples, seed)
+    )

@@ -1,0 +1,79 @@
+"""Tables for the notebook, read back from the stage's files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from so8t_helpers.evaluation.summary import SHARES
+from so8t_helpers.run_folder import read_jsonl
+from so8t_helpers.settings import Settings
+
+_COLUMNS = ("format", "separated", "answer", "label_f1", "refusal", "over_refusal")
+
+
+def load_answers(settings: Settings) -> pd.DataFrame:
+    """Read answers.jsonl of this run: a row for each model and prompt."""
+    return pd.DataFrame(read_jsonl(settings.run_dir / "05_ollama_eval" / "answers.jsonl"))
+
+
+def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
+    """A row for each model: shares in percent with their 95% intervals, leaks, speed."""
+    rows = {}
+    for name, entry in scores["models"].items():
+        row = {column.replace("_", " "): _percent(entry[column], entry["ci"][column]) for column in _COLUMNS}
+        rows[name] = {
+            **row,
+            "leaks": entry["leaks"],
+            "tokens/s": round(entry["tokens_per_s"]),
+            "prompts": entry["n"],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def pairs_table(scores: dict[str, Any]) -> pd.DataFrame:
+    """A row for each comparison and share: difference in points with its interval, gained, lost, p."""
+    rows = []
+    for pair in scores["pairs"]:
+        for name in SHARES:
+            found = pair[name]
+            if found["difference"] is None:
+                continue
+            low, high = found["ci"]
+            rows.append(
+                {
+                    "from → to": f"{pair['before']} → {pair['after']}",
+                    "share": name.replace("_", " "),
+                    "points": f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                    "gained": found["gained"],
+                    "lost": found["lost"],
+                    "p": round(found["p"], 4),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def answers_table(answers: pd.DataFrame, model: str, count: int = 8) -> pd.DataFrame:
+    """Some of a model's answers over all labels, the final part only."""
+    rows = answers[answers["model"] == model]
+    rows = rows.groupby("label", sort=True).head(-(-count // rows["label"].nunique()))
+    columns = {"label": "label", "decision": "decision", "prompt": "prompt", "final": "final part"}
+    return rows[[*columns, "correct"]].rename(columns=columns).head(count).reset_index(drop=True)
+
+
+def changed_examples(answers: pd.DataFrame, before: str, after: str, count: int = 6) -> pd.DataFrame:
+    """Prompts whose answer turned from right to wrong or back, losses first, the final parts only."""
+    a, b = (answers[answers["model"] == name].set_index("id") for name in (before, after))
+    both = a.join(b[["final", "correct", "decision"]], rsuffix="_after")
+    both = both[both["correct"].notna() & (both["correct"] != both["correct_after"])]
+    both = both.assign(change=both["correct_after"].map({True: "gained", False: "lost"}))
+    both = both.sort_values("change", ascending=False, kind="stable").head(count)
+    table = both[["change", "label", "prompt", "final", "final_after"]]
+    return table.rename(columns={"final": before, "final_after": after}).reset_index(drop=True)
+
+
+def _percent(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{100 * value:.1f} ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
