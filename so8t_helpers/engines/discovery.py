@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from so8t_helpers.engines.base import Engine, EngineError
+from so8t_helpers.engines.base import Engine, EngineError, threads_for
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.engines.modelfile import Modelfile
 from so8t_helpers.engines.ollama import open_ollama
@@ -26,7 +26,6 @@ class GgufHost:
     Attributes:
         server: the Ollama server, None for the embedded llama.cpp.
         name, version: of the program, for the report.
-        modelfile: what Ollama is told about each file; the evaluation writes it down in any case.
 
     Raises:
         EngineError: `eval.engine` is "ollama" and there is none, or it is too old.
@@ -34,7 +33,6 @@ class GgufHost:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.modelfile = modelfile_of(settings)
         self.server: OllamaServer | None = None
         if settings.eval.engine != "llama_cpp":
             self.server = find_ollama(settings)
@@ -74,7 +72,7 @@ class GgufHost:
             self.server,
             gguf,
             f"so8t-{self.settings.run.name.lower()}:{kind}",
-            self.modelfile,
+            modelfile_of(self.settings, gguf),
             timeout=chosen.timeout_seconds,
             parallel=chosen.parallel,
             keep=chosen.keep_in_ollama,
@@ -95,12 +93,14 @@ class GgufHost:
         self.close()
 
 
-def modelfile_of(settings: Settings) -> Modelfile:
-    """The Modelfile that a profile asks for; of two trained formats Ollama can part one, the seed's."""
+def modelfile_of(settings: Settings, gguf: Path) -> Modelfile:
+    """What a profile tells Ollama about a file; of two trained formats Ollama can part one, the seed's."""
+    threads = threads_for(gguf)
     return Modelfile(
         style="quadruple" if settings.dataset.think_format == "quadruple" else "seed",
         think_command=settings.dataset.think_command,
         num_ctx=settings.eval.num_ctx,
         system=settings.dataset.system_prompt,
         temperature=settings.eval.temperature,
+        threads=threads if threads == 1 else None,
     )

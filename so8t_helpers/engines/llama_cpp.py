@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.engines.base import STOPS, EngineError, EngineTimeoutError, Piece, chat_prompt
+from so8t_helpers.engines.base import STOPS, EngineError, EngineTimeoutError, Piece, chat_prompt, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.settings import PROJECT_ROOT
 
@@ -194,7 +194,7 @@ def open_llama_cpp(
         num_ctx: tokens of context for each prompt; over 4096 llama.cpp takes the long rope factors.
         timeout: seconds for loading, and to wait for the next piece of an answer.
         parallel: prompts worked on at once.
-        threads: of the CPU; null takes all.
+        threads: of the CPU; null takes what suits the file.
         think_command: what stands before a question that is to be thought about.
 
     Raises:
@@ -207,6 +207,6 @@ def open_llama_cpp(
         "model": str(gguf),
         "num_ctx": num_ctx,
         "parallel": parallel,
-        "threads": threads or os.cpu_count() or 1,
+        "threads": threads or threads_for(gguf),
     }
     return LlamaCpp(_Process(options, timeout), gguf, timeout, parallel, think_command)

@@ -46,6 +46,7 @@ class Modelfile:
         num_ctx: tokens of context; over 4096 llama.cpp takes the long rope factors.
         system: system turn for chats that bring none; null for none.
         temperature: default of the model in Ollama.
+        threads: of the CPU; null leaves the choice to Ollama.
     """
 
     style: str = "seed"
@@ -53,6 +54,7 @@ class Modelfile:
     num_ctx: int = 4096
     system: str | None = None
     temperature: float = 0.0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("think_command", "system"):
@@ -76,6 +78,7 @@ class Modelfile:
             "num_ctx": self.num_ctx,
             "temperature": self.temperature,
             "repeat_penalty": 1.0,
+            **({"num_thread": self.threads} if self.threads else {}),
         }
 
     def text(self, gguf_name: str) -> str:

@@ -2,6 +2,20 @@
 
 from so8t_helpers.evaluation.prompts import Prompt
 from so8t_helpers.evaluation.run import evaluate
-from so8t_helpers.evaluation.tables import answers_table, changed_examples, load_answers, scores_table
+from so8t_helpers.evaluation.tables import (
+    answers_table,
+    changed_examples,
+    load_answers,
+    pairs_table,
+    scores_table,
+)
 
-__all__ = ["Prompt", "answers_table", "changed_examples", "evaluate", "load_answers", "scores_table"]
+__all__ = [
+    "Prompt",
+    "answers_table",
+    "changed_examples",
+    "evaluate",
+    "load_answers",
+    "pairs_table",
+    "scores_table",
+]

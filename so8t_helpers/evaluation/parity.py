@@ -40,7 +40,7 @@ class TokenParity:
                 raise StageError(
                     f"{name}: {engine.name} sees other tokens than {self.found['measure']} in prompt "
                     f"{prompt.row['id']} from position {place}: {got[place : place + 5]} instead of "
-                    f"{want[place : place + 5]}; is the GGUF's tokenizer, or its general.name (it must contain "
-                    "phi3) right? Run stage 04_gguf again"
+                    f"{want[place : place + 5]}; check the GGUF's tokenizer and its general.name, which must "
+                    "contain phi3, and run stage 04_gguf again"
                 )
         self.found["equal"][name] = len(ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from so8t_helpers import model
+from so8t_helpers.audit import AuditLog
+from so8t_helpers.chat_format import parse
 from so8t_helpers.engines.base import Completion, Engine
-from so8t_helpers.engines.discovery import GgufHost
+from so8t_helpers.engines.discovery import GgufHost, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluation.native import check_native
 from so8t_helpers.evaluation.parity import TokenParity
@@ -45,6 +46,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     """
     with open_stage(settings, STAGE) as stage:
         prompts = choose_prompts(stage)
+        audit = AuditLog(stage.directory / "audit.jsonl")
         sources = {name: _source(stage, name) for name in settings.eval.models}
         answers: dict[str, pd.DataFrame] = {}
         scores: dict[str, Any] = {"models": {}}
@@ -55,23 +57,25 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 tracker.what = name
                 with _open(settings, host, name, source) as engine:
                     parity.check(name, engine)
-                    rows, seconds = _answer(settings, name, engine, prompts, tracker)
+                    rows, seconds = _answer(settings, name, engine, prompts, tracker, audit)
                     if name == _served(settings):
                         scores["native"] = check_native(settings, engine, prompts, rows)
+                        _log(audit, engine, rows)
                 answers[name] = pd.DataFrame(rows)
                 samples, seed = settings.eval.bootstrap_samples, settings.run.seed
                 scores["models"][name] = summarise(answers[name], seconds, samples, seed)
             scores["engine"] = {"name": host.name, "version": host.version, "description": host.description}
-            modelfile = host.modelfile
         scores["pairs"] = [
             {"before": a, "after": b, **compare(answers[a], answers[b], samples, seed)}
             for a, b in pairs(list(answers))
         ]
         scores["parity"] = parity.found
+        scores["audit_head"] = audit.head
         _write(stage, answers, scores)
         served = sources.get(_served(settings) or "")
         if served is not None:
-            write_text(stage.directory / "Modelfile", modelfile.text(f"../04_gguf/{served.name}"))
+            text = modelfile_of(settings, served).text(f"../04_gguf/{served.name}")
+            write_text(stage.directory / "Modelfile", text)
     return scores
 
 
@@ -112,7 +116,7 @@ def _served(settings: Settings) -> str | None:
 
 
 def _answer(
-    settings: Settings, name: str, engine: Engine, prompts: list[Prompt], tracker: Progress
+    settings: Settings, name: str, engine: Engine, prompts: list[Prompt], tracker: Progress, audit: AuditLog
 ) -> tuple[list[dict[str, Any]], float]:
     """Let a model answer all prompts; return the judged rows and the seconds that it took."""
 
@@ -128,13 +132,15 @@ def _answer(
         on_done=count,
     )
     seconds = time.perf_counter() - started
-    show = settings.eval.show_thinking
-    rows = [_row(name, prompt, done, show) for prompt, done in zip(prompts, completions, strict=True)]
+    rows = [_row(name, prompt, done, audit) for prompt, done in zip(prompts, completions, strict=True)]
+    if settings.eval.show_thinking:
+        for row, done in zip(rows, completions, strict=True):
+            row["thinking"] = parse(done.text).thinking
     return rows, seconds
 
 
-def _row(name: str, prompt: Prompt, done: Completion, show_thinking: bool) -> dict[str, Any]:
-    """One line of answers.jsonl: the released part, what it is worth, and of the thinking a hash alone."""
+def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog) -> dict[str, Any]:
+    """One line of answers.jsonl: the released part, what it is worth, and of the thinking its HMAC alone."""
     record, judged = prompt.row, score(done.text, prompt.row)
     return {
         "id": record["id"],
@@ -154,13 +160,17 @@ def _row(name: str, prompt: Prompt, done: Completion, show_thinking: bool) -> di
         "first_token_s": done.first_token_s,
         "seconds": done.seconds,
         "stopped": done.stopped,
-        "text_sha256": _sha256(done.text.strip()),
-        **({"thinking": judged.thinking} if show_thinking else {"thinking_sha256": _sha256(judged.thinking)}),
+        "text_hmac": audit.code(done.text.strip()),
+        "thinking_hmac": audit.code(judged.thinking),
     }
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _log(audit: AuditLog, engine: Engine, rows: list[dict[str, Any]]) -> None:
+    """Enter the served model's answers into the audit log, as the service does with its own."""
+    kept = ("id", "decision", "thinking_hmac", "tokens", "seconds")
+    for row in rows:
+        entry = {"event": "evaluated", "model": row["model"], "engine": engine.name}
+        audit.append(entry | {key: row[key] for key in kept})
 
 
 def _write(stage: Stage, answers: dict[str, pd.DataFrame], scores: dict[str, Any]) -> None:

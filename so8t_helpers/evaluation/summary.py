@@ -73,7 +73,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     found: dict[str, Any] = {
         name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES
     }
-    same: Floats = (before["text_sha256"].to_numpy() == after["text_sha256"].to_numpy()).astype(float)
+    same: Floats = (before["text_hmac"].to_numpy() == after["text_hmac"].to_numpy()).astype(float)
     found["same_text"] = {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}
     return found
 

@@ -1,0 +1,104 @@
+"""Figures of 05_ollama_eval: shares with intervals, confusion of decisions, correctness by task, speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from so8t_helpers.plots.style import COLORS, INK, SEQUENTIAL, SERIES, new_figure, text_on
+
+_SHARES = {
+    "format": "right format",
+    "separated": "thinking separated",
+    "answer": "answer correct",
+    "label_accuracy": "label correct",
+    "label_f1": "label, macro F1",
+    "refusal": "refusal where due",
+    "over_refusal": "over-refusal (lower is better)",
+}
+
+
+def shares(scores: dict[str, Any]) -> Figure:
+    """One panel a share, a dot a model with its 95% bootstrap interval.
+
+    Args:
+        scores: scores.json.
+    """
+    models = scores["models"]
+    height = 0.24 * len(models) + 0.75
+    fig, axes = new_figure(height=height * 4, ncols=2, nrows=4, sharex=True, sharey=True)
+    for ax, (key, title) in zip(axes.flat, _SHARES.items(), strict=False):
+        for y, (name, entry) in enumerate(models.items()):
+            if entry[key] is None:
+                continue
+            value, (low, high) = 100 * entry[key], (100 * end for end in entry["ci"][key])
+            color = COLORS.get(name, COLORS["muted"])
+            ax.plot([low, high], [y, y], color=color, linewidth=2.5, solid_capstyle="round")
+            ax.plot([value], [y], "o", color=color)
+        ax.set(title=title, xlim=(-4, 104), ylim=(len(models) - 0.4, -0.6))
+        ax.set_yticks(range(len(models)), list(models))
+        ax.set_xlabel("% of prompts" if key in {"refusal", "over_refusal"} else "")
+    for ax in list(axes.flat)[len(_SHARES) :]:
+        ax.set_axis_off()
+    axes[-1, 0].tick_params(labelbottom=True)
+    axes[-2, 1].tick_params(labelbottom=True)
+    axes[-2, 1].set_xlabel("% of prompts")
+    return fig
+
+
+def confusion(scores: dict[str, Any], names: list[str]) -> Figure:
+    """True label against the label that the thinking states, a panel for each model named."""
+    fig, axes = new_figure(height=3.4, ncols=len(names), squeeze=False, sharey=True)
+    for ax, name in zip(axes[0], names, strict=True):
+        table = scores["models"][name]["confusion"]
+        counts = np.array(table["counts"])
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = ax.imshow(share, cmap=SEQUENTIAL, vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(counts):
+            ink = text_on(image.cmap(image.norm(share[row, column])))
+            ax.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=9.5)
+        ax.set_xticks(range(len(table["stated"])), table["stated"], rotation=40, ha="right")
+        ax.set_yticks(range(len(table["labels"])), table["labels"])
+        ax.set(title=name, xlabel="stated in the thinking")
+        ax.grid(False)
+    axes[0, 0].set_ylabel("true label")
+    return fig
+
+
+def by_task(scores: dict[str, Any], names: list[str]) -> Figure:
+    """Share of correct answers by task for some models; the number of prompts stands beside the task."""
+    entries = {name: scores["models"][name]["by_task"] for name in names}
+    counts = {task: found["n"] for task, found in entries[names[0]].items() if found["mean"] is not None}
+    fig, ax = new_figure(height=0.32 * len(counts) + 0.9)
+    offsets = np.linspace(-0.22, 0.22, len(names)) if len(names) > 1 else [0.0]
+    for name, offset in zip(names, offsets, strict=True):
+        y = np.arange(len(counts)) + offset
+        values = [100 * entries[name][task]["mean"] for task in counts]
+        ax.plot(values, y, "o", color=COLORS.get(name, COLORS["muted"]), label=name)
+    ax.set_yticks(range(len(counts)), [f"{task or '(none)'} ({n})" for task, n in counts.items()])
+    ax.set(xlabel="% of answers correct", xlim=(-3, 103), ylim=(len(counts) - 0.4, -0.6))
+    fig.legend(loc="outside upper right", ncols=len(names))
+    return fig
+
+
+def speed(scores: dict[str, Any]) -> Figure:
+    """Tokens a second of each model, and the median time to the first token where it was streamed."""
+    models = scores["models"]
+    fig, (rate, first) = new_figure(height=0.3 * len(models) + 1.1, ncols=2, sharey=True)
+    panels = ((rate, "tokens_per_s", 1.0), (first, "first_token_s", 1000.0))
+    for ax, key, scale in panels:
+        for y, (name, entry) in enumerate(models.items()):
+            text = "not streamed" if entry[key] is None else f"{entry[key] * scale:,.0f}"
+            value = (entry[key] or 0.0) * scale
+            ax.barh([y], [value], color=COLORS.get(name, SERIES[0]), height=0.62)
+            ax.annotate(
+                text, (value, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=9.5
+            )
+        ax.margins(x=0.22)
+        ax.grid(axis="y", visible=False)
+    rate.set(title="Throughput, all prompts", xlabel="tokens per second", ylim=(len(models) - 0.4, -0.6))
+    rate.set_yticks(range(len(models)), list(models))
+    first.set(title="First token, median", xlabel="milliseconds")
+    return fig
