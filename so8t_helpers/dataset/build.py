@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import orjson
+from typing import Any
 
 from so8t_helpers import progress, run_folder
 from so8t_helpers.dataset import card as cards
-from so8t_helpers.dataset import chunk_pass, dedup, reading
-from so8t_helpers.dataset.chunk_pass import INDEX, ChunkResult, part
-from so8t_helpers.dataset.sample import FORMATS, Plan, Quarantined
-from so8t_helpers.dataset.splitting import held_out
+from so8t_helpers.dataset import chunk_pass, reading
+from so8t_helpers.dataset.assemble import assemble
+from so8t_helpers.dataset.chunk_pass import ChunkResult
+from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.run_folder import Stage, StageError
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
@@ -65,7 +61,7 @@ def build(settings: Settings) -> Built:
             for result in chunk_pass.run(plan, chunks, work, workers):
                 results.append(result)
                 bar.update(result.lines, kept=sum(r.kept for r in results))
-        tally = _second_pass(settings, stage, chunks, results, work)
+        tally = assemble(settings, stage.directory, chunks, results, work)
         shutil.rmtree(work)
         if not tally.total("train"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
@@ -76,75 +72,6 @@ def build(settings: Settings) -> Built:
         run_folder.write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
     return Built(settings.run_dir / STAGE, card)
-
-
-def _second_pass(
-    settings: Settings, stage: Stage, chunks: list[reading.Chunk], results: list[ChunkResult], work: Path
-) -> cards.Tally:
-    """Find duplicates, hold out, and put every row where it belongs, in the input's order."""
-    index = _joined(work, "index", len(chunks)).view(INDEX)
-    earlier = np.full(len(index), -1, dtype=np.int64)
-    exact = np.zeros(len(index), dtype=bool)
-    if settings.dataset.deduplicate and len(index):
-        first = dedup.exact_duplicates(index["question"])
-        exact = first != np.arange(len(index))
-        signatures = _joined(work, "signatures", len(chunks)).view(np.uint32).reshape(len(index), -1)
-        near = dedup.near_duplicates(signatures, ~exact, settings.dataset.near_duplicate_threshold)
-        earlier = np.where(exact, first, near)
-    held = held_out(index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
-    offsets = np.cumsum([0, *(r.kept for r in results)])
-    tally = cards.Tally(settings.training.sequence_length)
-    with ExitStack() as stack:
-        out = {}
-        for name in ("train", "eval", "quarantine"):
-            scratch = stack.enter_context(run_folder.atomic_path(stage.directory / f"{name}.jsonl"))
-            out[name] = stack.enter_context(scratch.open("wb"))
-        for chunk, result in zip(chunks, results, strict=True):
-            here = slice(offsets[chunk.index], offsets[chunk.index + 1])
-            duplicates: list[tuple[int, bytes]] = []
-            rows = part(work, "rows", chunk.index).open("rb")
-            with rows:
-                for i, row in enumerate(rows, start=int(offsets[chunk.index])):
-                    if earlier[i] < 0:
-                        out["eval" if held[i] else "train"].write(row)
-                        continue
-                    of = int(earlier[i])
-                    where = _where(of, offsets, chunks, index)
-                    reason = "duplicate" if exact[i] else "near_duplicate"
-                    digest = orjson.loads(row)["source"]["sha256"]
-                    item = Quarantined(reason, f"of {where}", digest)
-                    line = int(index["line"][i])
-                    duplicates.append((line, chunk_pass.quarantine_line(chunk.file.name, line, item)))
-                    tally.reasons[reason] += 1
-            _merge_quarantine(out["quarantine"], part(work, "quarantine", chunk.index), duplicates)
-            tally.add_chunk(result)
-            kept_here = earlier[here] < 0
-            tally.add_rows("train", index[here][kept_here & ~held[here]], result)
-            tally.add_rows("eval", index[here][kept_here & held[here]], result)
-    return tally
-
-
-def _merge_quarantine(out: IO[bytes], path: Path, duplicates: list[tuple[int, bytes]]) -> None:
-    """Write a chunk's quarantined lines and its duplicates in the order of their lines."""
-    lines = [(orjson.loads(raw)["line"], raw) for raw in path.read_bytes().splitlines(keepends=True)]
-    out.writelines(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
-
-
-def _where(row: int, offsets: np.ndarray, chunks: list[reading.Chunk], index: np.ndarray) -> str:
-    chunk = chunks[int(np.searchsorted(offsets, row, side="right")) - 1]
-    return f"{chunk.file.name}:{int(index['line'][row])}"
-
-
-def _joined(work: Path, kind: str, count: int) -> np.ndarray:
-    """Return the chunks' files of one kind as one array of bytes, mapped from disk."""
-    path = work / kind
-    with path.open("wb") as out:
-        for i in range(count):
-            with part(work, kind, i).open("rb") as file:
-                shutil.copyfileobj(file, out, 2**20)
-    if path.stat().st_size == 0:
-        return np.zeros(0, dtype=np.uint8)
-    return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 def _input_paths(settings: Settings) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from so8t_helpers.dataset.dedup import exact_hash, signatures
+from so8t_helpers.dataset.dedup import band_keys, banding, exact_hash, signatures
 from so8t_helpers.dataset.reading import Chunk, read_lines
 from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
 
@@ -24,6 +24,7 @@ from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
 INDEX = np.dtype(
     [
         ("line", "<u8"),
+        ("offset", "<u8"),
         ("question", "<u8"),
         ("split", "<u8"),
         ("label", "u1"),
@@ -59,29 +60,33 @@ def part(work: Path, kind: str, index: int) -> Path:
 
 
 def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
-    """Judge every line of a chunk and write its rows, quarantine, index and MinHash signatures."""
+    """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
     result = ChunkResult(chunk.index, chunk.lines, 0)
     domains: dict[str, int] = {}
     licences: dict[str, int] = {}
+    bands = banding(sampler.settings.near_duplicate_threshold)
+    offset = 0
     with (
         part(work, "rows", chunk.index).open("wb") as rows,
         part(work, "quarantine", chunk.index).open("wb") as bad,
         part(work, "index", chunk.index).open("wb") as index,
-        part(work, "signatures", chunk.index).open("wb") as minhash,
+        part(work, "keys", chunk.index).open("wb") as keys,
+        part(work, "low", chunk.index).open("wb") as low,
     ):
         for batch in _batches(sampler, chunk):
-            kept: list[tuple[int, Sample]] = []
+            kept: list[tuple[int, int, Sample]] = []
             for line, outcome in batch:
                 if isinstance(outcome, Quarantined):
                     bad.write(quarantine_line(chunk.file.name, line, outcome))
                     result.counts["reason", outcome.reason] += 1
                     continue
-                rows.write(outcome.row + b"\n")
-                kept.append((line, outcome))
+                kept.append((line, offset, outcome))
+                offset += rows.write(outcome.row + b"\n")
                 _count(result.counts, outcome)
             entries = [
                 (
                     line,
+                    start,
                     exact_hash(s.question),
                     s.split_hash,
                     s.label,
@@ -90,11 +95,13 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                     domains.setdefault(s.domain, len(domains)) if len(domains) < 65535 else 0,
                     s.tokens,
                 )
-                for line, s in kept
+                for line, start, s in kept
             ]
             index.write(np.array(entries, dtype=INDEX).tobytes())
             if sampler.settings.deduplicate and kept:
-                minhash.write(signatures([s.question for _, s in kept]).tobytes())
+                signature = signatures([s.question for _, _, s in kept])
+                keys.write(band_keys(signature, *bands).tobytes())
+                low.write(signature.astype(np.uint8).tobytes())
             result.kept += len(kept)
     result.domains, result.licences = list(domains), list(licences)
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +30,14 @@ class TokenLengths:
         """Return the number of tokens of a rendered text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def bound(self, text: str) -> int:
-        """Return a number that `count` does not exceed."""
+    def surely_within(self, text: str, limit: int) -> bool:
+        """Say, without counting, whether a text has at most `limit` tokens; False means: count."""
         if self._costs is None:
-            return sys.maxsize
+            return False
+        if 4 * len(text) + _EXTRA_TOKENS <= limit:
+            return True
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        return int(self._costs[points].sum(dtype=np.int64)) + _EXTRA_TOKENS
+        return int(self._costs[points].sum(dtype=np.int64)) + _EXTRA_TOKENS <= limit
 
 
 def _character_costs(path: Path) -> np.ndarray | None:

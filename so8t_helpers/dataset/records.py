@@ -31,13 +31,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "url": ("url", "source_url"),
     "check": ("check",),
 }
+TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
 _FIELD_OF = {key: (field, rank) for field, keys in FIELDS.items() for rank, key in enumerate(keys)}
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
-# How such a character can stand in a line of JSON, escaped or not: most lines hold none of these.
-_CONTROL_BYTES = (b"\\u", b"\\b", b"\\f", b"\\r", b"\x7f", b"\xe2\x80\xa8", b"\xe2\x80\xa9", b"\xef\xbb\xbf")
-
 _Picked = dict[str, tuple[str, Any]]
 
 
@@ -51,7 +49,10 @@ class RejectedError(Exception):
 
 @dataclass(slots=True)
 class Record:
-    """One record in the one shape that the rest of the stage reads."""
+    """One record in the one shape that the rest of the stage reads.
+
+    `safety` and `policy` are parts of a ready quadruple format, whose task part is then the `reasoning`.
+    """
 
     question: str
     answer: str
@@ -64,7 +65,12 @@ class Record:
     url: str | None
     check: dict[str, str] | None
     flagged: str | None
-    parts: chat_format.ThinkText | None
+    safety: str = ""
+    policy: str = ""
+
+    def texts(self) -> str:
+        """Return all text that a model may come to read, joined."""
+        return "\n".join(value for name in TEXT_FIELDS if (value := getattr(self, name)))
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise RejectedError("bad_json", f"not valid JSON: {error.msg} at column {error.colno}") from None
     if type(data) is not dict:
         raise RejectedError("not_an_object", f"expected a JSON object, got {type(data).__name__}")
-    if any(mark in raw for mark in _CONTROL_BYTES):
+    if _may_hold_controls(raw):
         try:
             data = _without_controls(data)
         except RecursionError:
@@ -104,11 +110,15 @@ def normalise(data: dict[str, Any]) -> Record:
         reasoning = reasoning or own
     else:
         question, answer = _from_fields(picked)
-    parts = None
+    safety = policy = ""
     if chat_format.contains_markers(answer):
-        parts = _ready_format(answer)
-        answer = parts.final
-        reasoning = parts.thinking or "\n".join((parts.task, parts.safety, parts.policy))
+        ready = _ready_format(answer)
+        answer, reasoning, safety, policy = (
+            ready.final,
+            ready.thinking or ready.task,
+            ready.safety,
+            ready.policy,
+        )
     if not question:
         raise RejectedError("empty_question", "the record has no question")
     if not answer:
@@ -125,7 +135,8 @@ def normalise(data: dict[str, Any]) -> Record:
         _text(picked, "url") or None,
         _check(picked),
         _flag(picked),
-        parts,
+        safety,
+        policy,
     )
 
 
@@ -237,6 +248,12 @@ def _check(picked: _Picked) -> dict[str, str] | None:
             "wrong_type", f"`check` must be an object with a kind of {', '.join(CHECK_KINDS)}"
         )
     return {"kind": value["kind"], "value": str(value.get("value", ""))}
+
+
+def _may_hold_controls(raw: bytes) -> bool:
+    """Look for how a control character can stand in a line of JSON, escaped or not; most lines hold none."""
+    escaped = b"\\" in raw and (b"\\u" in raw or b"\\r" in raw or b"\\b" in raw or b"\\f" in raw)
+    return escaped or b"\x7f" in raw or (b"\xe2" in raw and b"\xe2\x80" in raw) or b"\xef\xbb\xbf" in raw
 
 
 def _without_controls(value: Any) -> Any:

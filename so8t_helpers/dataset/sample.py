@@ -18,6 +18,7 @@ from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.dedup import normalise_question
 from so8t_helpers.dataset.lengths import TokenLengths
 from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.markers import CANDIDATE
 from so8t_helpers.policy import harm, licence, robots
 from so8t_helpers.settings import DatasetSettings
 
@@ -131,9 +132,10 @@ class Sampler:
             raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
         record = records.normalise(records.parse_json(utf8))
         licence_name = self._source(record)
-        _no_markers(record)
-        texts = filter(None, (record.question, record.answer, record.reasoning, record.system))
-        plain = harm.plain("\n".join(texts))
+        joined = record.texts()
+        if CANDIDATE.search(joined):
+            _no_markers(record)
+        plain = harm.plain(joined)
         masked = self._personal_data(record, plain)
         category = self._harm(record, plain)
         question = normalise_question(record.question)
@@ -193,7 +195,7 @@ class Sampler:
         if not hit:
             return []
         kinds: list[str] = []
-        for name in ("question", "answer", "reasoning", "system"):
+        for name in records.TEXT_FIELDS:
             value = getattr(record, name)
             found = personal_data.find(value, hit) if value else []
             if found:
@@ -231,7 +233,7 @@ class Sampler:
         """Render the sample within the limit, its thinking cut if it must be and may be."""
         whole = self._render(record, parts, unthinking)
         counted = (draw >> 1) % 10_000 < self.plan.length_share * 10_000
-        if counted or self.lengths.bound(whole.text) > self.plan.limit:
+        if counted or not self.lengths.surely_within(whole.text, self.plan.limit):
             whole.tokens = self.lengths.count(whole.text)
         if whole.tokens <= self.plan.limit:
             return whole
@@ -269,7 +271,7 @@ class _Fitted:
 
 def _no_markers(record: Record) -> None:
     """Refuse text that holds a marker: no record may break out of its part."""
-    for name in ("question", "answer", "reasoning", "system", "task", "domain"):
+    for name in records.TEXT_FIELDS:
         value = getattr(record, name)
-        if value and chat_format.contains_markers(value) and not (name == "reasoning" and record.parts):
+        if value and chat_format.contains_markers(value):
             raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")

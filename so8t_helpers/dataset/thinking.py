@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from so8t_helpers import chat_format
 from so8t_helpers.chat_format import ThinkText
@@ -34,25 +35,19 @@ def build(record: Record, style: str, reasoning: str, harm: str | None) -> Think
     Raises:
         RejectedError: where the reasoning states another decision than the record's label.
     """
-    own = record.parts
-    stated = chat_format.decision_of(reasoning)
+    private = "\n".join(filter(None, (reasoning, record.safety, record.policy)))
+    stated = _decision(private)
     if stated not in {None, record.label}:
         raise RejectedError("label_conflict", f"the reasoning decides {stated}, the label is {record.label}")
     if style == "quadruple":
-        if own is not None and own.style == "quadruple":
-            return ThinkText(
-                style, record.answer, "", own.task, own.safety, _decided(own.policy, record.label)
-            )
-        task = _undecided(reasoning) or about(record) or "依頼に答える。"
         return ThinkText(
             style,
             record.answer,
-            "",
-            task,
-            safety(record, harm),
-            _decided(POLICIES[record.label], record.label),
+            task=_undecided(reasoning) or about(record) or "依頼に答える。",
+            safety=record.safety or safety(record, harm),
+            policy=_decided(record.policy or POLICIES[record.label], record.label),
         )
-    thinking = reasoning or "\n".join(filter(None, (about(record), safety(record, harm))))
+    thinking = private or "\n".join(filter(None, (about(record), safety(record, harm))))
     return ThinkText(style, record.answer, _decided(thinking, record.label))
 
 
@@ -91,16 +86,19 @@ def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> Think
 
 def _with_thought(text: ThinkText, thought: str, label: str) -> ThinkText:
     if text.style == "seed":
-        return ThinkText("seed", text.final, _decided(thought, label))
-    return ThinkText("quadruple", text.final, "", thought, text.safety, text.policy)
+        return replace(text, thinking=_decided(thought, label))
+    return replace(text, task=thought)
+
+
+def _decision(thinking: str) -> str | None:
+    # No other character folds to 判, and the fold of a whole text is dear.
+    return chat_format.decision_of(thinking) if "判" in thinking else None
 
 
 def _decided(thinking: str, label: str) -> str:
-    if chat_format.decision_of(thinking) == label:
-        return thinking
-    return chat_format.with_decision(thinking, label)
+    return thinking if _decision(thinking) == label else chat_format.with_decision(thinking, label)
 
 
 def _undecided(thinking: str) -> str:
-    lines = thinking.rstrip().split("\n")
-    return "\n".join(lines[:-1]) if chat_format.decision_of(lines[-1]) else thinking
+    before, _, last = thinking.rstrip().rpartition("\n")
+    return before if _decision(last) else thinking
