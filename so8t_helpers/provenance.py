@@ -1,6 +1,6 @@
 """Where a model comes from: the hashes it carries, and the walk back from a GGUF file to the input lines.
 
-A model carries the hashes of `baking.origin`. The rest of the chain stands in the stages' manifests: each
+A model carries the hashes of `origin`. The rest of the chain stands in the stages' manifests: each
 names the hashes of what its stage read and wrote. A file read under the label "02_train/adapter/x" was made
 by the stage folder that has "adapter/x" in it, in this run or in another one that a setting named.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.baking.origin import FILE, GGUF_KEY, hashes, maker, read_manifest
 from so8t_helpers.dataset import reading
+from so8t_helpers.origin import FILE, GGUF_KEY, hashes, maker, read_manifest
 from so8t_helpers.run_folder import STAGES, sha256_file
 from so8t_helpers.settings import SettingsError
 

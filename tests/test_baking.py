@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from so8t_helpers import rotation
-from so8t_helpers.baking import bake, layerwise, origin, stream, tensors
+from so8t_helpers import checkpoint, origin, rotation
+from so8t_helpers.baking import bake, layerwise, stream
 from so8t_helpers.run_folder import StageError, read_manifest
 from so8t_helpers.settings import Settings, validate
 
@@ -109,7 +109,7 @@ def make_settings(tmp_path: Path, base: Path, adapter: Path, **bake_settings: ob
 
 def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch.Tensor]:
     """W' = (W + s B A) R, densely in float64, from PEFT's and our own files."""
-    weights = {name: place.read().double() for name, place in tensors.read_checkpoint(base).items()}
+    weights = {name: place.read().double() for name, place in checkpoint.read_checkpoint(base).items()}
     lora = load_file(adapter / "adapter_model.safetensors")
     for key in [k for k in lora if ".lora_A." in k]:
         name = key.removeprefix("base_model.model.").replace(".lora_A", "")
@@ -126,10 +126,10 @@ def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch
 @pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
 def test_baked_folder_is_the_dense_product(tmp_path: Path, dtype: torch.dtype, shard_size: str) -> None:
     base = make_base(tmp_path / "base", dtype, shard_size)
-    assert (base / tensors.INDEX_FILE).is_file() == (shard_size == "100KB")
+    assert (base / checkpoint.INDEX_FILE).is_file() == (shard_size == "100KB")
     adapter = make_adapter(tmp_path / "adapter", gates=[0, 2])
     result = bake(make_settings(tmp_path, base, adapter, max_shard_gib=100e3 / 2**30))
-    assert (result.model_dir / tensors.INDEX_FILE).is_file()
+    assert (result.model_dir / checkpoint.INDEX_FILE).is_file()
     expected = expected_weights(base, adapter, scale=8 / RANK)
     model = AutoModelForCausalLM.from_pretrained(result.model_dir, dtype="auto")
     assert model.dtype == dtype
@@ -149,7 +149,7 @@ def test_what_nothing_changes_passes_byte_for_byte(tmp_path: Path) -> None:
     kept = {key: value for key, value in lora.items() if ".layers.1." in key}
     save_file(kept, adapter / "adapter_model.safetensors")
     result = bake(make_settings(tmp_path, base, adapter))
-    before, after = tensors.read_checkpoint(base), tensors.read_checkpoint(result.model_dir)
+    before, after = checkpoint.read_checkpoint(base), checkpoint.read_checkpoint(result.model_dir)
     assert list(before) == list(after)
     for name in before:
         same = torch.equal(_bits(before[name]), _bits(after[name]))
@@ -158,7 +158,7 @@ def test_what_nothing_changes_passes_byte_for_byte(tmp_path: Path) -> None:
         assert (result.model_dir / name).read_bytes() == (base / name).read_bytes()
 
 
-def _bits(place: tensors.TensorPlace) -> torch.Tensor:
+def _bits(place: checkpoint.TensorPlace) -> torch.Tensor:
     return place.read().view(torch.int16)
 
 
@@ -167,7 +167,7 @@ def test_without_gates_lora_alone_is_merged(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", gates=None, use_rslora=True)
     result = bake(make_settings(tmp_path, base, adapter))
     expected = expected_weights(base, adapter, scale=8 / RANK**0.5)
-    for name, place in tensors.read_checkpoint(result.model_dir).items():
+    for name, place in checkpoint.read_checkpoint(result.model_dir).items():
         torch.testing.assert_close(place.read().double(), expected[name], rtol=1e-6, atol=2e-6)
 
 
@@ -188,7 +188,7 @@ def test_rank_and_alpha_patterns_follow_peft(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload().state_dict()
     result = bake(make_settings(tmp_path, base, tmp_path / "adapter"))
-    for name, place in tensors.read_checkpoint(result.model_dir).items():
+    for name, place in checkpoint.read_checkpoint(result.model_dir).items():
         torch.testing.assert_close(place.read(), merged[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -197,7 +197,7 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
     ids = torch.randint(0, 128, (1, 40))
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits[0]
-        config, weights = layerwise.read_config(base), tensors.read_checkpoint(base)
+        config, weights = layerwise.read_config(base), checkpoint.read_checkpoint(base)
         positions, hidden = layerwise.Positions(config), [layerwise.embed(ids[0].tolist(), weights)]
         for index in range(LAYERS):
             layer = layerwise.empty_layer(config, index)

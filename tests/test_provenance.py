@@ -12,8 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from so8t_helpers import run_folder
-from so8t_helpers.baking import origin
+from so8t_helpers import origin, run_folder
 from so8t_helpers.provenance import verify
 from so8t_helpers.settings import Settings, SettingsError, validate
 

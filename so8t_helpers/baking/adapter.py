@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from so8t_helpers.baking.tensors import FLOATS, TensorPlace, read_header
+from so8t_helpers.checkpoint import FLOATS, TensorPlace, read_header
 from so8t_helpers.run_folder import StageError
 
 CONFIG_FILE = "adapter_config.json"

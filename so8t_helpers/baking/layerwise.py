@@ -17,7 +17,7 @@ from transformers import AutoConfig, Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
 
 from so8t_helpers import rotation
-from so8t_helpers.baking.tensors import TensorPlace
+from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.run_folder import StageError
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from so8t_helpers import rotation
 from so8t_helpers.baking import layerwise
 from so8t_helpers.baking.stream import Change, bake_rows, o_proj_name
-from so8t_helpers.baking.tensors import TensorPlace
+from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.progress import Progress
 
 SAMPLED_ROWS = 32

@@ -11,14 +11,13 @@ from typing import Any
 import pandas as pd
 from transformers import AutoTokenizer
 
-from so8t_helpers import rotation
+from so8t_helpers import origin, rotation
 from so8t_helpers.baking import folder as model_folder
-from so8t_helpers.baking import origin
 from so8t_helpers.baking.adapter import CONFIG_FILE, WEIGHTS_FILE, LoraPair, read_adapter
 from so8t_helpers.baking.layerwise import read_config
 from so8t_helpers.baking.proof import prove
 from so8t_helpers.baking.stream import bake_checkpoint, plan_changes
-from so8t_helpers.baking.tensors import TensorPlace, read_checkpoint
+from so8t_helpers.checkpoint import TensorPlace, read_checkpoint
 from so8t_helpers.model import base_folder
 from so8t_helpers.progress import progress
 from so8t_helpers.run_folder import (

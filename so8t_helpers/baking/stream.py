@@ -21,7 +21,7 @@ from torch import Tensor
 
 from so8t_helpers import rotation
 from so8t_helpers.baking.adapter import LoraPair
-from so8t_helpers.baking.tensors import FLOATS, TensorPlace, lay_out
+from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
 from so8t_helpers.run_folder import StageError
 
 _BLOCK_BYTES = 2 * 2**20  # on disk; its float32 copy then still fits a core's cache

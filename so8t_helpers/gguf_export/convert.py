@@ -15,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from so8t_helpers.baking.tensors import TensorPlace
+from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.run_folder import StageError
 
 _Q = GGMLQuantizationType

@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from so8t_helpers.baking.tensors import FLOATS, TensorPlace
+from so8t_helpers.checkpoint import FLOATS, TensorPlace
 from so8t_helpers.gguf_export.metadata import ARCHITECTURE, Model
 from so8t_helpers.gguf_export.types import FileType, byte_size, tensor_type
 from so8t_helpers.run_folder import StageError

@@ -17,9 +17,9 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter
 
-from so8t_helpers.baking.origin import GGUF_KEY
 from so8t_helpers.gguf_export.types import FileType
 from so8t_helpers.gguf_export.vocabulary import read_vocabulary
+from so8t_helpers.origin import GGUF_KEY
 from so8t_helpers.phi3 import Phi3Shape, read_shape
 from so8t_helpers.run_folder import StageError
 

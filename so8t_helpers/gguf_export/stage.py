@@ -14,8 +14,8 @@ import pandas as pd
 from gguf import GGUFReader
 from transformers import AutoTokenizer
 
-from so8t_helpers.baking import origin
-from so8t_helpers.baking.tensors import TensorPlace, read_checkpoint
+from so8t_helpers import origin
+from so8t_helpers.checkpoint import TensorPlace, read_checkpoint
 from so8t_helpers.gguf_export.forward import read_config
 from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, collect_tensors, new_writer, plan_file
 from so8t_helpers.gguf_export.metadata import Model, add_metadata, read_model

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
+from numpy.typing import NDArray
 
-from so8t_helpers.baking.tensors import TensorPlace
-from so8t_helpers.gguf_export.convert import dequantize
+from so8t_helpers.checkpoint import TensorPlace
+from so8t_helpers.gguf_export.convert import dequantize, quantize
 from so8t_helpers.gguf_export.layout import Tensor
 
 Read = Callable[[str], torch.Tensor]
@@ -45,6 +47,20 @@ def checkpoint_weights(tensors: Sequence[Tensor]) -> Read:
     return read
 
 
-def tensor_types(path: Path) -> dict[str, GGMLQuantizationType]:
-    """Return the ggml type of every tensor of a GGUF file."""
-    return {t.name: t.tensor_type for t in GGUFReader(path).tensors}
+def rounded_weights(read: Read, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Read:
+    """Return a reader that passes every weight through `change`, e.g. a quantiser and back."""
+    return lambda name: change(name, read(name))
+
+
+def round_trip(
+    weight: torch.Tensor, kind: GGMLQuantizationType, importance: NDArray[np.float32] | None, threads: int
+) -> torch.Tensor:
+    """Quantise a weight (out, in) and dequantise it again, rows split over threads."""
+    rows = weight.numpy()
+    step = -(-len(rows) // threads)
+
+    def convert(start: int) -> NDArray[np.float32]:
+        return dequantize(quantize(rows[start : start + step], kind, importance), kind)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return torch.from_numpy(np.concatenate(list(pool.map(convert, range(0, len(rows), step)))))

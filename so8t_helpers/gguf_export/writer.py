@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from so8t_helpers.baking.tensors import TensorPlace
+from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.gguf_export.convert import Bytes, convert_rows, quantize
 from so8t_helpers.gguf_export.layout import PlannedFile, Tensor
 from so8t_helpers.run_folder import write_json

@@ -1,0 +1,269 @@
+"""Baking at real size: against copying the same bytes, and against load, dense product, save_pretrained.
+
+    python benchmarks/bake.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 24 GB of disk
+    python benchmarks/bake.py --layers 4      # a quick look
+
+Each measured step runs in a process of its own, so that its peak memory is its own; imports are not timed.
+Copying and baking take turns, each ends with fsync, and the claim is about their best times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "bake.json"
+HIDDEN, INTERMEDIATE, VOCABULARY, HEADS, RANK = 3072, 8192, 32064, 32, 64
+LINEARS = {
+    "self_attn.qkv_proj": (3 * HIDDEN, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_up_proj": (2 * INTERMEDIATE, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+}
+SHARD_BYTES = 5 * 10**9
+PROOF_TEXTS, PROOF_TOKENS = 16, 256  # the stage's defaults
+MOST_TIMES_COPY, MOST_GIB = 1.5, 1.5
+
+
+def make_model(folder: Path, layers: int, dtype: str) -> int:
+    """Write a Phi3 folder with random weights, an adapter and gates; returns the bytes of the weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from so8t_helpers import checkpoint, rotation
+
+    width = 4 if dtype == "F32" else 2
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.{name}.weight": shape for name, shape in LINEARS.items()}
+        shapes |= {f"{prefix}.{n}_layernorm.weight": (HIDDEN,) for n in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    places = [
+        checkpoint.TensorPlace(name, dtype, shape, folder, 0, torch.Size(shape).numel() * width)
+        for name, shape in shapes.items()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(VOCABULARY * HIDDEN, generator=generator).mul_(0.02).to(checkpoint.FLOATS[dtype])
+    ones = torch.ones(HIDDEN, dtype=noise.dtype)
+    base = folder / "base"
+    base.mkdir()
+    for place in checkpoint.lay_out(places, base, SHARD_BYTES).values():
+        with place.path.open("rb+") as file:
+            file.seek(place.offset)
+            values = ones if "norm" in place.name else noise[: place.nbytes // width]
+            file.write(values.view(torch.uint8).numpy().data)
+    config = {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+        "dtype": str(noise.dtype).removeprefix("torch."),
+    }
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    lora = {}
+    for layer in range(layers):
+        for name, (rows, columns) in LINEARS.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            lora[f"{key}.lora_A.weight"] = torch.randn(RANK, columns, generator=generator) * 0.02
+            lora[f"{key}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator) * 0.02
+    save_file(lora, adapter / "adapter_model.safetensors")
+    settings = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK})
+    (adapter / "adapter_config.json").write_text(settings, encoding="utf-8")
+    gates = rotation.Gates(rotation.initial_free(layers, HIDDEN, 0.05, generator), list(range(layers)))
+    rotation.save_gates(adapter / rotation.GATES_FILE, gates)
+    return sum(place.nbytes for place in places)
+
+
+def copy(folder: Path, out: Path) -> dict[str, float]:
+    """The floor: the weight files copied by the system's fastest call, then fsync."""
+    started = time.perf_counter()
+    for path in sorted((folder / "base").glob("*.safetensors")):
+        shutil.copyfile(path, out / path.name)
+        with (out / path.name).open("rb+") as file:
+            os.fsync(file.fileno())
+    return {"seconds": time.perf_counter() - started}
+
+
+def bake(folder: Path, out: Path) -> dict[str, float]:
+    """Ours, without its proof."""
+    from so8t_helpers import checkpoint, rotation
+    from so8t_helpers.baking import adapter, stream
+
+    started = time.perf_counter()
+    base = checkpoint.read_checkpoint(folder / "base")
+    pairs = adapter.read_adapter(folder / "adapter", base)
+    gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
+    stream.bake_checkpoint(base, stream.plan_changes(base, pairs, gates), out, SHARD_BYTES)
+    return {"seconds": time.perf_counter() - started}
+
+
+def bake_and_prove(folder: Path, out: Path) -> dict[str, float]:
+    """Ours with its proof on random tokens."""
+    import torch
+
+    from so8t_helpers import checkpoint, rotation
+    from so8t_helpers.baking import adapter, layerwise, proof, stream
+    from so8t_helpers.progress import progress
+    from so8t_helpers.settings import validate
+
+    bake(folder, out)
+    started = time.perf_counter()
+    base = checkpoint.read_checkpoint(folder / "base")
+    gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
+    changes = stream.plan_changes(base, adapter.read_adapter(folder / "adapter", base), gates)
+    config = layerwise.read_config(folder / "base")
+    texts = torch.randint(0, VOCABULARY, (PROOF_TEXTS, PROOF_TOKENS)).tolist()
+    settings = validate({"run": {"name": "bench", "root": str(out)}}, "benchmark")
+    with progress(settings, "03_bake", config.num_hidden_layers, "layer", "prove") as bar:
+        facts = proof.prove(config, base, changes, gates, checkpoint.read_checkpoint(out), texts, bar)
+    return {
+        "seconds": time.perf_counter() - started,
+        "logits_baking": facts["logits"]["baking"]["largest"],
+        "logits_rounding": facts["logits"]["rounding"]["largest"],
+        "o_proj_difference": max(layer["o_proj_difference"] for layer in facts["layers"]),
+        "weight_error": max(weight["baked_error"] for weight in facts["weights"]),
+    }
+
+
+def dense(folder: Path, out: Path) -> dict[str, float]:
+    """The peers' way: the whole model, B @ A and a dense d x d rotation, save_pretrained."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from so8t_helpers import rotation
+
+    started = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="auto")
+    lora = load_file(folder / "adapter" / "adapter_model.safetensors")
+    gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
+    for layer, free in zip(gates.layers, gates.free, strict=True):
+        for name in LINEARS:
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            linear = model.get_submodule(f"model.layers.{layer}.{name}")
+            a, b = lora[f"{key}.lora_A.weight"], lora[f"{key}.lora_B.weight"]
+            weight = linear.weight.data.float() + 2.0 * (b @ a)
+            if name.endswith("o_proj"):
+                weight = weight @ torch.block_diag(*rotation.rotation(free))
+            linear.weight.data = weight.to(linear.weight.dtype)
+    model.save_pretrained(out, max_shard_size="5GB")
+    for path in out.glob("*.safetensors"):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    return {"seconds": time.perf_counter() - started}
+
+
+STEPS = {"copy": copy, "bake": bake, "bake_and_prove": bake_and_prove, "dense": dense}
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process, in GiB."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return info.peak_wset / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def measure(step: str, folder: Path) -> dict[str, float]:
+    """Run one step in a process of its own; its output folder is removed afterwards."""
+    out = Path(tempfile.mkdtemp(dir=folder, prefix=f"{step}-"))
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--out", str(out)]
+    try:
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    finally:
+        shutil.rmtree(out)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(step, {k: float(f"{v:.4g}") for k, v in figures.items()}, flush=True)
+    return figures
+
+
+def claim(name: str, value: float, bound: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 9), "bound": bound, "unit": unit, "holds": value <= bound}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--dtype", choices=["F16", "BF16"], default="F16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to put the model; default: the temporary folder")
+    parser.add_argument("--only", choices=["bake_and_prove", "dense"], action="append", default=None)
+    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        print(json.dumps({**STEPS[options.step](options.folder, options.out), "peak_gib": peak_gib()}))
+        return 0
+    extra = options.only or ["bake_and_prove", "dense"]
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="so8t-bake-") as name:
+        folder = Path(name)
+        size = make_model(folder, options.layers, options.dtype)
+        rounds = [{step: measure(step, folder) for step in ("copy", "bake")} for _ in range(options.rounds)]
+        others = {step: measure(step, folder) for step in extra}
+    copying = min(r["copy"]["seconds"] for r in rounds)
+    baking = min(r["bake"]["seconds"] for r in rounds)
+    peak = max(r["bake"]["peak_gib"] for r in rounds)
+    claims = [
+        claim("bake against copying the same files", baking / copying, MOST_TIMES_COPY, "times"),
+        claim("peak memory of baking", peak, MOST_GIB, "GiB"),
+    ]
+    if proof := others.get("bake_and_prove"):
+        claims.append(claim("peak memory of baking and its proof", proof["peak_gib"], MOST_GIB, "GiB"))
+        claims.append(claim("logits, gated against baked", proof["logits_baking"], 1e-4, "logit"))
+    if peer := others.get("dense"):
+        claims.append(claim("bake against load, dense product, save", baking / peer["seconds"], 1.0, "times"))
+    save(options, size, rounds, others, claims)
+    return 0 if all(c["holds"] for c in claims) else 1
+
+
+def save(options: argparse.Namespace, size: int, rounds: Any, others: Any, claims: Any) -> None:
+    import psutil
+
+    from so8t_helpers.run_folder import versions, write_json
+
+    result = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        },
+        "versions": versions(),
+        "figures": {
+            "layers": options.layers,
+            "dtype": options.dtype,
+            "weight_bytes": size,
+            "rounds": rounds,
+            **others,
+        },
+        "claims": claims,
+    }
+    print(json.dumps(claims, indent=1))
+    if options.layers == 32:
+        write_json(RESULTS, result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
