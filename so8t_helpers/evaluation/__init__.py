@@ -5,6 +5,7 @@ from so8t_helpers.evaluation.run import evaluate
 from so8t_helpers.evaluation.tables import (
     answers_table,
     changed_examples,
+    conclusion,
     load_answers,
     pairs_table,
     scores_table,
@@ -14,6 +15,7 @@ __all__ = [
     "Prompt",
     "answers_table",
     "changed_examples",
+    "conclusion",
     "evaluate",
     "load_answers",
     "pairs_table",

@@ -77,3 +77,24 @@ def _percent(value: float | None, interval: list[float] | None) -> str:
     if value is None or interval is None:
         return "–"
     return f"{100 * value:.1f} ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
+
+
+def conclusion(scores: dict[str, Any]) -> str:
+    """The run's answer in Markdown: what the tuning gave, what the smallest file cost, what leaked."""
+    models, engine = scores["models"], scores["engine"]
+    names = list(models)
+    first, last = models[names[0]], models[names[-1]]
+    leaks = sum(entry["leaks"] for entry in models.values())
+    return (
+        f"From {names[0]} to {names[-1]} (in {engine['name']} {engine['version']}), over {last['n']} held-out "
+        f"prompts: right format {_share(first['format'])} → **{_share(last['format'])}**, correct answers "
+        f"{_share(first['answer'])} → **{_share(last['answer'])}**, macro F1 of the stated label "
+        f"{_share(first['label_f1'])} → **{_share(last['label_f1'])}**; refused where due "
+        f"{_share(last['refusal'])}, refused without need {_share(last['over_refusal'])}; **{leaks}** leaks. "
+        "If format or label are low: train longer (02_train) or look at the dataset's card (01_dataset). If "
+        "only a file is worse than baked: take a larger type."
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
