@@ -13,7 +13,7 @@ from so8t_helpers.settings import Settings, resolve
 
 
 def ensure_base(settings: Settings) -> Path:
-    """Return the folder of the demo's base model, in the form of a published one; made once (about a minute)."""
+    """Return the folder of the demo's base model, in a published one's form; made once (a minute)."""
 
     def make(folder: Path) -> None:
         from so8t_helpers.demo import base_model  # noqa: PLC0415  (torch is not needed for the records)
@@ -39,7 +39,7 @@ def cache_folder(settings: Settings) -> Path:
 
 
 def _ensure(settings: Settings, name: str, make: Callable[[Path], None]) -> Path:
-    """Return the finished folder `name`; of several processes that start at once one makes it, the others wait."""
+    """Return the finished folder `name`; one process makes it, others that start meanwhile wait."""
     target = cache_folder(settings) / name
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)

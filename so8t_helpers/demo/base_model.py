@@ -156,7 +156,7 @@ def pretrain(settings: Settings, folder: Path, drafts: list[tasks.Draft], steps:
 
 
 def batches(folder: Path, drafts: list[tasks.Draft]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, labels), both (BATCH, length): half of the questions with the think command, none with a thought.
+    """Yield (ids, labels), both (BATCH, length): half of the questions with the think command, no thoughts.
 
     Padding stands on the right, where causal attention never looks back to it, so no mask is needed.
     """

@@ -16,7 +16,7 @@ import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2
 
 PIECES = 1440
-# The model's vocabulary: the pieces, the added tokens and room to spare, as the real one has (32011 of 32064).
+# The pieces, the added tokens and room to spare, as the real model has (32011 of 32064).
 VOCAB_SIZE = 1504
 
 # In the order of Phi-3.5's ids 32000 to 32010.
@@ -35,6 +35,8 @@ ADDED_TOKENS = (
 )
 END_OF_TEXT = PIECES
 
+_FLAGS = {"single_word": False, "lstrip": False, "normalized": False}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\n"
     "' + message['content'] + '<|end|>\n"
@@ -51,27 +53,23 @@ def write_tokenizer(folder: Path, texts: Iterable[str]) -> None:
     """Train on `texts` and write every tokenizer file of a published Phi-3.5 folder."""
     model = train_sentencepiece(texts)
     (folder / "tokenizer.model").write_bytes(model)
-    added = [_added_token(i, content) for i, content in enumerate(ADDED_TOKENS, PIECES)]
     # As published: <unk> and <s> are special, </s> is a plain added token that strips to its right.
     added = [
         _token(0, "<unk>", rstrip=False),
         _token(1, "<s>", rstrip=False),
         _token(2, "</s>", rstrip=True, special=False),
-        *added,
+        *(_token(i, text, rstrip=text != "<|endoftext|>") for i, text in enumerate(ADDED_TOKENS, PIECES)),
     ]
     files: dict[str, Any] = {
         "tokenizer.json": _fast_tokenizer(model, added),
         "tokenizer_config.json": _tokenizer_config(added),
-        "added_tokens.json": {content: i for i, content in sorted(_ids().items(), key=lambda x: x[1])},
+        "added_tokens.json": {
+            content: PIECES + ADDED_TOKENS.index(content) for content in sorted(ADDED_TOKENS)
+        },
         "special_tokens_map.json": {
-            f"{role}_token": {
-                k: v for k, v in _token(0, content, rstrip=False).items() if k not in {"id", "special"}
-            }
-            for role, content in (
-                ("bos", "<s>"),
-                ("eos", "<|endoftext|>"),
-                ("pad", "<|endoftext|>"),
-                ("unk", "<unk>"),
+            f"{role}_token": {**_FLAGS, "content": text, "rstrip": False}
+            for role, text in zip(
+                ("bos", "eos", "pad", "unk"), ("<s>", *["<|endoftext|>"] * 2, "<unk>"), strict=True
             )
         },
     }
@@ -105,24 +103,8 @@ def train_sentencepiece(texts: Iterable[str]) -> bytes:
     return model.getvalue()
 
 
-def _ids() -> dict[int, str]:
-    return dict(enumerate(ADDED_TOKENS, PIECES))
-
-
 def _token(number: int, content: str, rstrip: bool, special: bool = True) -> dict[str, Any]:
-    return {
-        "id": number,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": rstrip,
-        "normalized": False,
-        "special": special,
-    }
-
-
-def _added_token(number: int, content: str) -> dict[str, Any]:
-    return _token(number, content, rstrip=content != "<|endoftext|>")
+    return {"id": number, "content": content, **_FLAGS, "rstrip": rstrip, "special": special}
 
 
 def _merges(pieces: dict[str, int]) -> list[list[str]]:
