@@ -151,7 +151,7 @@ class BakeSettings(Section):
     logit_bound: Positive = 1e-4
     layer_bound: Positive = 1e-5
     proof_texts: Count = 16
-    proof_tokens: Annotated[int, Field(ge=2)] = 256
+    proof_tokens: Annotated[int, Field(ge=2)] = 128
     max_shard_gib: Positive = 4.0
 
 
@@ -165,6 +165,7 @@ class GgufSettings(Section):
     imatrix_tokens: Count = 65536
     threads: Count | None = None
     quality_tokens: Count = 8192
+    o_proj_study: bool = True
 
 
 class EvalSettings(Section):
@@ -186,7 +187,7 @@ class EvalSettings(Section):
 
 
 class ServeSettings(Section):
-    """The /think service (`so8t serve`)."""
+    """The /think service (`so8t serve`). `audit_log: null` is serve/audit.jsonl in this run's folder."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8808
@@ -197,6 +198,7 @@ class ServeSettings(Section):
     requests_per_minute: Count = 60
     timeout_seconds: Positive = 120.0
     log_queries: bool = False
+    audit_log: str | None = None
 
 
 class Settings(Section):
