@@ -7,7 +7,7 @@ from rotations import write_run
 
 from so8t_helpers.plots.rotation import most_moved
 from so8t_helpers.run_folder import StageError
-from so8t_helpers.widgets import NOTHING, Explorer, load_history, nearest, runs_with_angles
+from so8t_helpers.widgets.explorer import NOTHING, Explorer, load_history, nearest, runs_with_angles
 
 
 @pytest.fixture

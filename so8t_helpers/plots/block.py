@@ -70,13 +70,13 @@ def cell_text(value: float) -> str:
 
 
 class UnitCircle:
-    """The eigenvalues exp(+-i theta) of one rotation, full now and hollow at the start.
+    """The eigenvalues exp(+-i theta) of one rotation, full ones, and of the one it is compared with, hollow.
 
     Attributes:
         artists: what `update` changes.
     """
 
-    def __init__(self, ax: Axes):
+    def __init__(self, ax: Axes, hollow: str = "start"):
         ax.add_patch(Circle((0, 0), 1, fill=False, color=GREY, linewidth=1))
         ax.axhline(0, color=GREY, linewidth=0.6)
         ax.axvline(0, color=GREY, linewidth=0.6)
@@ -90,13 +90,13 @@ class UnitCircle:
             x, y = -1.0 + 1.15 * (i % 2), -1.4 - 0.3 * (i // 2)
             ax.plot([x], [y], "o", color=color, ms=6)
             self.values.append(ax.text(x + 0.1, y, "", fontsize=9, va="center"))
-        ax.set(title="Eigenvalues (○ start)", xlim=(-1.15, 1.15), ylim=(-1.85, 1.1), aspect="equal")
+        ax.set(title=f"Eigenvalues (○ {hollow})", xlim=(-1.15, 1.15), ylim=(-1.85, 1.1), aspect="equal")
         ax.set(xticks=(), yticks=())
         ax.spines[:].set_visible(False)
         self.artists = [*self.rays, *self.start, *self.now, *self.values]
 
     def update(self, now: np.ndarray, start: np.ndarray) -> None:
-        """Show other angles, (4,) each, in radians."""
+        """Show other angles, (4,) each, in radians; `start` are the hollow ones."""
         for i, (angle, origin) in enumerate(zip(now, start, strict=True)):
             x, y = np.cos(angle), np.sin(angle)
             self.rays[i].set_data([x, 0, x], [y, 0, -y])

@@ -1,4 +1,4 @@
-"""Interactive views for JupyterLab; the only module that imports ipywidgets."""
+"""The explorer: choose run, layer, block and step, and see the rotation among all others."""
 
 from __future__ import annotations
 

@@ -1,0 +1,43 @@
+"""Figures that follow a slider: what never changes is drawn once, what moves is laid over it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+class Blitted:
+    """A figure kept as a picture without its moving artists, which are drawn over it (blitting).
+
+    Args:
+        figure: its layout is fixed at the first drawing.
+        moving: artists whose data change; all else must stay as it is.
+    """
+
+    def __init__(self, figure: Figure, moving: Iterable[Artist]):
+        self.figure, self.moving = figure, list(moving)
+        for artist in self.moving:
+            artist.set_animated(True)
+        self._canvas = FigureCanvasAgg(figure)
+        self._still: object | None = None
+
+    def png(self) -> bytes:
+        """Return the figure as it stands, on white, as PNG."""
+        if self._still is None:
+            self.figure.set_facecolor("white")
+            self._canvas.draw()
+            self.figure.set_layout_engine("none")  # it would move the axes from under the kept picture
+            self._still = self._canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.restore_region(self._still)
+        for artist in self.moving:
+            artist.axes.draw_artist(artist)  # type: ignore[union-attr]
+        pixels = np.asarray(self._canvas.buffer_rgba())[:, :, :3]
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+        return buffer.getvalue()

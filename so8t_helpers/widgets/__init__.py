@@ -1,0 +1,1 @@
+"""Interactive views for JupyterLab; nothing outside this package imports ipywidgets."""
