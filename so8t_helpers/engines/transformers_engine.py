@@ -184,8 +184,10 @@ def open_transformers(
         EngineError: the folder holds no model that transformers loads without code of its own.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    # Phi-3.5's own config.json draws a warning about its rope keys, which are what llama.cpp reads.
+    transformers_logging.set_verbosity_error()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True
@@ -194,6 +196,7 @@ def open_transformers(
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
     return Transformers(model.to(device).eval(), tokenizer, folder.name, parallel, think_command)

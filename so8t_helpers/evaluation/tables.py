@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from so8t_helpers.evaluation.summary import SHARES
 from so8t_helpers.run_folder import read_jsonl
 from so8t_helpers.settings import Settings
 
 _COLUMNS = ("format", "separated", "answer", "label_f1", "refusal", "over_refusal")
+_PAIRED = ("format", "answer", "label_accuracy", "refusal")
 
 
 def load_answers(settings: Settings) -> pd.DataFrame:
@@ -33,10 +33,10 @@ def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
 
 
 def pairs_table(scores: dict[str, Any]) -> pd.DataFrame:
-    """A row for each comparison and share: difference in points with its interval, gained, lost, p."""
+    """A row for each comparison and main share: difference in points with its interval, gained, lost, p."""
     rows = []
     for pair in scores["pairs"]:
-        for name in SHARES:
+        for name in _PAIRED:
             found = pair[name]
             if found["difference"] is None:
                 continue
@@ -86,8 +86,8 @@ def conclusion(scores: dict[str, Any]) -> str:
     first, last = models[names[0]], models[names[-1]]
     leaks = sum(entry["leaks"] for entry in models.values())
     return (
-        f"From {names[0]} to {names[-1]} (in {engine['name']} {engine['version']}), over {last['n']} held-out "
-        f"prompts: right format {_share(first['format'])} → **{_share(last['format'])}**, correct answers "
+        f"From {names[0]} to {names[-1]} (in {engine['name']} {engine['version']}), over {last['n']} "
+        f"held-out prompts: right format {_share(first['format'])} → **{_share(last['format'])}**, correct answers "
         f"{_share(first['answer'])} → **{_share(last['answer'])}**, macro F1 of the stated label "
         f"{_share(first['label_f1'])} → **{_share(last['label_f1'])}**; refused where due "
         f"{_share(last['refusal'])}, refused without need {_share(last['over_refusal'])}; **{leaks}** leaks. "

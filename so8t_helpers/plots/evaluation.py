@@ -55,7 +55,7 @@ def confusion(scores: dict[str, Any], names: list[str]) -> Figure:
         table = scores["models"][name]["confusion"]
         counts = np.array(table["counts"])
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        image = ax.imshow(share, cmap=SEQUENTIAL, vmin=0, vmax=1)
+        image = ax.imshow(share, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
         for (row, column), count in np.ndenumerate(counts):
             ink = text_on(image.cmap(image.norm(share[row, column])))
             ax.text(column, row, str(count), ha="center", va="center", color=ink, fontsize=9.5)
