@@ -119,7 +119,7 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
     return path.open("rb", buffering=2**20)
 
 
-def split(files: list[InputFile], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]:
+def split(files: list[InputFile]) -> list[Chunk]:
     """Cut the files into chunks and count their lines.
 
     A last line without a line end counts; an empty file has no line.
@@ -127,7 +127,7 @@ def split(files: list[InputFile], chunk_bytes: int = CHUNK_BYTES) -> list[Chunk]
     chunks: list[Chunk] = []
     for file in files:
         line = 1
-        for start, end, lines in _ranges(file, chunk_bytes):
+        for start, end, lines in _ranges(file, CHUNK_BYTES):
             chunks.append(Chunk(len(chunks), file, start, end, line, lines))
             line += lines
     return chunks
@@ -162,7 +162,7 @@ def _ranges(file: InputFile, chunk_bytes: int) -> Iterator[tuple[int, int, int]]
     start = position = lines = 0
     last = b"\n"
     with open_bytes(file.path, file.compression) as stream:
-        while block := stream.read(2**20):
+        while block := stream.read(min(chunk_bytes, 2**20)):
             if splittable and position + len(block) - start >= chunk_bytes:
                 cut = block.rfind(b"\n") + 1
                 if cut:

@@ -1,0 +1,274 @@
+"""The dataset stage as a whole: nothing lost, nothing doubled, the same bytes however many processes work."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from so8t_helpers import chat_format, dataset
+from so8t_helpers import settings as so8t_settings
+from so8t_helpers.dataset import dedup, reading
+from so8t_helpers.dataset.sample import REASONS, Plan, Quarantined, Sampler
+from so8t_helpers.run_folder import StageError, read_jsonl
+from so8t_helpers.settings import SettingsError
+
+ANSWERS = {
+    "ALLOW": "はい、{}です。",
+    "ESCALATION": "担当者に引き継ぎます。{}",
+    "DENY": "その依頼には応じられません。{}",
+    "REFUSE": "危険なためお答えできません。{}",
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A folder with a character tokenizer of Phi-3's kind: BPE with byte fallback."""
+    folder = tmp_path_factory.mktemp("base")
+    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.ByteFallback()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def record(number: int, label: str = "ALLOW", **more: object) -> dict[str, object]:
+    words = [f"{chr(0x4E00 + (number * 37 + k * 911) % 5000)}" * 2 for k in range(12)]
+    return {
+        "instruction": f"{number}番の文を読み、答えてください。{''.join(words)}",
+        "output": ANSWERS[label].format(words[0]),
+        "label": label,
+        "reasoning": f"文の最初は{words[0]}。だからこう答える。",
+        "licence": "MIT",
+        **more,
+    }
+
+
+def many(count: int) -> list[dict[str, object]]:
+    return [record(n, chat_format.LABELS[n % 4]) for n in range(count)]
+
+
+def write(path: Path, rows: list, encoding: str = "utf-8") -> Path:
+    lines = [
+        row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode(encoding)
+        for row in rows
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def profile(
+    tmp_path: Path, base: Path, inputs: list[Path], name: str = "t", length: int = 2048, **dataset_settings
+):
+    return so8t_settings.load_settings(
+        "demo",
+        {
+            "run": {"name": name, "root": str(tmp_path / "runs")},
+            "model": {"base": str(base)},
+            "training": {"sequence_length": length},
+            "dataset": {"inputs": [str(path) for path in inputs], "workers": 1, **dataset_settings},
+        },
+    )
+
+
+def outputs(directory: Path) -> dict[str, bytes]:
+    return {
+        name: (directory / name).read_bytes() for name in ("train.jsonl", "eval.jsonl", "quarantine.jsonl")
+    }
+
+
+def test_every_line_ends_in_exactly_one_file(tmp_path, base):
+    rows = [*many(200), b"{", b"[]", record(0), {**record(999), "label": "perhaps"}]
+    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)]))
+    lines = built.card["lines"]
+    assert lines["read"] == len(rows) == lines["train"] + lines["eval"] + lines["quarantine"]
+    seen = [
+        row["source"]["line"]
+        for name in ("train", "eval")
+        for row in read_jsonl(built.directory / f"{name}.jsonl")
+    ]
+    seen += [row["line"] for row in read_jsonl(built.directory / "quarantine.jsonl")]
+    assert sorted(seen) == list(range(1, len(rows) + 1))
+    reasons = {name: entry["lines"] for name, entry in built.card["quarantine"].items()}
+    assert reasons == {"bad_json": 1, "not_an_object": 1, "duplicate": 1, "unknown_label": 1}
+
+
+def test_split_is_stratified_and_plain_is_train_only(tmp_path, base):
+    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(400))], plain_share=0.2))
+    assert built.card["eval"]["labels"] == dict.fromkeys(chat_format.LABELS, 10)
+    assert set(built.card["eval"]["formats"]) == {"seed"}
+    assert 40 <= built.card["train"]["formats"]["plain"] <= 100  # 0.18 of 400 expected, 4 standard deviations
+    for row in read_jsonl(built.directory / "train.jsonl"):
+        assert row["prompt"].startswith("/think ") == (row["format"] != "plain")
+        assert bool(row["thinking"]) == (row["format"] != "plain")
+
+
+@pytest.mark.parametrize("style", ["seed", "quadruple", "both"])
+def test_rows_survive_parse_and_build(tmp_path, base, style):
+    built = dataset.build(
+        profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(60))], think_format=style)
+    )
+    for row in read_jsonl(built.directory / "train.jsonl") + read_jsonl(built.directory / "eval.jsonl"):
+        assert row["text"] == chat_format.render(row["messages"])
+        if row["format"] == "plain":
+            continue
+        parsed = chat_format.parse(row["messages"][-1]["content"])
+        assert parsed.well_formed
+        assert (parsed.style, parsed.thinking, parsed.final) == (row["format"], row["thinking"], row["final"])
+        assert parsed.decision == row["label"]
+
+
+def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
+    rows = many(150)
+    rows += [{**row, "instruction": str(row["instruction"]).replace("答えて", "お答え")} for row in many(150)]
+    built = dataset.build(
+        profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], near_duplicate_threshold=0.6)
+    )
+    assert built.card["quarantine"]["near_duplicate"]["lines"] >= 140
+    train, held = (
+        [dedup.normalise_question(row["question"]) for row in read_jsonl(built.directory / f"{name}.jsonl")]
+        for name in ("train", "eval")
+    )
+    assert max(dedup.jaccard(a, b) for a in held for b in train) < 0.6
+
+
+def test_same_bytes_with_one_and_two_processes(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
+    source = write(tmp_path / "in.jsonl", [*many(300), b"{", *many(10)])
+    assert len(reading.split(reading.inspect([source]))) > 3
+    one = dataset.build(profile(tmp_path, base, [source], "one", workers=1))
+    two = dataset.build(profile(tmp_path, base, [source], "two", workers=2))
+    assert outputs(one.directory) == outputs(two.directory)
+    assert one.card["lines"] == two.card["lines"]
+
+
+def test_compressed_files_and_encodings_give_the_same_samples(tmp_path, base):
+    rows = many(40)
+    plain = write(tmp_path / "plain.jsonl", rows)
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()[:900_000]))
+    zst = tmp_path / "packed.jsonl.zst"
+    zst.write_bytes(zstandard.compress(plain.read_bytes()) + zstandard.compress(b""))
+    bom = tmp_path / "bom.jsonl"
+    bom.write_bytes(reading.BOM + plain.read_bytes())
+    japanese = [
+        {**record(n), "instruction": f"{n}番目の駅はどこですか。路線の図を見て答えてください。"}
+        for n in range(30)
+    ]
+    sjis = write(
+        tmp_path / "sjis.jsonl",
+        [{**r, "output": "東京です。", "reasoning": "図に東京とある。"} for r in japanese],
+        "cp932",
+    )
+    texts = {}
+    for path in (plain, packed, zst, bom, sjis):
+        built = dataset.build(profile(tmp_path, base, [path], path.stem.replace(".", "-"), deduplicate=False))
+        texts[path.name] = [row["text"] for row in read_jsonl(built.directory / "train.jsonl")]
+        assert built.card["quarantine"] == {}
+    assert texts["plain.jsonl"] == texts["packed.jsonl.gz"] == texts["packed.jsonl.zst"] == texts["bom.jsonl"]
+    assert built.card["inputs"][0]["encoding"] == "cp932"
+    assert "東京です。" in texts["sjis.jsonl"][0]
+
+
+def test_overlong_thinking_is_cut_at_a_sentence_and_the_answer_never(tmp_path, base):
+    long = record(1, reasoning="これは一つの文です。" * 60)
+    answer = record(2, output="とても長い答え。" * 60)
+    source = write(
+        tmp_path / "in.jsonl", [*many(20), {**long, "instruction": "別の問いです。長く考えます。"}, answer]
+    )
+    built = dataset.build(profile(tmp_path, base, [source], length=600, plain_share=0.0, eval_share=0.0))
+    rows = {row["source"]["line"]: row for row in read_jsonl(built.directory / "train.jsonl")}
+    assert rows[21]["final"] == long["output"]
+    assert rows[21]["thinking"].endswith("これは一つの文です。\n判定: ALLOW")
+    assert rows[21]["thinking"].count("一つの文") < 60
+    assert built.card["quarantine"]["too_long"]["lines"] == 1
+    assert built.card["counted"]["thinking"]["cut at a sentence"] == 1
+    kept = dataset.build(profile(tmp_path, base, [source], "q", length=600, overlong="quarantine"))
+    assert kept.card["quarantine"]["too_long"]["lines"] == 2
+
+
+def test_nothing_kept_is_one_clear_error(tmp_path, base):
+    with pytest.raises(StageError, match="none of 2 lines was kept .*bad_json"):
+        dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", [b"{", b"x"])]))
+
+
+def test_missing_inputs_name_the_pattern(tmp_path, base):
+    with pytest.raises(SettingsError, match="no file matches .*nothing"):
+        dataset.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = (
+    "instruction input output label reasoning messages text title check nsfw url licence system task".split()
+)
+marks = st.sampled_from(
+    ["<final>", "# 最終回答", "判定: DENY", "<|end|>", "\u2028", "\x00", "a@b.jp", "03-1234-5678", "🍣" * 3]
+)
+wild_records = st.fixed_dictionaries(
+    {
+        "instruction": st.text(max_size=40) | marks,
+        "output": st.text(max_size=40) | marks,
+        "licence": st.just("MIT"),
+    },
+    optional={
+        "label": st.sampled_from(["ALLOW", "deny", 2, "拒否", "?"]),
+        "reasoning": st.text(max_size=40) | marks,
+    }
+    | {key: json_values for key in KEYS[5:] if key != "licence"},
+)
+wild_lines = st.one_of(
+    st.binary(max_size=60).map(lambda b: b.replace(b"\n", b" ")),
+    wild_records.map(lambda r: json.dumps(r, ensure_ascii=True).encode()),
+    st.dictionaries(st.sampled_from(KEYS), json_values, max_size=6).map(lambda r: json.dumps(r).encode()),
+)
+
+
+@hypothesis_settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    lines=st.lists(wild_lines, min_size=20, max_size=60), style=st.sampled_from(["seed", "quadruple", "both"])
+)
+def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, style):
+    good = json.dumps(record(12345)).encode()
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"\n".join([good, *lines]) + b"\n")
+    built = dataset.build(profile(tmp_path, base, [source], think_format=style, eval_share=0.3))
+    seen = [row["line"] for row in read_jsonl(built.directory / "quarantine.jsonl")]
+    for name in ("train", "eval"):
+        seen += [row["source"]["line"] for row in read_jsonl(built.directory / f"{name}.jsonl")]
+    assert sorted(seen) == list(range(1, len(lines) + 2))
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(line=wild_lines, style=st.sampled_from(["seed", "quadruple", "both"]))
+def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
+    plan = Plan(
+        so8t_settings.DatasetSettings(think_format=style), 0, 2048, base / "tokenizer.json", 0.0, None
+    )
+    outcome = Sampler(plan)(line, "utf-8", "in.jsonl", 1)
+    if isinstance(outcome, Quarantined):
+        assert outcome.reason in REASONS
+        return
+    row = json.loads(outcome.row)
+    assert row["text"] == chat_format.render(row["messages"])
+    if row["format"] != "plain":
+        parsed = chat_format.parse(row["messages"][-1]["content"])
+        assert parsed.well_formed
+        assert (parsed.thinking, parsed.final, parsed.decision) == (
+            row["thinking"],
+            row["final"],
+            row["label"],
+        )
