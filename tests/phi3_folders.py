@@ -1,4 +1,4 @@
-"""Phi3 folders with random weights for the GGUF tests and the benchmark: small, or of Phi-3.5's real shapes."""
+"""Phi3 folders with random weights for tests and benchmarks: small ones, and ones of Phi-3.5's shapes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ TEXTS = (
 REAL = Path(__file__).resolve().parents[2] / "shared" / "phi35"  # the published tokenizer and configuration
 
 
-def small_folder(
-    folder: Path, layers: int = 2, dtype: torch.dtype = torch.float16, **config: object
-) -> Path:
+def small_folder(folder: Path, layers: int = 2, dtype: torch.dtype = torch.float16, **config: object) -> Path:
     """Make a folder like the demo's base, with random weights and a tokenizer trained on a few lines."""
     folder.mkdir(parents=True)
     kanji = "".join(chr(0x4E00 + 11 * i) for i in range(1000))  # pieces enough for the demo's vocabulary

@@ -70,6 +70,12 @@ class PlannedFile:
     size: int
 
 
+def source_stamps(tensors: Sequence[Tensor]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of the shards: equal stamps mean equal weights."""
+    paths = sorted({t.source.path for t in tensors if isinstance(t.source, TensorPlace)})
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
 def gguf_name(name: str) -> str | None:
     """Return the GGUF name of a checkpoint tensor, None for one that a Phi3 model does not have."""
     if name in _TOP:

@@ -8,7 +8,7 @@ third digit (compared in the tests).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,12 @@ def compare(states: States, reference: States) -> dict[str, Any]:
     }
 
 
-def take_tokens(texts: Sequence[Sequence[int]], limit: int, longest: int) -> list[list[int]]:
+def take_tokens(texts: Iterable[Sequence[int]], limit: int, longest: int) -> list[list[int]]:
     """Return the first texts that together have at most `limit` tokens, each cut to `longest`."""
     taken, count = [], 0
     for ids in texts:
+        if count >= limit:
+            break
         cut = list(ids[: min(longest, limit - count)])
         if len(cut) < 2:  # nothing to predict
             continue

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.gguf_export.convert import Bytes, convert_rows, quantize
-from so8t_helpers.gguf_export.layout import PlannedFile, Tensor
+from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, source_stamps
 from so8t_helpers.run_folder import write_json
 
 CHUNK_WEIGHTS = 1 << 21  # 2 M weights: about 20 MiB with its copies, a tenth of a second of Q4_K
@@ -83,12 +83,9 @@ def part_path(path: Path) -> Path:
 
 
 def file_key(plan: PlannedFile, tensors: Sequence[Tensor], importance: Importance) -> str:
-    """Hash of all that decides a file's bytes; shards count by name, size and time of change."""
+    """Hash of all that decides a file's bytes; shards count by their stamps."""
     digest = hashlib.sha256(plan.header)
-    sources = {t.source.path for t in tensors if isinstance(t.source, TensorPlace)}
-    for path in sorted(sources):
-        stat = path.stat()
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    digest.update(repr(source_stamps(tensors)).encode())
     if plan.file_type.is_k_quant:
         for name in sorted(importance):
             digest.update(name.encode() + importance[name].tobytes())
