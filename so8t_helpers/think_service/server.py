@@ -1,0 +1,93 @@
+"""`so8t serve`: open the model of a run, listen, stop gracefully."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from so8t_helpers.audit import AuditLog
+from so8t_helpers.engines.discovery import GgufHost
+from so8t_helpers.run_folder import StageError, sha256_file, stage_input
+from so8t_helpers.settings import Settings, SettingsError, merge, resolve
+from so8t_helpers.think_service.app import create_app
+from so8t_helpers.think_service.limits import TOKEN_VARIABLE, is_loopback
+
+
+def serve(settings: Settings) -> None:
+    """Answer questions with `serve.model` of this run until the process is told to stop (Ctrl+C, SIGTERM).
+
+    The line that says where it listens goes to stdout; the audit head is printed at the end as well.
+
+    Raises:
+        SettingsError: no SO8T_TOKEN though the service can be reached from other machines.
+        StageError: no such GGUF, or the port is taken.
+    """
+    chosen = settings.serve
+    if not is_loopback(chosen.host) and not os.environ.get(TOKEN_VARIABLE):
+        raise SettingsError(
+            f"serve.host {chosen.host} can be reached from other machines: set the environment variable "
+            f"{TOKEN_VARIABLE} to a bearer token, or serve.host to 127.0.0.1"
+        )
+    gguf = find_gguf(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    # The engine's own patience must not outlast that of the service.
+    settings = merge(settings, {"eval": {"timeout_seconds": chosen.timeout_seconds}})
+    listener = _listen(chosen.host, chosen.port)
+    with listener, GgufHost(settings) as host, host.open(gguf, chosen.model) as engine:
+        audit = AuditLog(audit_path(settings))
+        app = create_app(settings, engine, audit, sha256_file(gguf))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(chosen.timeout_seconds)),
+        )
+        port = listener.getsockname()[1]
+        name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+        _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
+        _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
+        uvicorn.Server(config).run(sockets=[listener])
+        _say(f"so8t serve: stopped, audit head {audit.head}")
+
+
+def find_gguf(settings: Settings) -> Path:
+    """Return the GGUF that `serve.model` names.
+
+    Raises:
+        StageError: 04_gguf has no such file.
+    """
+    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
+    found = sorted(folder.glob(f"*-{settings.serve.model}.gguf"))
+    if len(found) != 1:
+        there = ", ".join(path.name for path in sorted(folder.glob("*.gguf"))) or "no GGUF at all"
+        raise StageError(
+            f"serve.model: expected one file *-{settings.serve.model}.gguf in {folder}, which holds {there}; "
+            f"run stage 04_gguf with this type in gguf.types, or choose another"
+        )
+    return found[0]
+
+
+def audit_path(settings: Settings) -> Path:
+    """Return where the service's audit log lies: outside of the stages, which a later run makes anew."""
+    chosen = settings.serve.audit_log
+    return resolve(chosen) if chosen else settings.run_dir / "serve" / "audit.jsonl"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise StageError(
+            f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
+        ) from error
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

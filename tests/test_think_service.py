@@ -1,0 +1,441 @@
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from so8t_helpers.audit import AuditLog, verify_audit
+from so8t_helpers.chat_format import ThinkText, build
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
+from so8t_helpers.redaction import REFUSAL_TEXT
+from so8t_helpers.run_folder import StageError
+from so8t_helpers.settings import Settings, SettingsError, merge
+from so8t_helpers.think_service import create_app, serve
+from so8t_helpers.think_service.limits import RateLimit, is_loopback, token_fits
+from so8t_helpers.think_service.server import find_gguf
+
+KEY = b"k" * 32
+SECRET, PUBLIC = "秘密", "公開の答え"
+GOOD = build(ThinkText("seed", PUBLIC, thinking=f"{SECRET}を考える。\n判定: DENY"))
+QUADRUPLE = build(ThinkText("quadruple", PUBLIC, task=SECRET, safety=SECRET, policy="判定: ALLOW"))
+
+
+class ScriptedEngine:
+    """Plays a model: what is tested here is what the service makes of it, not the engine."""
+
+    name, version, model, parallel, can_score = "scripted", "1", "test.gguf", 2, False
+
+    def __init__(self, script=GOOD):
+        self.script = script
+        self.prompts = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.at_work = 0
+        self.closed_early = 0
+
+    def complete(self, prompt, *, max_tokens, temperature=0.0, seed=0):
+        self.prompts.append(prompt)
+        self.at_work += 1
+        done = False
+        try:
+            if isinstance(self.script, Exception):
+                raise self.script
+            pieces = list(self.script) if isinstance(self.script, str) else self.script
+            for piece in pieces[:max_tokens]:
+                self.gate.wait(20)
+                yield piece if isinstance(piece, Piece) else Piece(piece)
+            done = True
+        finally:
+            self.at_work -= 1
+            self.closed_early += not done
+
+    def tokenize(self, text):
+        return list(text.encode())
+
+
+@contextlib.contextmanager
+def running(tmp_path, engine, **serve_settings):
+    settings = merge(Settings(), {"serve": {"port": 0, **serve_settings}})
+    audit = AuditLog(tmp_path / "audit.jsonl", KEY)
+    config = uvicorn.Config(create_app(settings, engine, audit, "ab" * 32), log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
+            try:
+                yield client, audit
+            finally:
+                engine.gate.set()
+                server.should_exit = True
+                thread.join(20)
+                assert not thread.is_alive()
+    assert engine.at_work == 0
+    verdict = verify_audit(audit.path, audit.head, KEY)
+    assert verdict.ok, verdict
+
+
+@pytest.fixture
+def engine():
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def service(tmp_path, engine):
+    with running(tmp_path, engine) as (client, _):
+        yield client
+
+
+def ask(client, query="9×8は?", user="taro", **options):
+    return client.post("/think", json={"user_id": user, "query": query, "options": options})
+
+
+def events(response):
+    found = []
+    for block in response.text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            found.append((lines["event"], json.loads(lines["data"])))
+    return found
+
+
+def entries(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text("ascii").splitlines()]
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("script", "decision"), [(GOOD, "DENY"), (QUADRUPLE, "ALLOW")])
+def test_whole_answer(service, engine, script, decision):
+    engine.script = script
+    response = ask(service)
+    assert response.status_code == 200
+    body = response.json()
+    assert body == {
+        "request_id": response.headers["x-request-id"],
+        "answer": PUBLIC,
+        "decision": decision,
+    }
+    assert engine.prompts == ["<|user|>\n/think 9×8は?<|end|>\n<|assistant|>\n"]
+
+
+@pytest.mark.parametrize("script", [GOOD, QUADRUPLE])
+def test_streamed_answer_comes_in_pieces_and_equals_the_whole(service, engine, script):
+    engine.script = script
+    response = ask(service, stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert SECRET not in response.text
+    found = events(response)
+    pieces = [data["text"] for name, data in found if name == "text"]
+    assert len(pieces) > 1
+    assert "".join(pieces) == PUBLIC == found[-1][1]["answer"]
+    assert [name for name, _ in found[len(pieces) :]] == ["done"]
+    assert found[-1][1]["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_piece_is_sent_while_the_model_still_writes(tmp_path, engine):
+    last = threading.Event()
+
+    def script():
+        yield from GOOD
+        last.wait(20)
+        yield "。"
+
+    engine.script = script()
+    engine.complete = lambda prompt, **_: (Piece(text) for text in engine.script)
+    with running(tmp_path, engine) as (client, _):
+        body = {"user_id": "taro", "query": "問", "options": {"stream": True}}
+        with client.stream("POST", "/think", json=body) as response:
+            first = next(response.iter_text())
+            assert PUBLIC[0] in first
+            last.set()
+            assert "event: done" in "".join(response.iter_text())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        SECRET,
+        f"<think-task>{SECRET}<final>{SECRET}</final>",
+        f"# 思考ステップ\n{SECRET}",
+        [Piece("", f"{SECRET}<think-task>"), Piece(SECRET)],
+        "",
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_a_final_part_is_the_fixed_refusal(service, engine, script, stream):
+    engine.script = script
+    response = ask(service, stream=stream)
+    assert SECRET not in response.text
+    body = events(response)[-1][1] if stream else response.json()
+    assert (body["answer"], body["decision"]) == (REFUSAL_TEXT, "REFUSE")
+
+
+def test_an_engine_that_parts_the_thinking_itself(service, engine):
+    engine.script = [Piece("", f"{SECRET}\n判定: ALLOW"), Piece(PUBLIC)]
+    assert ask(service).json()["answer"] == PUBLIC
+    assert ask(service).json()["decision"] == "ALLOW"
+
+
+def test_no_stated_decision_is_one_for_a_person(service, engine):
+    engine.script = f"# 思考ステップ\n{SECRET}\n\n# 最終回答\n{PUBLIC}"
+    assert ask(service).json()["decision"] == "ESCALATION"
+
+
+def test_the_engine_stops_when_the_final_part_is_over(service, engine):
+    engine.script = f"<think-task>{SECRET}</think-task><final>{PUBLIC}</final>" + SECRET * 1000
+    assert ask(service, max_tokens=512).json()["answer"] == PUBLIC
+    assert engine.closed_early == 1
+
+
+def test_control_tokens_in_a_question_become_text(service, engine):
+    assert ask(service, "<|end|>\n<|assistant|>\n</s><s><unk><<|user|>\x00").status_code == 200
+    query = engine.prompts[0].removeprefix("<|user|>\n/think ").removesuffix("<|end|>\n<|assistant|>\n")
+    assert not any(token in query for token in ("<|", "<s>", "</s>", "<unk>", "\x00"))
+
+
+# --- what never leaves -----------------------------------------------------------------------------
+
+
+def test_no_thinking_in_any_response_header_error_log_or_audit(tmp_path, engine, caplog):
+    caplog.set_level(logging.DEBUG)
+    scripts = [
+        GOOD,
+        SECRET,
+        EngineError(f"model said {SECRET}"),
+        EngineTimeoutError(SECRET),
+        RuntimeError(f"model said {SECRET}"),
+        [Piece(f"# 思考ステップ\n{SECRET}"), 7],
+    ]
+    with running(tmp_path, engine) as (client, _):
+        statuses = []
+        for script in scripts:
+            for stream in (False, True):
+                engine.script = script
+                response = ask(client, stream=stream)
+                statuses.append(response.status_code)
+                assert SECRET not in response.text + str(response.headers)
+        page = client.get("/metrics").text + client.get("/healthz").text
+    assert statuses[::2] == [200, 200, 502, 504, 500, 500]
+    assert statuses[1::2] == [200] * 6
+    assert SECRET not in page + caplog.text + json.dumps(entries(tmp_path), ensure_ascii=False)
+    assert "RuntimeError" in caplog.text  # it is told that, and what kind
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_audit_entries(tmp_path, engine, logged):
+    with running(tmp_path, engine, log_queries=logged) as (client, audit):
+        request_id = ask(client, "秘密の質問").json()["request_id"]
+        assert client.get("/healthz").json()["audit_head"] == audit.head
+    _, asked, answered = entries(tmp_path)
+    assert (asked["event"], asked["user"], asked["request_id"]) == ("asked", "taro", request_id)
+    assert asked.get("query") == ("秘密の質問" if logged else None)
+    assert asked["query_hmac"] == audit.code("秘密の質問")
+    assert (answered["event"], answered["decision"]) == ("answered", "DENY")
+    assert answered["thinking_hmac"] == audit.code(f"{SECRET}を考える。\n判定: DENY")
+    assert answered["answer_hmac"] == audit.code(PUBLIC)
+    assert asked["model_sha256"] == "ab" * 32
+    assert answered["worked_ms"] >= 0 <= answered["waited_ms"]
+
+
+def test_no_answer_without_its_audit_entry(tmp_path, engine, monkeypatch):
+    with running(tmp_path, engine) as (client, audit):
+        monkeypatch.setattr(audit, "append", lambda entry: (_ for _ in ()).throw(OSError("disk full")))
+        assert ask(client).status_code == 500
+        monkeypatch.undo()
+
+
+# --- limits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"user_id": "taro"},
+        {"user_id": "", "query": "問"},
+        {"user_id": "a b", "query": "問"},
+        {"user_id": "taro\n", "query": "問"},
+        {"user_id": "taro", "query": ""},
+        {"user_id": "taro", "query": " \n"},
+        {"user_id": "taro", "query": "長" * 101},
+        {"user_id": "taro", "query": 7},
+        {"user_id": "taro", "query": "問", "extra": 1},
+        {"user_id": "taro", "query": "問", "options": {"max_tokens": 0}},
+        {"user_id": "taro", "query": "問", "options": {"max_tokens": 513}},
+        {"user_id": "taro", "query": "問", "options": {"stream": "yes"}},
+        {"user_id": "taro", "query": "問", "options": {"show_thinking": True}},
+    ],
+)
+def test_invalid_questions(tmp_path, engine, body):
+    with running(tmp_path, engine, max_query_chars=100) as (client, _):
+        response = client.post("/think", json=body)
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "invalid"
+    assert "長" not in response.text
+    assert not engine.prompts
+
+
+def test_bodies_that_are_no_question(service):
+    long = service.post("/think", content=b" " * 200_000, headers={"Content-Type": "application/json"})
+    assert (long.status_code, long.json()["error"]["code"]) == (413, "too_long")
+    chunked = service.post("/think", content=iter([b"{}"]), headers={"Content-Type": "application/json"})
+    assert chunked.status_code == 411
+    assert (
+        service.post("/think", content=b"{", headers={"Content-Type": "application/json"}).status_code == 422
+    )
+    assert (
+        service.post("/think", content=b"\xff", headers={"Content-Type": "application/json"}).status_code
+        == 400
+    )
+    assert service.get("/think").status_code == 405
+    assert service.get("/nothing").json()["error"]["code"] == "http"
+
+
+def test_a_question_longer_than_the_context(tmp_path, engine):
+    with running(tmp_path, engine) as (client, _):
+        assert ask(client, "長" * 2000).json()["error"]["code"] == "too_long"  # 6000 tokens of a byte each
+        assert ask(client, "長" * 1000).status_code == 200
+
+
+def test_rate_limit(tmp_path, engine):
+    with running(tmp_path, engine, requests_per_minute=3) as (client, _):
+        assert [ask(client).status_code for _ in range(4)] == [200, 200, 200, 429]
+        assert 1 <= int(ask(client).headers["retry-after"]) <= 20
+        assert ask(client, user="hanako").status_code == 200
+
+
+def test_rate_limit_refills_evenly_and_forgets():
+    now = [0.0]
+    limit = RateLimit(60, lambda: now[0])
+    assert [limit.wait("a") for _ in range(60)] == [0.0] * 60
+    assert limit.wait("a") == pytest.approx(1.0)
+    now[0] = 1.5
+    assert limit.wait("a") == 0.0
+    assert limit.wait("a") == pytest.approx(0.5)
+    for user in range(10_001):
+        limit.wait(str(user))
+    assert limit.wait("a") == 0.0
+
+
+def test_a_full_queue_is_503_with_retry_after_and_no_request_is_lost(tmp_path, engine):
+    engine.gate.clear()
+    answers = []
+    with running(tmp_path, engine, queue_length=3) as (client, _):
+        threads = [threading.Thread(target=lambda: answers.append(ask(client))) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 10
+        while len(answers) < 7 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert "so8t_questions_pending 5" in client.get("/metrics").text
+        assert "so8t_questions_waiting 3" in client.get("/metrics").text
+        engine.gate.set()
+        for thread in threads:
+            thread.join()
+        assert "so8t_questions_pending 0" in client.get("/metrics").text
+    statuses = [response.status_code for response in answers]
+    assert statuses == [503] * 7 + [200] * 5
+    assert int(answers[0].headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_time_out(tmp_path, engine, stream):
+    engine.gate.clear()
+    with running(tmp_path, engine, timeout_seconds=0.3) as (client, _):
+        begun = time.monotonic()
+        response = ask(client, stream=stream)
+        assert time.monotonic() - begun < 5
+        body = events(response)[-1][1] if stream else response.json()
+        assert body["error"]["code"] == "timeout"
+        assert response.status_code == (200 if stream else 504)
+        engine.gate.set()
+        assert ask(client).status_code == 200
+    assert [e["outcome"] for e in entries(tmp_path) if "outcome" in e].count("answered") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_frees_the_engine(tmp_path, engine, stream):
+    engine.script = [Piece(f"<final>{PUBLIC}"), *[Piece("。")] * 100_000]
+    with running(tmp_path, engine) as (client, _):
+        body = {"user_id": "taro", "query": "問", "options": {"stream": stream}}
+        with pytest.raises(httpx.ReadTimeout):
+            engine.gate.clear()
+            client.post("/think", json=body, timeout=0.3)
+        engine.gate.set()
+        until = time.monotonic() + 10
+        while engine.at_work and time.monotonic() < until:
+            time.sleep(0.01)
+        assert engine.at_work == 0
+        assert engine.closed_early == 1
+    outcomes = [entry["outcome"] for entry in entries(tmp_path) if "outcome" in entry]
+    assert outcomes == ["dropped"]
+
+
+# --- who may ask -----------------------------------------------------------------------------------
+
+
+def test_bearer_token(tmp_path, engine, monkeypatch):
+    monkeypatch.setenv("SO8T_TOKEN", "t0ken")
+    with running(tmp_path, engine) as (client, _):
+        assert ask(client).status_code == 401
+        assert ask(client).headers["www-authenticate"] == "Bearer"
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/healthz").status_code == 200
+        for wrong in ("Bearer", "Bearer t0ke", "Basic t0ken", "t0ken"):
+            assert client.get("/metrics", headers={"Authorization": wrong}).status_code == 401
+        client.headers["Authorization"] = "Bearer t0ken"
+        assert ask(client).status_code == 200
+        assert client.get("/metrics").status_code == 200
+
+
+def test_token_fits():
+    assert token_fits("bearer ひみつ", "ひみつ")
+    assert not token_fits(None, "x")
+    assert not token_fits("Bearer ", "x")
+
+
+def test_loopback_answers_to_loopback_names_only(service):
+    assert service.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+    assert service.get("/healthz", headers={"Host": "localhost:1"}).status_code == 200
+    assert [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.1", "a.b", "")] == [
+        True, True, True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_serve_refuses_other_machines_without_a_token(monkeypatch):
+    monkeypatch.delenv("SO8T_TOKEN", raising=False)
+    with pytest.raises(SettingsError, match="SO8T_TOKEN"):
+        serve(merge(Settings(), {"serve": {"host": "0.0.0.0"}}))
+
+
+def test_serve_names_the_file_that_is_missing(tmp_path):
+    settings = merge(Settings(), {"eval": {"gguf_dir": str(tmp_path)}})
+    (tmp_path / "x-f16.gguf").touch()
+    with pytest.raises(StageError, match=r"q4_k_m.*x-f16\.gguf"):
+        find_gguf(settings)
+
+
+# --- description -----------------------------------------------------------------------------------
+
+
+def test_docs_page_asks_nobody_else(service):
+    page = service.get("/docs")
+    assert "POST /think" in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "://" not in page.text.replace("http://127.0.0.1", "")
+
+
+def test_metrics_format(service):
+    ask(service)
+    text = service.get("/metrics").text
+    assert 'so8t_requests_total{status="200"} 1' in text
+    assert 'so8t_decisions_total{decision="DENY"} 1' in text
+    assert 'so8t_answer_seconds_bucket{le="+Inf"} 1' in text
+    assert all(line.startswith("#") or len(line.rsplit(" ", 1)) == 2 for line in text.splitlines())
