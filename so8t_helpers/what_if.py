@@ -65,9 +65,10 @@ class TurnedModel:
     """
 
     def __init__(self, run_dir: Path, texts: int = 24):
-        settings = load_settings(run_dir / "params.yaml")
+        here = {"root": str(run_dir.parent.resolve()), "name": run_dir.name}  # it may have been moved
+        settings = load_settings(run_dir / "params.yaml", {"run": here})
         adapter = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter")
-        model = run_dir / "03_bake" / "model"
+        model = settings.run_dir / "03_bake" / "model"
         held_out = stage_input(settings, settings.training.dataset_dir, "01_dataset") / "eval.jsonl"
         for path, stage in ((model / "config.json", "03_bake"), (held_out, "01_dataset")):
             if not path.is_file():

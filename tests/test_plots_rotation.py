@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from rotations import write_run
 from safetensors.numpy import save_file
 from scipy.stats import special_ortho_group
 
@@ -14,6 +13,7 @@ from so8t_helpers import rotation
 from so8t_helpers.plots import block, explorer, style
 from so8t_helpers.plots import rotation as plots
 from so8t_helpers.run_folder import StageError
+from tests.rotations import write_run
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from rotations import write_run
 
 from so8t_helpers.plots.rotation import most_moved
 from so8t_helpers.run_folder import StageError
 from so8t_helpers.widgets.explorer import NOTHING, Explorer, load_history, nearest, runs_with_angles
+from tests.rotations import write_run
 
 
 @pytest.fixture
