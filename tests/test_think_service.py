@@ -152,10 +152,10 @@ def test_a_piece_is_sent_while_the_model_still_writes(tmp_path, engine):
     with running(tmp_path, engine) as (client, _):
         body = {"user_id": "taro", "query": "問", "options": {"stream": True}}
         with client.stream("POST", "/think", json=body) as response:
-            first = next(response.iter_text())
-            assert PUBLIC[0] in first
+            texts = response.iter_text()
+            assert PUBLIC[0] in next(texts)
             last.set()
-            assert "event: done" in "".join(response.iter_text())
+            assert "event: done" in "".join(texts)
 
 
 @pytest.mark.parametrize(

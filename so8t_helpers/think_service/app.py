@@ -98,7 +98,7 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         "/metrics",
         dependencies=needs_token,
         response_class=PlainTextResponse,
-        responses=_responses(401) if token else {},
+        responses={status: {**answer, **_JSON_ERROR} for status, answer in _responses(401).items()},
         summary="Counters in the Prometheus text format",
     )
     async def show_metrics() -> PlainTextResponse:
@@ -268,10 +268,18 @@ def _error_response(
     return JSONResponse(_error(code, message, request_id), status, headers)
 
 
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["text", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _ANSWER: dict[str, Any] = {
     "model": ThinkAnswer,
     "description": "The answer; with `options.stream` as events `text`, then `done` or `error`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _EVENT}},
 }
 _REASONS = {
     401: "No valid bearer token.",
@@ -285,6 +293,10 @@ _REASONS = {
     503: "The queue is full; see Retry-After.",
     504: "No answer in time.",
 }
+
+
+# Said outright where the answer itself is not JSON.
+_JSON_ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}}
 
 
 def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from so8t_helpers.settings import ServeSettings
 
+
+def _whole(value: object) -> object:
+    """JSON Schema counts 79.0 as an integer, so the service takes it as one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = BeforeValidator(_whole)
 Decision = Literal["ALLOW", "ESCALATION", "DENY", "REFUSE"]
 
 
@@ -55,9 +62,9 @@ class ThinkOptions(Strict):
     """How to answer; the service's own limits are its subclass's."""
 
     stream: Annotated[bool, Field(description="Send server-sent events while the answer is written.")] = False
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, _Whole] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), _Whole] = 0
 
 
 class ThinkQuestion(Strict):
@@ -70,7 +77,7 @@ class ThinkQuestion(Strict):
 
 def question_model(limits: ServeSettings) -> type[ThinkQuestion]:
     """Return the request body with a service's limits in it, so that the description states them."""
-    limit = Annotated[int | None, Field(ge=1, le=limits.max_new_tokens)]
+    limit = Annotated[int, Field(ge=1, le=limits.max_new_tokens), _Whole] | None
     options = create_model(
         "ThinkOptionsLimited", __base__=ThinkOptions, __doc__="How to answer.", max_tokens=(limit, None)
     )
