@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 from so8t_helpers.run_folder import STAGES, StageError
-from so8t_helpers.settings import Settings, SettingsError, load_settings, parse_assignment
+from so8t_helpers.settings import (
+    PARAMS_DIR,
+    Settings,
+    SettingsError,
+    load_settings,
+    parse_assignment,
+    resolve,
+)
 
 USER_ERROR, STAGE_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -18,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out one verb; return 0, 1 (a stage failed), 2 (an error of the user's) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         # A Windows console's code page may lack the characters of a Japanese message.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         status: int = options.carry_out(options)
@@ -33,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the stages of one or more profiles."""
-    from so8t_helpers import batch  # noqa: PLC0415
+    from so8t_helpers import batch
 
     status = 0
     every = [_settings(options, profile) for profile in options.profile]
@@ -58,14 +67,66 @@ def run(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Say what this machine has, and whether the profile fits on it."""
-    from so8t_helpers import doctor as doctor_module  # noqa: PLC0415
+    from so8t_helpers import doctor as doctor_module
 
     return doctor_module.print_report(_settings(options, options.profile))
 
 
+def sweep(options: argparse.Namespace) -> int:
+    """Carry out a grid of settings: each point a run, shared stages once, a comparison at the end."""
+    from so8t_helpers import report
+    from so8t_helpers import sweep as sweep_module
+    from so8t_helpers.report.comparison import write_comparison
+
+    settings = _settings(options, options.profile)
+    swept = sweep_module.points(settings, sweep_module.parse_grid(options.grid))
+    mapper = (
+        sweep_module.ray_cluster() if options.engine == "ray" else sweep_module.processes(options.processes)
+    )
+    sweep_module.carry_out(swept, _stages(options), mapper)
+    for point in swept:
+        states = ", ".join(f"{stage[:2]} {state}" for stage, state in point.states.items())
+        print(f"{point.settings.run.name}: {states}{'; ' + point.stopped if point.stopped else ''}")
+    name = f"{settings.run.name}-sweep"
+    notes = {point.settings.run.name: point.stopped for point in swept}
+    page = write_comparison([point.settings for point in swept], name, notes) if len(swept) > 1 else None
+    report.write_index(settings)
+    failed = sum(bool(point.stopped) for point in swept)
+    print(f"{name}: {len(swept) - failed} of {len(swept)} points done; comparison: {page}")
+    return STAGE_FAILED if failed else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show stage, step, time left and last losses of every run at work."""
+    from so8t_helpers import status as status_module
+
+    return status_module.print_status(_settings(options, options.profile), options.watch)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Write a page that lays two or more runs over each other."""
+    from so8t_helpers import report
+    from so8t_helpers.report.comparison import write_comparison
+
+    runs = [_run(options, name) for name in options.profile]
+    page = write_comparison(runs, options.name or "-vs-".join(run.run.name for run in runs)[:100])
+    report.write_index(runs[0])
+    print(f"comparison: {page}")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Pack a run's pages into one zip that opens anywhere offline."""
+    from so8t_helpers.report.export import export as export_run
+
+    path = export_run(_run(options, options.profile), options.output)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def verify(options: argparse.Namespace) -> int:
     """Walk from a GGUF file or a run back to the input lines, hash by hash."""
-    from so8t_helpers import provenance  # noqa: PLC0415
+    from so8t_helpers import provenance
 
     target = Path(options.profile)
     if not target.exists():
@@ -82,10 +143,24 @@ def verify(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Start the /think service."""
-    from so8t_helpers import think_service  # noqa: PLC0415
+    from so8t_helpers import think_service
 
     think_service.serve(_settings(options, options.profile))
     return 0
+
+
+def _run(options: argparse.Namespace, name: str) -> Settings:
+    """Settings of a run that exists, by its name (or by a profile's)."""
+    area = _settings(options, "demo").run
+    path = resolve(area.root) / name / "params.yaml"
+    if path.is_file():
+        return load_settings(
+            path, {"run": {"root": area.root, "reports_root": area.reports_root, "name": name}}
+        )
+    if Path(name).suffix in {".yaml", ".yml"} or (PARAMS_DIR / f"{name}.yaml").is_file():
+        return _settings(options, name)
+    known = sorted(path.parent.name for path in resolve(area.root).glob("*/params.yaml"))
+    raise SettingsError(f"no run {name!r} in {resolve(area.root)}; runs there: {', '.join(known) or 'none'}")
 
 
 def _settings(options: argparse.Namespace, profile: str) -> Settings:
@@ -145,6 +220,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     which.add_argument("--only", metavar="STAGE", help="this stage alone")
     verb.add_argument("--force", action="store_true", help="carry out fresh stages too")
+    verb = add("sweep", sweep)
+    verb.add_argument(
+        "--grid", action="append", default=[], metavar="SECTION.KEY=VALUE,VALUE", help="one axis"
+    )
+    verb.add_argument("--processes", type=int, default=2, help="how many stages at once on this machine")
+    verb.add_argument("--engine", choices=("process", "ray"), default="process")
+    verb.set_defaults(from_stage=STAGES[0], only=None)
+    verb = add("status", status)
+    verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    verb = add("compare", compare, profile="+")
+    verb.add_argument("--name", help="of the page; default: the runs' names")
+    verb = add("export", export)
+    verb.add_argument("--output", type=Path, help="default: <run>.zip in this folder")
     add("doctor", doctor)
     verb = add("verify", verify)
     verb.usage = "so8t verify [GGUF or run folder or profile]"

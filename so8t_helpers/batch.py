@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from so8t_helpers import report
 from so8t_helpers.needs import check_room
 from so8t_helpers.run_folder import (
@@ -86,7 +88,15 @@ def run_stages(
         SettingsError, StageError: what can be known before any long work.
     """
     preflight(settings, stages, notebooks)
-    write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
+    with _alone(settings):
+        write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
+        outcomes = _run_in_order(settings, stages, force, notebooks)
+    report.write_run_index(settings)
+    report.write_index(settings)
+    return outcomes
+
+
+def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool, notebooks: Path) -> list[Outcome]:
     outcomes = []
     for stage in stages:
         reason = "asked for" if force else due_reason(settings, stage)
@@ -98,8 +108,6 @@ def run_stages(
         outcomes.append(outcome)
         if outcome.state != "done":
             break
-    report.write_run_index(settings)
-    report.write_index(settings)
     return outcomes
 
 
@@ -252,6 +260,22 @@ def _one_line(exception: Exception) -> str:
         return "the kernel died (killed, or out of memory)"
     text = str(getattr(exception, "evalue", exception)).strip()
     return f"{name}: {text.splitlines()[0] if text else 'no message'}"
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the run's lock, which the system releases when its holder dies; wait for whoever has it."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{settings.run.name}: waiting for the process that carries this run out", file=sys.stderr)  # noqa: T201
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

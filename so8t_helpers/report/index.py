@@ -42,7 +42,9 @@ def write_index(settings: Settings) -> Path:
         changed = {key: value[key] for key in differing}
         rows.append({"run": run, "stages": stages, "figures": figures, "differing": changed})
     rows.sort(key=lambda row: max(state.finished for state in row["stages"]), reverse=True)
-    text = render("index.html.j2", settings, title="Runs", rows=rows)
-    path = resolve(settings.run.reports_root) / "index.html"
+    folder = resolve(settings.run.reports_root)
+    comparisons = sorted(path.stem for path in (folder / "compare").glob("*.html"))
+    text = render("index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons)
+    path = folder / "index.html"
     write_text(path, text)
     return path

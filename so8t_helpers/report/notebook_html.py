@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-TEMPLATE_DIR = Path(__file__).parent / "template"
+from so8t_helpers.report.page import TEMPLATE_DIR
+
 INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
 
 # Cells that a report shows elsewhere or not at all.
@@ -69,15 +69,6 @@ def convert(notebook: Path) -> Fragments:
     toc = _number_headings(soup)
     _reachable_by_keyboard(soup)
     return Fragments(title, lead, _markdown(answer), str(soup), toc, figures)
-
-
-@cache
-def code_css(style: str) -> str:
-    """Return pygments' rules for folded code."""
-    from pygments.formatters import HtmlFormatter  # noqa: PLC0415
-
-    rules: str = HtmlFormatter(style=style).get_style_defs(".highlight")
-    return re.sub(r" */\*.*?\*/", "", "\n".join(re.findall(r"^\.highlight \..*", rules, flags=re.MULTILINE)))
 
 
 class _Renderer(IPythonRenderer):

@@ -15,9 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from so8t_helpers.report.notebook_html import TEMPLATE_DIR, code_css
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
 
+TEMPLATE_DIR = Path(__file__).parent / "template"
 # Scripts, frames, fonts and pictures from elsewhere are refused by the browser, so that a leak would show.
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
@@ -106,6 +106,12 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def difference(value: Any, first: Any) -> str:
+    """How far a number is from the first run's, as " (+0.12)"; "" for anything else."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first))
+    return f" ({value - first:+.3g})" if numbers else ""
+
+
 def duration(seconds: float) -> str:
     """Seconds as "42 s", "3 min 5 s" or "2 h 10 min"."""
     whole = round(seconds)
@@ -114,6 +120,15 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@cache
+def code_css(style: str) -> str:
+    """Return pygments' rules for folded code."""
+    from pygments.formatters import HtmlFormatter  # noqa: PLC0415
+
+    rules: str = HtmlFormatter(style=style).get_style_defs(".highlight")
+    return re.sub(r" */\*.*?\*/", "", "\n".join(re.findall(r"^\.highlight \..*", rules, flags=re.MULTILINE)))
 
 
 @cache
@@ -126,6 +141,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["show"] = show
+    environment.filters["difference"] = difference
     environment.filters["duration"] = duration
     environment.globals["light_code"] = code_css("friendly")
     environment.globals["dark_code"] = code_css("github-dark")

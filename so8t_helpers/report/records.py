@@ -86,9 +86,10 @@ def stage_states(settings: Settings) -> list[StageState]:
 def known_runs(settings: Settings) -> list[Settings]:
     """Return the settings of every run in the same run area, by name; those of another layout left out."""
     runs = []
+    place = {"root": settings.run.root, "reports_root": settings.run.reports_root}
     for path in sorted(resolve(settings.run.root).glob("*/params.yaml")):
         try:
-            runs.append(load_settings(path))
+            runs.append(load_settings(path, {"run": place | {"name": path.parent.name}}))
         except SettingsError:
             continue
     return runs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8t_helpers.report.notebook_html import convert
 from so8t_helpers.report.page import render
 from so8t_helpers.report.records import STAGE_TITLES, read_record, stage_path
 from so8t_helpers.run_folder import STAGES, read_manifest, stage_settings, write_text
@@ -13,6 +12,9 @@ from so8t_helpers.settings import Settings
 
 def write_stage(settings: Settings, stage: str) -> Path:
     """Write `reports/<run>/<stage>.html` from the executed notebook, the record and the manifest."""
+    # nbconvert takes a second to import; a run that finds everything fresh does without it.
+    from so8t_helpers.report.notebook_html import convert  # noqa: PLC0415
+
     fragments = convert(settings.run_dir / "notebooks" / f"{stage}.ipynb")
     record, manifest = read_record(settings, stage), read_manifest(settings, stage)
     default = stage_settings(Settings(), stage)

@@ -1,0 +1,157 @@
+"""A page that compares runs: curves over each other, settings and figures that differ, changed answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from safetensors.numpy import load_file
+
+from so8t_helpers.plots import comparison as plots
+from so8t_helpers.plots.style import to_svg
+from so8t_helpers.report.notebook_html import slim_svg
+from so8t_helpers.report.page import render
+from so8t_helpers.report.records import STAGE_TITLES, flat, stage_states
+from so8t_helpers.run_folder import STAGES, StageError, read_jsonl, read_manifest, write_text
+from so8t_helpers.settings import Settings, resolve
+
+FOLDER = "compare"
+MOST_ANSWERS = 40  # changed answers shown; the page says how many there are
+
+
+def comparison_path(settings: Settings, name: str) -> Path:
+    """Where a comparison's page goes."""
+    return resolve(settings.run.reports_root) / FOLDER / f"{name}.html"
+
+
+def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | None = None) -> Path:
+    """Write `reports/compare/<name>.html`.
+
+    Args:
+        runs: two or more; the first is what the others are measured against.
+        name: of the page.
+        notes: for a run that was stopped, what stopped it.
+
+    Raises:
+        StageError: when fewer than two runs are named, or one does not exist.
+    """
+    for run in runs:
+        if not (run.run_dir / "params.yaml").is_file():
+            raise StageError(f"no run {run.run.name} in {run.run_dir.parent}")
+    if len(runs) < 2:
+        raise StageError("a comparison needs two runs or more")
+    names = [run.run.name for run in runs]
+    figures: list[tuple[str, str]] = []
+    for title, draw in _FIGURES.items():
+        figure = draw(runs)
+        if figure is not None:
+            alt = f"{title}, one colour for each of {', '.join(names)}"
+            figures.append((title, slim_svg(to_svg(figure, alt))))
+    shown, total = _changed_answers(runs)
+    text = render(
+        "compare.html.j2",
+        runs[0],
+        [svg for _, svg in figures],
+        title=name,
+        names=names,
+        notes=notes or {},
+        differing=_differing([flat(run) for run in runs]),
+        figure_titles=[title for title, _ in figures],
+        facts=_facts(runs),
+        states={run.run.name: stage_states(run) for run in runs},
+        answers=shown,
+        total=total,
+    )
+    path = comparison_path(runs[0], name)
+    write_text(path, text)
+    return path
+
+
+def _differing(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Keys whose values are not all the same, with the value of each run."""
+    keys = dict.fromkeys(key for value in values for key in value)
+    rows = {key: [value.get(key) for value in values] for key in keys}
+    return {key: row for key, row in rows.items() if any(item != row[0] for item in row[1:])}
+
+
+def _facts(runs: list[Settings]) -> dict[str, dict[str, list[Any]]]:
+    """Key figures of each stage, by name, with the value of each run (None where it has none)."""
+    tables = {}
+    for stage in STAGES:
+        found = [(read_manifest(run, stage) or {"facts": {}})["facts"] for run in runs]
+        keys = dict.fromkeys(key for facts in found for key in facts)
+        if keys:
+            tables[STAGE_TITLES[stage]] = {key: [facts.get(key) for facts in found] for key in keys}
+    return tables
+
+
+def _losses(runs: list[Settings]) -> Figure | None:
+    frames = {r.run.name: pd.read_parquet(path) for r in runs if (path := _train(r, "metrics.parquet"))}
+    return plots.losses(frames) if frames else None
+
+
+def _drift(runs: list[Settings]) -> Figure | None:
+    found = {r.run.name: load_file(path) for r in runs if (path := _train(r, "angles.safetensors"))}
+    return plots.drift({n: (a["steps"], a["angles"]) for n, a in found.items()}) if found else None
+
+
+def _answers_right(runs: list[Settings]) -> Figure | None:
+    return _shares(runs, "answer", "answers correct")
+
+
+def _format_kept(runs: list[Settings]) -> Figure | None:
+    return _shares(runs, "format", "answers in the right format")
+
+
+def _shares(runs: list[Settings], key: str, label: str) -> Figure | None:
+    scores = {}
+    for run in runs:
+        path = run.run_dir / "05_ollama_eval" / "scores.json"
+        if read_manifest(run, "05_ollama_eval") is not None and path.is_file():
+            scores[run.run.name] = json.loads(path.read_text(encoding="utf-8"))["models"]
+    return plots.shares(scores, key, label) if scores else None
+
+
+def _train(run: Settings, name: str) -> Path | None:
+    path = run.run_dir / "02_train" / name
+    return path if read_manifest(run, "02_train") is not None and path.is_file() else None
+
+
+def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
+    """Final answers that are not the same in all runs, for the smallest file that all of them asked.
+
+    Only the final part of an answer is ever on the disk, so no thinking can come into the page.
+    """
+    paths = [run.run_dir / "05_ollama_eval" / "answers.jsonl" for run in runs]
+    paths = [
+        p for r, p in zip(runs, paths, strict=True) if read_manifest(r, "05_ollama_eval") and p.is_file()
+    ]
+    if len(paths) != len(runs):
+        return [], 0
+    answers = [{(row["model"], row["id"]): row for row in read_jsonl(path)} for path in paths]
+    models = [{model for model, _ in found} for found in answers]
+    common = [model for model in reversed(runs[0].eval.models) if all(model in found for found in models)]
+    if not common:
+        return [], 0
+    changed = []
+    for key in answers[0]:
+        if key[0] != common[0] or not all(key in found for found in answers):
+            continue
+        rows = [found[key] for found in answers]
+        if any(row["final"] != rows[0]["final"] for row in rows[1:]):
+            changed.append({"prompt": rows[0]["prompt"], "model": key[0], "rows": rows})
+    # Those that turned right or wrong come first.
+    changed.sort(key=lambda item: len({bool(row["correct"]) for row in item["rows"]}), reverse=True)
+    return changed[:MOST_ANSWERS], len(changed)
+
+
+_FIGURES: dict[str, Callable[[list[Settings]], Figure | None]] = {
+    "Losses": _losses,
+    "Drift of the rotations": _drift,
+    "Correct answers": _answers_right,
+    "Format": _format_kept,
+}
