@@ -95,19 +95,33 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).view(weight.shape.shape[:2])
 
 
-class _WeightOnly(torch.autograd.Function):
-    """Product y = x W^T with a frozen W, dequantised in both directions and never kept dequantised."""
+class _Int8Product(torch.autograd.Function):
+    """Product y = x W^T with frozen int8 rows, dequantised in both directions and never kept dequantised."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: type, *tensors: Tensor) -> Tensor:
-        ctx.kind = kind
-        ctx.save_for_backward(*tensors)
-        return functional.linear(x, dequantize(kind(*tensors), x.dtype))
+    def forward(ctx: Any, x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, scale)
+        return functional.linear(x, dequantize(Int8Weight(rows, scale), x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        weight = dequantize(ctx.kind(*ctx.saved_tensors), grad.dtype)
-        return grad @ weight, None, *(None for _ in ctx.saved_tensors)
+        rows, scale = ctx.saved_tensors
+        return grad @ dequantize(Int8Weight(rows, scale), grad.dtype), None, None
+
+
+class _Nf4Product(torch.autograd.Function):
+    """The same for NF4."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, absmax: Tensor, code: Tensor, shape: Tensor) -> Tensor:
+        ctx.save_for_backward(packed, absmax, code, shape)
+        return functional.linear(x, dequantize(Nf4Weight(packed, absmax, code, shape), x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        packed, absmax, code, shape = ctx.saved_tensors
+        weight = dequantize(Nf4Weight(packed, absmax, code, shape), grad.dtype)
+        return grad @ weight, None, None, None, None
 
 
 def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
@@ -116,7 +130,9 @@ def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
         return functional.linear(x, weight.weight)
     if isinstance(weight, LlmInt8Weight):
         return _llm_int8(x, weight)
-    return _WeightOnly.apply(x, type(weight), *weight)
+    if isinstance(weight, Nf4Weight):
+        return _Nf4Product.apply(x, *weight)
+    return _Int8Product.apply(x, weight.rows, weight.scale)
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:

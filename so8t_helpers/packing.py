@@ -16,7 +16,6 @@ from so8t_helpers import chat_format
 from so8t_helpers.settings import SettingsError
 
 IGNORE = -100  # target of a token that carries no loss
-_SHORTEST_DOCUMENT = 8  # bounds the number of documents in a sequence, so that their buffer has one size
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class PackedSequence:
 
     Attributes:
         tokens, targets, positions, documents: (T,); padding has document -1 and target IGNORE.
-        bounds: (max documents + 1,) int32 cumulative lengths, padded with T.
+        bounds: (most documents + 2,) int32 cumulative lengths, padded with T.
     """
 
     tokens: Tensor
@@ -101,7 +100,6 @@ def best_fit(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> lis
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms = 0  # bit n is set when some bin has room for exactly n more tokens
-    limit = capacity // _SHORTEST_DOCUMENT
     for index in sorted(order, key=lambda i: -lengths[i]):
         need = lengths[index]
         fitting = rooms >> need
@@ -115,7 +113,7 @@ def best_fit(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> lis
             bins.append([])
         bins[chosen].append(index)
         left = room - need
-        if left and len(bins[chosen]) < limit:
+        if left:
             by_room[left].append(chosen)
             rooms |= 1 << left
     return bins
@@ -133,13 +131,19 @@ def plan_epoch(samples: Sequence[Sample], length: int, packing: bool, seed: int)
     return [[index] for index in order]
 
 
-def build_sequence(chosen: Sequence[Sample], length: int, pad_token: int) -> PackedSequence:
-    """Lay documents one after the other and pad to `length`; padding is a document of its own, number -1."""
+def build_sequence(
+    chosen: Sequence[Sample], length: int, pad_token: int, most_documents: int
+) -> PackedSequence:
+    """Lay documents one after the other and pad to `length`; padding is a document of its own, number -1.
+
+    Args:
+        most_documents: of any sequence of the run; it sizes `bounds`, which attention walks in full.
+    """
     tokens = np.full(length, pad_token, dtype=np.int64)
     targets = np.full(length, IGNORE, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     documents = np.full(length, -1, dtype=np.int32)
-    bounds = np.full(length // _SHORTEST_DOCUMENT + 2, length, dtype=np.int32)
+    bounds = np.full(most_documents + 2, length, dtype=np.int32)
     bounds[0] = at = 0
     for number, sample in enumerate(chosen):
         end = at + len(sample.tokens)
@@ -153,7 +157,7 @@ def build_sequence(chosen: Sequence[Sample], length: int, pad_token: int) -> Pac
 def join(sequences: Sequence[PackedSequence]) -> PackedSequence:
     """Put the sequences of a batch end to end; documents never cross, so this equals a batch dimension."""
     length = len(sequences[0].tokens)
-    shift = length // _SHORTEST_DOCUMENT + 2
+    shift = len(sequences[0].bounds)
     documents = [torch.where(s.documents < 0, -1, s.documents + i * shift) for i, s in enumerate(sequences)]
     return PackedSequence(
         torch.cat([s.tokens for s in sequences]),

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from so8t_helpers.gate import gate
 from so8t_helpers.int8_linear import FrozenWeight, frozen_linear
-from so8t_helpers.rotation import rotate
 from so8t_helpers.settings import SettingsError
 
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -221,7 +221,7 @@ def attention_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig)
     q, k = _rope(q, packed.cos, packed.sin), _rope(k, packed.cos, packed.sin)
     mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
     if layer.rotation is not None:
-        mixed = rotate(mixed.float(), layer.rotation).to(x.dtype)
+        mixed = gate(mixed, layer.rotation)
     return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config)
 
 
@@ -229,9 +229,9 @@ def mlp_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig) -> Te
     """Return x + down_proj(up * silu(gate)). x (T, d) -> (T, d)."""
     h = rms_norm(x, layer.norm2, config.shape.rms_eps)
     both = adapted_linear(h, layer.gate_up, layer.lora_gate_up, packed, layer.salt ^ 2, config)
-    gate, up = both.chunk(2, dim=-1)
+    gated, up = both.chunk(2, dim=-1)
     return x + adapted_linear(
-        up * functional.silu(gate), layer.down, layer.lora_down, packed, layer.salt ^ 3, config
+        up * functional.silu(gated), layer.down, layer.lora_down, packed, layer.salt ^ 3, config
     )
 
 

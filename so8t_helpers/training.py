@@ -47,10 +47,12 @@ class Schedule:
     Attributes:
         steps: for each optimizer step its micro-steps, each a list of sequences (lists of sample indices).
         tokens_wasted: share of padding tokens, with packing and without it.
+        most_documents: the largest number of samples in one sequence.
     """
 
     steps: list[list[list[list[int]]]]
     tokens_wasted: dict[str, float]
+    most_documents: int
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -117,7 +119,8 @@ def plan(settings: Settings, samples: list[packing.Sample]) -> Schedule:
         "packed": 1 - real / (len(bins) * t.sequence_length),
         "unpacked": 1 - real / (len(samples) * t.sequence_length),
     }
-    return Schedule(steps[:wanted], wasted)
+    most = max(len(chosen) for step in steps for group in step for chosen in group)
+    return Schedule(steps[:wanted], wasted, most)
 
 
 class Loop:
@@ -202,7 +205,12 @@ class Loop:
         t = self.settings.training
         return packing.join(
             [
-                packing.build_sequence([self.samples[i] for i in chosen], t.sequence_length, self.pad_token)
+                packing.build_sequence(
+                    [self.samples[i] for i in chosen],
+                    t.sequence_length,
+                    self.pad_token,
+                    self.schedule.most_documents,
+                )
                 for chosen in group + [[]] * (t.batch_size - len(group))
             ]
         )
