@@ -50,7 +50,13 @@ class CacheSettings(Section):
 
 
 class DatasetSettings(Section):
-    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
+    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records.
+
+    `robots_dir` holds `<host>.txt` files (null: `robots/` beside the first input); `robots_fetch` adds missing
+    ones. `nsfw_words` are files of category<TAB>word, `nsfw_training` labelled JSONL for a classifier,
+    `nsfw_model` a text-classification folder. `teacher` is a GGUF file or a model folder that writes thinking
+    for records that have nothing but a label.
+    """
 
     inputs: list[str] = ["demo"]
     think_format: Literal["seed", "quadruple", "both"] = "seed"
@@ -64,7 +70,14 @@ class DatasetSettings(Section):
     default_licence: str | None = None
     robots_dir: str | None = None
     robots_agent: str = "so8t-workbench"
+    robots_fetch: bool = False
     nsfw_words: list[str] = []
+    nsfw_training: list[str] = []
+    nsfw_model: str | None = None
+    nsfw_model_labels: list[str] = ["nsfw", "unsafe", "toxic", "harmful", "LABEL_1"]
+    nsfw_threshold: Share | None = None
+    teacher: str | None = None
+    teacher_max_tokens: Count = 256
     near_duplicate_threshold: Share = 0.7
     deduplicate: bool = True
     engine: Literal["process", "ray"] = "process"

@@ -196,12 +196,12 @@ def test_overlong_thinking_is_cut_at_a_sentence_and_the_answer_never(tmp_path, b
 
 
 def test_nothing_kept_is_one_clear_error(tmp_path, base):
-    with pytest.raises(StageError, match="none of 2 lines was kept .*bad_json"):
+    with pytest.raises(StageError, match=r"none of 2 lines was kept .*bad_json"):
         dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", [b"{", b"x"])]))
 
 
 def test_missing_inputs_name_the_pattern(tmp_path, base):
-    with pytest.raises(SettingsError, match="no file matches .*nothing"):
+    with pytest.raises(SettingsError, match=r"no file matches .*nothing"):
         dataset.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))
 
 

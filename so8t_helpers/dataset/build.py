@@ -10,9 +10,10 @@ from typing import Any
 
 from so8t_helpers import progress, run_folder
 from so8t_helpers.dataset import card as cards
-from so8t_helpers.dataset import chunk_pass, reading
+from so8t_helpers.dataset import chunk_pass, gathering, reading, teacher
 from so8t_helpers.dataset.assemble import assemble
 from so8t_helpers.dataset.chunk_pass import ChunkResult
+from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.run_folder import Stage, StageError
 from so8t_helpers.settings import Settings, SettingsError, resolve
@@ -44,14 +45,22 @@ def build(settings: Settings) -> Built:
         chunks = reading.split(files)
         lines = sum(chunk.lines for chunk in chunks)
         run_folder.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        classifier = None
+        if settings.dataset.nsfw_training:
+            path = stage.directory / "nsfw_classifier.safetensors"
+            classifier = gathering.train_classifier(settings, path)
         plan = Plan(
             settings.dataset,
             settings.run.seed,
             settings.training.sequence_length,
             _tokenizer(settings, stage),
             min(1.0, MEASURED_LINES / max(lines, 1)),
-            _robots(settings, stage, files[0].path.parent),
+            _robots(settings, stage, chunks, files[0].path.parent),
+            teacher.cache_path(settings) if settings.dataset.teacher else None,
+            path if classifier else None,
         )
+        if plan.thoughts:
+            gathering.ask_teacher(settings, plan, chunks)
         work = stage.directory / ".work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -68,7 +77,9 @@ def build(settings: Settings) -> Built:
             raise StageError(
                 f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
             )
-        card = cards.write(tally, files, stage.directory, settings.dataset.model_dump(mode="json"))
+        card = cards.write(
+            tally, files, stage.directory, settings.dataset.model_dump(mode="json"), classifier
+        )
         run_folder.write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
     return Built(settings.run_dir / STAGE, card)
@@ -86,10 +97,13 @@ def _input_paths(settings: Settings) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _robots(settings: Settings, stage: Stage, beside: Path) -> Path | None:
+def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], beside: Path) -> Path | None:
     """Return the folder of robots.txt files: the profile's, else `robots/` beside the first input."""
     chosen = settings.dataset.robots_dir
     folder = resolve(chosen) if chosen else beside / "robots"
+    if settings.dataset.robots_fetch:
+        folder.mkdir(parents=True, exist_ok=True)
+        gathering.fetch_robots(chunks, folder, settings.dataset.robots_agent)
     if chosen and not folder.is_dir():
         raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
     for path in sorted(folder.glob("*.txt")):

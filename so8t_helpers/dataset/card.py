@@ -65,7 +65,13 @@ class Tally:
         return self.by_split[split]["labels"].total()
 
 
-def write(tally: Tally, files: list[InputFile], directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def write(
+    tally: Tally,
+    files: list[InputFile],
+    directory: Path,
+    settings: dict[str, Any],
+    classifier: dict[str, Any] | None,
+) -> dict[str, Any]:
     """Return the card as a dict.
 
     Args:
@@ -73,6 +79,7 @@ def write(tally: Tally, files: list[InputFile], directory: Path, settings: dict[
         files: the input files.
         directory: where train.jsonl, eval.jsonl and quarantine.jsonl lie.
         settings: what the profile's dataset section says.
+        classifier: figures of the classifier of unsafe text, where one was trained.
 
     Raises:
         AssertionError: where a line was lost or doubled; that is a bug of ours.
@@ -98,6 +105,7 @@ def write(tally: Tally, files: list[InputFile], directory: Path, settings: dict[
             "edges": tally.edges.tolist(),
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
+        "classifier": classifier,
         "not_covered": personal_data.NOT_COVERED,
         "inputs": [
             {

@@ -159,4 +159,4 @@ def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
         counts["unsafe, refused", sample.harm] += 1
     if sample.cut:
         counts["thinking", "cut at a sentence"] += 1
-    counts["thinking", "the record's own" if sample.own_reasoning else "from its labels"] += 1
+    counts["thinking", sample.thinking] += 1

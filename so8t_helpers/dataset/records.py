@@ -73,6 +73,22 @@ class Record:
         return "\n".join(value for name in TEXT_FIELDS if (value := getattr(self, name)))
 
 
+def to_utf8(raw: bytes, encoding: str) -> bytes:
+    """Return a line's bytes in UTF-8.
+
+    Raises:
+        RejectedError: an empty line, or bytes that are not valid in the file's encoding.
+    """
+    if not raw or raw.isspace():
+        raise RejectedError("empty_line", "the line is empty")
+    if encoding == "utf-8":
+        return raw
+    try:
+        return raw.decode(encoding).encode()
+    except UnicodeDecodeError as error:
+        raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
+
+
 def parse_json(raw: bytes) -> dict[str, Any]:
     """Parse one line of UTF-8; control characters are taken out of its texts.
 
@@ -138,6 +154,21 @@ def normalise(data: dict[str, Any]) -> Record:
         safety,
         policy,
     )
+
+
+def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
+    """Return the text of a record for the classifier's training, and whether it says it is unsafe.
+
+    Raises:
+        RejectedError: not a record, no text, or no flag.
+    """
+    picked = _pick(parse_json(to_utf8(raw or b"", encoding)))
+    if "flag" not in picked:
+        raise RejectedError("missing_label", "expected a flag such as `nsfw`: true or false")
+    text = "\n".join(filter(None, (_text(picked, name) for name in ("question", "given", "text", "answer"))))
+    if not text:
+        raise RejectedError("unknown_shape", "expected `text`, or `instruction` with `output`")
+    return text, _flag(picked) is not None
 
 
 def _pick(data: dict[str, Any]) -> _Picked:

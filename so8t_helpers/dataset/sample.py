@@ -18,8 +18,10 @@ from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.dedup import normalise_question
 from so8t_helpers.dataset.lengths import TokenLengths
 from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.dataset.teacher import Thoughts
 from so8t_helpers.markers import CANDIDATE
 from so8t_helpers.policy import harm, licence, robots
+from so8t_helpers.policy.detector import Detector
 from so8t_helpers.settings import DatasetSettings
 
 FORMATS = ("seed", "quadruple", "plain")
@@ -63,6 +65,8 @@ class Plan:
         limit: longest sample in tokens.
         tokenizer: the base's tokenizer.json.
         robots: folder of robots.txt files.
+        thoughts: cache of the teacher's thinking.
+        classifier: the trained n-gram classifier of unsafe text.
         length_share: share of samples whose token length is counted even where it cannot decide.
     """
 
@@ -72,6 +76,8 @@ class Plan:
     tokenizer: Path
     length_share: float
     robots: Path | None
+    thoughts: Path | None = None
+    classifier: Path | None = None
 
 
 @dataclass(slots=True)
@@ -89,7 +95,7 @@ class Sample:
     masked: list[str]
     harm: str | None
     cut: bool
-    own_reasoning: bool
+    thinking: str
 
 
 @dataclass(slots=True)
@@ -106,7 +112,8 @@ class Sampler:
 
     def __init__(self, plan: Plan):
         self.plan, self.settings = plan, plan.settings
-        self.words = harm.HarmWords(plan.settings.nsfw_words)
+        self.detector = Detector(plan.settings, plan.classifier)
+        self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
         self.lengths = TokenLengths(plan.tokenizer)
         self.allowed = tuple(plan.settings.licences)
@@ -123,26 +130,39 @@ class Sampler:
         except RejectedError as rejected:
             return Quarantined(rejected.reason, rejected.detail, digest)
 
-    def _sample(self, raw: bytes, encoding: str, file: str, line: int, digest: str) -> Sample:
-        if not raw or raw.isspace():
-            raise RejectedError("empty_line", "the line is empty")
+    def needs_teacher(self, raw: bytes | None, encoding: str) -> Record | None:
+        """Return the record, as policy leaves it, where a teacher is to think for it; None for all others."""
         try:
-            utf8 = raw if encoding == "utf-8" else raw.decode(encoding).encode()
-        except UnicodeDecodeError as error:
-            raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
-        record = records.normalise(records.parse_json(utf8))
+            judged = self._judge(raw or b"", encoding)
+        except RejectedError:
+            return None
+        return judged.record if _says_only_its_label(judged) else None
+
+    def _judge(self, raw: bytes, encoding: str) -> _Judged:
+        """Apply policy to one line: shape, licence, source, markers, personal data, unsafe content."""
+        record = records.normalise(records.parse_json(records.to_utf8(raw, encoding)))
         licence_name = self._source(record)
         joined = record.texts()
         if CANDIDATE.search(joined):
             _no_markers(record)
         plain = harm.plain(joined)
         masked = self._personal_data(record, plain)
-        category = self._harm(record, plain)
+        return _Judged(record, licence_name, masked, self._harm(record, plain))
+
+    def _sample(self, raw: bytes, encoding: str, file: str, line: int, digest: str) -> Sample:
+        judged = self._judge(raw, encoding)
+        record = judged.record
+        reasoning, source = record.reasoning, "the record's own"
+        if not reasoning:
+            source = "from its labels"
+            if self.thoughts is not None and _says_only_its_label(judged):
+                reasoning = self._thought(record)
+                source = "a teacher's" if reasoning else source
         question = normalise_question(record.question)
         draw = self._draw(question)
         unthinking = draw / 2**64 >= self.plain_from
         style = self._style(draw)
-        parts = thinking.build(record, style, record.reasoning, category)
+        parts = thinking.build(record, style, reasoning, judged.harm)
         fitted = self._fit(record, parts, unthinking, draw)
         row: dict[str, Any] = {
             "id": digest[:16],
@@ -157,7 +177,7 @@ class Sampler:
             "thinking": "" if unthinking else thinking.private_text(fitted.parts),
             "final": record.answer,
             "check": record.check,
-            "source": {"file": file, "line": line, "sha256": digest, "licence": licence_name},
+            "source": {"file": file, "line": line, "sha256": digest, "licence": judged.licence},
         }
         return Sample(
             orjson.dumps(row),
@@ -166,13 +186,19 @@ class Sampler:
             draw,
             FORMATS.index(row["format"]),
             record.domain or "",
-            licence_name,
+            judged.licence,
             fitted.tokens,
-            masked,
-            category,
+            judged.masked,
+            judged.harm,
             fitted.parts is not parts,
-            bool(record.reasoning),
+            source,
         )
+
+    def _thought(self, record: Record) -> str:
+        """Return the teacher's thinking with personal data masked, "" where there is none to use."""
+        assert self.thoughts is not None
+        text = self.thoughts.get(record) or ""
+        return personal_data.mask(text, personal_data.find(text))
 
     def _source(self, record: Record) -> str:
         name = record.licence or self.settings.default_licence
@@ -209,7 +235,7 @@ class Sampler:
         return kinds
 
     def _harm(self, record: Record, plain: str) -> str | None:
-        category = record.flagged or self.words.find(plain)
+        category = record.flagged or self.detector.find(plain)
         if category is None:
             return None
         if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
@@ -237,7 +263,7 @@ class Sampler:
             whole.tokens = self.lengths.count(whole.text)
         if whole.tokens <= self.plan.limit:
             return whole
-        if self.settings.overlong == "cut" and not unthinking and record.reasoning:
+        if self.settings.overlong == "cut" and not unthinking:
             shorter = thinking.cut(
                 parts,
                 lambda p: self.lengths.count(self._render(record, p, False).text) <= self.plan.limit,
@@ -262,6 +288,14 @@ class Sampler:
 
 
 @dataclass(slots=True)
+class _Judged:
+    record: Record
+    licence: str
+    masked: list[str]
+    harm: str | None
+
+
+@dataclass(slots=True)
 class _Fitted:
     parts: ThinkText
     messages: list[dict[str, str]]
@@ -275,3 +309,9 @@ def _no_markers(record: Record) -> None:
         value = getattr(record, name)
         if value and chat_format.contains_markers(value):
             raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
+
+
+def _says_only_its_label(judged: _Judged) -> bool:
+    """Say whether a teacher may think for a record: it is safe, and nothing but its label tells why."""
+    record = judged.record
+    return not (record.reasoning or record.task or record.domain or judged.harm)

@@ -55,12 +55,10 @@ def _folds() -> dict[int, str]:
 _FOLDS = _folds()
 
 # Cheap looks at NFKC text in lower case: a finder runs only where its look finds something.
-_LOOKS = {
-    "digits": re.compile(r"\d(?:[\Wー]{0,2}\d){6}"),
-    "dots": re.compile(r"\d\.\d{1,3}\.\d"),
-    "prefecture": re.compile(r"[都道府県].{0,20}[市区町村郡].{0,24}[丁番号\d-]"),
-    "zip": re.compile(r"[a-z]{2},? \d{5}"),
-}
+_DIGITS = re.compile(r"[0-9](?:[\Wー]{0,2}[0-9]){6}")
+_DOTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
+_PREFECTURE = re.compile(r"[都道府県].{0,20}[市区町村郡].{0,24}[丁番号の0-9-]")
+_ZIP = re.compile(r"[a-z]{2},? [0-9]{5}")
 _WORDS = {
     "at": ("@", "(at)", "[at]", "(アット)", "[アット]"),
     "secret": (
@@ -72,7 +70,7 @@ _WORDS = {
             "secret",
             "bearer",
             "パスワード",
-            "アクセスキー",
+            "キー",
             "秘密鍵",
             "トークン",
         ),
@@ -104,14 +102,20 @@ def looks(plain: str) -> set[str]:
     Args:
         plain: the text in NFKC and lower case.
     """
-    hit = {name for name, pattern in _LOOKS.items() if pattern.search(plain)}
+    hit = set()
+    if _DIGITS.search(plain) or "〒" in plain:
+        hit.add("digits")
+    if "." in plain and _DOTS.search(plain):
+        hit.add("dots")
+    if ("県" in plain or "都" in plain or "府" in plain or "道" in plain) and _PREFECTURE.search(plain):
+        hit.add("prefecture")
+    if ", " in plain and _ZIP.search(plain):
+        hit.add("zip")
     for name, words in _WORDS.items():
         for word in words:
             if word in plain:
                 hit.add(name)
                 break
-    if "〒" in plain:
-        hit.add("digits")
     if ":" in plain:
         hit.add("colon")
     return hit

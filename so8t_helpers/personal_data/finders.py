@@ -37,7 +37,7 @@ _STREET = (
     "(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Way|Place|Pl|Square|Sq|Parkway)"
 )
 
-_PEM = r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\s\S]{0,9000}?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|$)"
+_PEM = r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\s\S]{0,4000}?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|$)"
 _ISSUED = (  # tokens that their issuers mark with a prefix
     r"(?<![A-Za-z0-9_-])(?:sk-[A-Za-z0-9_-]{20,200}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,99}"
     r"|gh[pousr]_[A-Za-z0-9]{30,99}|github_pat_[A-Za-z0-9_]{22,99}|glpat-[A-Za-z0-9_-]{18,60}"
@@ -46,8 +46,8 @@ _ISSUED = (  # tokens that their issuers mark with a prefix
     r"|eyJ[A-Za-z0-9_-]{8,2000}\.[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,1000})(?![A-Za-z0-9_-])"
 )
 _SAID = (  # "the password is ..."
-    r"(?i:(?<![A-Za-z])(?:api|access|secret|private)[ _-]?(?:access[ _-]?)?key|(?<![A-Za-z])[A-Za-z]{0,12}[_-]?"
-    r"(?:token|passwd|password|pwd|secret)(?:[_-]?key)?|パスワード|アクセスキー|APIキー|秘密鍵|トークン|シークレット(?:キー)?)"
+    r"(?i:(?<![A-Za-z])(?:api|access|secret|private)[ _-]?(?:access[ _-]?)?key"
+    r"|(?<![A-Za-z])[A-Za-z]{0,12}[_-]?(?:token|passwd|password|pwd|secret)(?:[_-]?key)?|パスワード|(?:API|アクセス|シークレット|秘密)キー|秘密鍵|トークン|シークレット)"
     r"\s?(?:は|が|:|=|\"\s?:|\bis\b)[\s:=「『\"']{0,3}(?P<value>[A-Za-z0-9!#$%&*+./=?@^_~-]{6,200})"
 )
 _PIN = r"暗証番号\s?(?:は|が|:|=)?[\s「]{0,2}(?P<value>[0-9]{4,8})(?![0-9])"
@@ -61,8 +61,8 @@ _US_ADDRESS = (
     r"(?:[A-Z][A-Za-z.#]{0,20} ?[0-9]{0,4},? ){1,4}[A-Z]{2},? [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
 )
 _JP_ADDRESS_IN_ENGLISH = (
-    r"(?<![0-9A-Za-z-])[0-9]{1,4}(?:-[0-9]{1,4}){1,3},? [A-Z][A-Za-z-]{1,30}(?:,? [A-Z][A-Za-z-]{1,30}){0,4},? "
-    r"[0-9]{3}-[0-9]{4}(?![0-9-])"
+    r"(?<![0-9A-Za-z-])[0-9]{1,4}(?:-[0-9]{1,4}){1,3},? [A-Z][A-Za-z-]{1,30}(?:,? [A-Z][A-Za-z-]{1,30}){0,4}"
+    r",? [0-9]{3}-[0-9]{4}(?![0-9-])"
 )
 _CARD = (  # 15 digits American Express, 14 Diners, 16 Visa, Mastercard, JCB, Discover
     r"(?<![0-9])(?:3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5}"

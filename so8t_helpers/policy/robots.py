@@ -1,7 +1,8 @@
 """robots.txt (RFC 9309): may a record that came from a URL be used?
 
-The files are given in a folder, one `<host>.txt` each (`<host>_<port>.txt` for another port); matching is
-Protego's, which follows Google's rules: the longest match wins, `*` and `$` are known, groups are merged.
+A folder holds one file for each host, `<host>.txt` (`<host>_<port>.txt` for another port), given by the user
+or fetched and cached there by `robots_fetch`. Matching is Protego's, which follows Google's rules: the longest
+match wins, `*` and `$` are known, groups of one agent are merged.
 """
 
 from __future__ import annotations
@@ -24,14 +25,10 @@ class Robots:
 
     def decide(self, url: str) -> str | None:
         """Return None where `url` may be used, else robots_disallow, robots_unknown or bad_url."""
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
+        name = file_name(url)
+        if name is None:
             return "bad_url"
-        if parts.scheme not in {"http", "https"} or not host:
-            return "bad_url"
-        rules = self._parsed(file_name(host, port, parts.scheme))
+        rules = self._parsed(name)
         if rules is None:
             return "robots_unknown"
         return None if rules.can_fetch(url, self.agent) else "robots_disallow"
@@ -48,8 +45,15 @@ def parse(content: bytes) -> Protego:
     return Protego.parse(content.decode("utf-8-sig", errors="replace"))
 
 
-def file_name(host: str, port: int | None, scheme: str) -> str:
-    """Return the name under which a host's file is kept."""
-    default = {"http": 80, "https": 443}[scheme]
-    safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in host.lower())
+def file_name(url: str) -> str | None:
+    """Return the name under which the file of a URL's host is kept; None for what is no web address."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not host:
+        return None
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "_" for c in host.lower())
+    default = {"http": 80, "https": 443}[parts.scheme]
     return f"{safe}.txt" if port in {None, default} else f"{safe}_{port}.txt"

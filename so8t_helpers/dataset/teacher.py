@@ -1,0 +1,111 @@
+"""Thinking from a teacher model, for records that say nothing but their label: asked once, kept for ever.
+
+What the teacher wrote is cached by content (model and prompt), in one file for all runs: a stage that was
+stopped goes on where it was, and one that is run again asks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from so8t_helpers import chat_format
+from so8t_helpers.dataset.records import Record
+from so8t_helpers.engines.base import Engine
+from so8t_helpers.run_folder import sha256_file
+from so8t_helpers.settings import Settings, SettingsError, resolve
+
+INSTRUCTION = (
+    "質問とその答えを読み、答えに至る考えを、短い日本語の文で順に書いてください。"
+    "新しい事実を加えず、見出しや記号を使わず、考えだけを書いてください。"
+)
+BATCH = 16
+
+
+class Thoughts:
+    """The teacher's cache: prompt hash -> text; "" for what could not be used."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path)
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS thought (key TEXT PRIMARY KEY, text TEXT NOT NULL)"
+        )
+
+    def get(self, record: Record) -> str | None:
+        """Return the thinking for a record; None where the teacher has not been asked."""
+        row = self._database.execute("SELECT text FROM thought WHERE key = ?", (_key(record),)).fetchone()
+        return None if row is None else str(row[0])
+
+    def put(self, items: Iterable[tuple[Record, str]]) -> None:
+        """Keep some texts; they survive whatever comes after."""
+        rows = [(_key(record), text) for record, text in items]
+        self._database.executemany("INSERT OR REPLACE INTO thought VALUES (?, ?)", rows)
+        self._database.commit()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+def cache_path(settings: Settings) -> Path:
+    """Return the cache of the profile's teacher: another model or length has another file.
+
+    Raises:
+        SettingsError: no such teacher.
+    """
+    path = resolve(settings.dataset.teacher or "")
+    if path.is_file():
+        identity = sha256_file(path)
+    elif (path / "config.json").is_file():
+        weights = sorted(path.glob("*.safetensors"))
+        identity = "".join(sha256_file(p) for p in [path / "config.json", *weights])
+    else:
+        raise SettingsError(f"dataset.teacher: neither a GGUF file nor a model folder: {path}")
+    name = f"{identity} {settings.dataset.teacher_max_tokens} {INSTRUCTION}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return resolve(settings.run.root) / ".teacher" / f"{digest}.sqlite"
+
+
+def open_teacher(settings: Settings) -> Engine:
+    """Open the engine that the profile names: a GGUF file or a model folder."""
+    path = resolve(settings.dataset.teacher or "")
+    if path.is_file():
+        from so8t_helpers.engines.llama_cpp import open_llama_cpp  # noqa: PLC0415  (an option)
+
+        return open_llama_cpp(path, num_ctx=settings.training.sequence_length * 2)
+    from so8t_helpers.engines.transformers_engine import open_transformers  # noqa: PLC0415
+
+    return open_transformers(path)
+
+
+def ask(engine: Engine, records: Iterable[Record], thoughts: Thoughts, max_tokens: int) -> int:
+    """Ask the teacher for what is not in the cache yet, batch by batch; return how many were asked."""
+    asked = 0
+    missing = (record for record in records if thoughts.get(record) is None)
+    while batch := list(islice(missing, BATCH)):
+        answers = engine.complete_many([prompt(record) for record in batch], max_tokens=max_tokens)
+        thoughts.put(zip(batch, (usable(answer.text) for answer in answers), strict=True))
+        asked += len(batch)
+    return asked
+
+
+def prompt(record: Record) -> str:
+    """Return the teacher's prompt: policy has been applied, so nothing personal or unsafe is in it."""
+    content = f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
+    return chat_format.render([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def usable(text: str) -> str:
+    """Return the teacher's text where it may stand as thinking, else ""."""
+    text = text.strip()
+    if chat_format.contains_markers(text) or chat_format.decision_of(text) is not None:
+        return ""
+    return text
+
+
+def _key(record: Record) -> str:
+    return hashlib.sha256(prompt(record).encode()).hexdigest()

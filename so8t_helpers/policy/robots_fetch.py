@@ -1,0 +1,87 @@
+"""Fetching robots.txt as RFC 9309 says, into the folder that `robots` reads."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from so8t_helpers.policy.robots import MAX_BYTES, file_name
+from so8t_helpers.run_folder import atomic_path, write_json
+
+MAX_REDIRECTS = 5  # RFC 9309, 2.3.1.2
+CACHE_SECONDS = 24 * 3600  # RFC 9309, 2.4
+DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
+
+
+def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Path | None:
+    """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
+
+    A file that the user gave (without the `.json` that a fetch leaves beside it) is never replaced. 4xx means
+    that all may be crawled, 5xx and network errors that nothing may.
+
+    Args:
+        url: address of a record's source.
+        directory: where the files are kept.
+        agent: the name of our crawler, sent as User-Agent.
+        public_only: refuse hosts that resolve to addresses inside a private network.
+    """
+    name = file_name(url)
+    if name is None:
+        return None
+    path, note = directory / name, directory / f"{name}.json"
+    if path.is_file() and not _expired(note):
+        return path
+    parts = urlsplit(url)
+    status, content = _get(
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/robots.txt", agent, public_only
+    )
+    if status is None or status >= 500:
+        content = DISALLOW_ALL
+    elif status >= 300:
+        content = b""
+    with atomic_path(path) as scratch:
+        scratch.write_bytes(content)
+    write_json(note, {"url": url, "status": status, "fetched": time.time()})
+    return path
+
+
+def _expired(note: Path) -> bool:
+    if not note.is_file():
+        return False
+    return time.time() - json.loads(note.read_text(encoding="utf-8"))["fetched"] > CACHE_SECONDS
+
+
+def _get(url: str, agent: str, public_only: bool) -> tuple[int | None, bytes]:
+    """Return (status, at most MAX_BYTES of content); status None for a network error."""
+    try:
+        with httpx.Client(headers={"User-Agent": agent}, timeout=10.0, trust_env=False) as client:
+            for _ in range(MAX_REDIRECTS + 1):
+                if public_only and not _is_public(url):
+                    return None, b""
+                with client.stream("GET", url) as response:
+                    if response.is_redirect and response.next_request is not None:
+                        url = str(response.next_request.url)
+                        continue
+                    content = b""
+                    for block in response.iter_bytes():
+                        content += block
+                        if len(content) >= MAX_BYTES:
+                            break
+                    return response.status_code, content[:MAX_BYTES]
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
+        return None, b""
+    # More redirects than that: RFC 9309 lets a crawler take the file for unavailable, as with 4xx.
+    return 404, b""
+
+
+def _is_public(url: str) -> bool:
+    """Say whether a URL's host lies in the public internet: records must not steer us inside."""
+    parts = urlsplit(url)
+    found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+    return all(ipaddress.ip_address(address[4][0]).is_global for address in found)
