@@ -1,19 +1,24 @@
 import contextlib
 import json
 import logging
+import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 
 from so8t_helpers.audit import AuditLog, verify_audit
-from so8t_helpers.chat_format import ThinkText, build
+from so8t_helpers.chat_format import ThinkText, build, contains_markers, decision_of
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
 from so8t_helpers.redaction import REFUSAL_TEXT
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import Settings, SettingsError, merge
 from so8t_helpers.think_service import create_app, serve
 from so8t_helpers.think_service.limits import RateLimit, is_loopback, token_fits
@@ -439,3 +444,53 @@ def test_metrics_format(service):
     assert 'so8t_decisions_total{decision="DENY"} 1' in text
     assert 'so8t_answer_seconds_bucket{le="+Inf"} 1' in text
     assert all(line.startswith("#") or len(line.rsplit(" ", 1)) == 2 for line in text.splitlines())
+
+
+# --- the real thing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["", "t0ken"])
+def test_schemathesis_finds_nothing(tmp_path, engine, monkeypatch, token):
+    if token:
+        monkeypatch.setenv("SO8T_TOKEN", token)
+    program = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
+    assert program, "schemathesis is among the test requirements"
+    with running(tmp_path, engine, requests_per_minute=1_000_000, max_query_chars=200) as (client, _):
+        command = [program, "run", f"{client.base_url}/openapi.json", "--max-examples", "50", "--seed", "1"]
+        command += ["-H", f"Authorization: Bearer {token}"] if token else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SO8T_AUDIT_KEY", KEY.decode())
+    log = tmp_path / "audit.jsonl"
+    chosen = [f"run.root={demo_run.run.root}", "serve.port=0", f"serve.audit_log={log}"]
+    command = [sys.executable, "-m", "so8t_helpers", "serve", "demo"]
+    command += [part for item in chosen for part in ("--set", item)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"http://[\d.:]+", process.stdout.readline()).group()
+        rows = read_jsonl(demo_run.run_dir / "01_dataset" / "eval.jsonl")[:8]
+        decided = 0
+        with httpx.Client(base_url=url, timeout=120) as client:
+            for row in rows:
+                whole = ask(client, row["question"]).json()
+                streamed = events(ask(client, row["question"], stream=True))
+                text = "".join(data["text"] for name, data in streamed if name == "text")
+                assert text == streamed[-1][1]["answer"] == whole["answer"]
+                assert not contains_markers(text)
+                assert decision_of(text) is None
+                decided += whole["decision"] == row["label"]
+            head = client.get("/healthz").json()["audit_head"]
+        assert decided >= len(rows) // 2  # the demo's model knows more than half of the labels
+    finally:
+        process.terminate()
+        said, logged = process.communicate(timeout=60)
+    assert verify_audit(log, head, KEY).lines == 1 + 4 * len(rows)
+    if sys.platform != "win32":  # there, to terminate is to kill
+        assert head in said
+    assert "思考" not in logged
+    assert "判定" not in logged

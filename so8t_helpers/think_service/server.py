@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -35,6 +38,7 @@ def serve(settings: Settings) -> None:
         )
     gguf = find_gguf(settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the engine says nothing
     # The engine's own patience must not outlast that of the service.
     settings = merge(settings, {"eval": {"timeout_seconds": chosen.timeout_seconds}})
     listener = _listen(chosen.host, chosen.port)
@@ -51,7 +55,8 @@ def serve(settings: Settings) -> None:
         name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
         _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
-        uvicorn.Server(config).run(sockets=[listener])
+        with _signals_end_the_server_alone():
+            uvicorn.Server(config).run(sockets=[listener])
         _say(f"so8t serve: stopped, audit head {audit.head}")
 
 
@@ -86,6 +91,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise StageError(
             f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
         ) from error
+
+
+@contextlib.contextmanager
+def _signals_end_the_server_alone() -> Iterator[None]:
+    """Keep the process alive past its server: uvicorn raises the signal that ended it once more."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
