@@ -30,7 +30,7 @@ LINEARS = {
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
 SHARD_BYTES = 5 * 10**9
-PROOF_TEXTS, PROOF_TOKENS = 16, 256  # the stage's defaults
+PROOF_TEXTS, PROOF_TOKENS = 16, 128  # the stage's defaults
 MOST_TIMES_COPY, MOST_GIB = 1.5, 1.5
 
 
@@ -174,16 +174,22 @@ STEPS = {"copy": copy, "bake": bake, "bake_and_prove": bake_and_prove, "dense": 
 
 
 def peak_gib() -> float:
-    """Peak resident memory of this process, in GiB."""
+    """Peak resident memory of this process, in GiB.
+
+    Linux's ru_maxrss would start at what the parent held when it forked; VmHWM begins anew.
+    """
     import psutil
 
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return info.peak_wset / 2**30
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts bytes
 
 
 def measure(step: str, folder: Path) -> dict[str, float]:
@@ -214,7 +220,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
-        print(json.dumps({**STEPS[options.step](options.folder, options.out), "peak_gib": peak_gib()}))
+        figures = STEPS[options.step](options.folder, options.out)
+        print(json.dumps({**figures, "cpu_seconds": time.process_time(), "peak_gib": peak_gib()}))
         return 0
     extra = options.only or ["bake_and_prove", "dense"]
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="so8t-bake-") as name:

@@ -199,10 +199,10 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
         expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits[0]
         config, weights = layerwise.read_config(base), checkpoint.read_checkpoint(base)
         positions, hidden = layerwise.Positions(config), [layerwise.embed(ids[0].tolist(), weights)]
+        slot = layerwise.LayerSlot(config)
         for index in range(LAYERS):
-            layer = layerwise.empty_layer(config, index)
-            layerwise.fill_layer(layer, index, weights)
-            hidden = layerwise.run_layer(layer, hidden, positions)
+            slot.fill(index, weights)
+            slot.run(hidden, positions)
         logits = layerwise.Head(config, weights)(hidden[0])
     # The attention kernels sum in another order.
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
@@ -291,7 +291,7 @@ def _bake_slowly(settings: Settings, flag: Path) -> None:
         flag.touch()
         time.sleep(60)
 
-    layerwise.run_layer = slow  # type: ignore[assignment]
+    layerwise.LayerSlot.run = slow  # type: ignore[assignment]
     bake(settings)
 
 

@@ -6,7 +6,7 @@ the activations and adds the LoRA branch; it shares no code with the baking it j
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,17 @@ _HEAD = "lm_head.weight"
 
 
 class GatedLinear(nn.Module):
-    """y = W R x + s·B·A R x: the gate stands before the linear and its LoRA; either may be missing."""
+    """y = W R x + s·B·A R x: the gate stands before the linear and its LoRA; both may be None.
 
-    def __init__(self, weight: Tensor, lora: tuple[Tensor, Tensor, float] | None, blocks: Tensor | None):
+    Attributes:
+        weight: (out, in). lora: (A (r, in), B (out, r), s). blocks: (in/8, 8, 8).
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
         super().__init__()
-        self.weight, self.lora, self.blocks = weight, lora, blocks
+        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.lora: tuple[Tensor, Tensor, float] | None = None
+        self.blocks: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         if self.blocks is not None:
@@ -54,22 +60,35 @@ def read_config(folder: Path) -> Phi3Config:
     return config
 
 
-def empty_layer(config: Phi3Config, index: int) -> Phi3DecoderLayer:
-    """Return a decoder layer without memory for its weights."""
-    with torch.device("meta"):
-        return Phi3DecoderLayer(config, index).eval()
+class LayerSlot:
+    """One decoder layer's memory, filled with the weights of one layer after another.
 
+    Attributes:
+        linears: the four gated linears by their names within the layer ("self_attn.o_proj").
+    """
 
-def fill_layer(layer: nn.Module, index: int, weights: Mapping[str, TensorPlace]) -> None:
-    """Read a layer's weights as float32, over those that it has."""
-    for name, parameter in layer.named_parameters():
-        place = weights[f"model.layers.{index}.{name}"]
-        if parameter.is_meta:
-            module, _, leaf = name.rpartition(".")
-            layer.get_submodule(module).register_parameter(
-                leaf, nn.Parameter(torch.empty(place.shape), requires_grad=False)
-            )
-        read_float32(place, layer.get_parameter(name))
+    def __init__(self, config: Phi3Config):
+        with torch.device("meta"):
+            self.layer = Phi3DecoderLayer(config, 0).eval()
+        self.linears: dict[str, GatedLinear] = {}
+        for name, module in list(self.layer.named_modules()):
+            if isinstance(module, nn.Linear):
+                parent, _, leaf = name.rpartition(".")
+                self.linears[name] = GatedLinear(tuple(module.weight.shape))
+                setattr(self.layer.get_submodule(parent), leaf, self.linears[name])
+        self.layer.to_empty(device="cpu")
+
+    def fill(self, index: int, weights: Mapping[str, TensorPlace]) -> None:
+        """Read the weights of layer `index` as float32, without LoRA and gates."""
+        for name, parameter in self.layer.named_parameters():
+            read_float32(weights[f"model.layers.{index}.{name}"], parameter.data)
+        for linear in self.linears.values():
+            linear.lora = linear.blocks = None
+
+    def run(self, hidden: list[Tensor], positions: Positions) -> None:
+        """Send every text through the layer; `hidden` holds one (1, T, d) a text and is changed in place."""
+        for i, x in enumerate(hidden):
+            hidden[i] = self.layer(x, **positions.arguments(x))
 
 
 def read_float32(place: TensorPlace, out: Tensor) -> Tensor:
@@ -106,11 +125,6 @@ class Positions:
         }
 
 
-def run_layer(layer: nn.Module, hidden: list[Tensor], positions: Positions) -> list[Tensor]:
-    """Send every text through one layer. hidden: one (1, T, d) a text."""
-    return [layer(x, **positions.arguments(x)) for x in hidden]
-
-
 class Head:
     """The last norm and the output projection. Call it with (1, T, d) -> logits (T, V) float32."""
 
@@ -122,11 +136,3 @@ class Head:
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(self.norm(x[0]), self.weight)
-
-
-def linears(layer: nn.Module, index: int) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield (weight's name in the checkpoint, parent module, attribute) of a layer's four linears."""
-    for name, module in list(layer.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent, _, leaf = name.rpartition(".")
-            yield f"model.layers.{index}.{name}.weight", layer.get_submodule(parent), leaf

@@ -7,7 +7,8 @@ baked is what baking costs; baked against rounded is what 16 bits cost, however 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.progress import Progress
 
 SAMPLED_ROWS = 32
+_MERGED_ROWS = 256
+_LOGIT_ROWS = 32  # tokens whose logits are held at once, for three models
+_O_PROJ = "self_attn.o_proj"
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
 
@@ -44,76 +48,85 @@ def prove(
         texts: token ids of each held-out text.
         bar: counts layers.
     """
-    gate_rows = dict(zip(gates.layers, gates.free, strict=True)) if gates else {}
-    positions = layerwise.Positions(config)
+    free = dict(zip(gates.layers, gates.free, strict=True)) if gates else {}
+    positions, slot = layerwise.Positions(config), layerwise.LayerSlot(config)
     gated = [layerwise.embed(ids, base) for ids in texts]
-    baked, rounded = gated, [layerwise.embed(ids, stored) for ids in texts]
+    baked, rounded = list(gated), [layerwise.embed(ids, stored) for ids in texts]
     layers: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
     for index in range(config.num_hidden_layers):
-        layer = layerwise.empty_layer(config, index)
-        layerwise.fill_layer(layer, index, base)
-        free = gate_rows.get(index)
-        seen = _attach(layer, index, changes, free)
-        gated = layerwise.run_layer(layer, gated, positions)
-        _merge(layer, index, changes)
-        layers.append({"layer": index, **_rotation_facts(free), **_o_proj_facts(layer, seen)})
-        baked = layerwise.run_layer(layer, baked, positions)
+        names = {name: f"model.layers.{index}.{name}.weight" for name in slot.linears}
+        slot.fill(index, base)
+        _gate(slot, names, changes, free.get(index))
+        with _recorded(slot.linears[_O_PROJ]) as seen:
+            slot.run(gated, positions)
+        _merge(slot, names, changes)
+        layers.append(
+            {
+                "layer": index,
+                **_rotation_facts(free.get(index)),
+                **_o_proj_facts(slot.linears[_O_PROJ], seen),
+            }
+        )
+        slot.run(baked, positions)
         weights += [
-            _weight_facts(index, name, base[name], changes[name], free, stored[name])
-            for name, _, _ in layerwise.linears(layer, index)
+            _weight_facts(index, name, base[name], changes[name], free.get(index), stored[name])
+            for name in names.values()
             if name in changes
         ]
-        layerwise.fill_layer(layer, index, stored)
-        rounded = layerwise.run_layer(layer, rounded, positions)
+        slot.fill(index, stored)
+        slot.run(rounded, positions)
         bar.update(1)
-    del layer
+    del slot
     return {
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
-        "gated_layers": sorted(gate_rows),
+        "gated_layers": sorted(free),
         **_logit_facts(layerwise.Head(config, stored), gated, baked, rounded),
         "layers": layers,
         "weights": weights,
     }
 
 
-def _attach(
-    layer: nn.Module, index: int, changes: Mapping[str, Change], free: Tensor | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Put the gated linears in place; what o_proj takes and gives is kept in the list returned."""
-    for name, parent, leaf in layerwise.linears(layer, index):
-        change = changes.get(name, Change())
-        lora = (*change.lora.load(), change.lora.scale) if change.lora else None
-        blocks = rotation.rotation(free) if free is not None and name == o_proj_name(index) else None
-        linear = getattr(parent, leaf)
-        setattr(parent, leaf, layerwise.GatedLinear(linear.weight, lora, blocks))
+def _gate(
+    slot: layerwise.LayerSlot, names: dict[str, str], changes: Mapping[str, Change], free: Tensor | None
+) -> None:
+    """Attach LoRA and gate beside the base's weights, as in training: R comes from the gates' own numbers."""
+    for name, linear in slot.linears.items():
+        lora = changes.get(names[name], Change()).lora
+        linear.lora = (*lora.load(), lora.scale) if lora else None
+    slot.linears[_O_PROJ].blocks = None if free is None else rotation.rotation(free)
+
+
+def _merge(slot: layerwise.LayerSlot, names: dict[str, str], changes: Mapping[str, Change]) -> None:
+    """Work LoRA and gate into the weights, by the arithmetic of the bake before its rounding."""
+    for name, linear in slot.linears.items():
+        blocks = changes.get(names[name], Change()).blocks
+        for start in range(0, len(linear.weight), _MERGED_ROWS):
+            rows = linear.weight.data[start : start + _MERGED_ROWS]
+            lora = None
+            if linear.lora is not None:
+                a, b, scale = linear.lora
+                lora = (b[start : start + _MERGED_ROWS], a, scale)
+            rows.copy_(bake_rows(rows, lora, blocks))
+        linear.lora = linear.blocks = None
+
+
+@contextmanager
+def _recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Keep what a module takes and gives while the context lasts."""
     seen: list[tuple[Tensor, Tensor]] = []
-    layer.self_attn.o_proj.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))  # type: ignore[union-attr]
-    return seen
+    handle = module.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
-def _merge(layer: nn.Module, index: int, changes: Mapping[str, Change]) -> None:
-    """Turn the gated linears into plain ones, by the arithmetic of the bake before its rounding."""
-    for name, module in list(layer.named_modules()):
-        if isinstance(module, layerwise.GatedLinear):
-            change = changes.get(f"model.layers.{index}.{name}.weight", Change())
-            for start in range(0, len(module.weight), 256):
-                rows = module.weight[start : start + 256]
-                lora = module.lora and (module.lora[1][start : start + 256], *module.lora[::2])
-                rows.copy_(bake_rows(rows, lora, change.blocks))
-            rows_out, columns_in = module.weight.shape
-            plain = nn.Linear(columns_in, rows_out, bias=False, device="meta")
-            plain.weight = nn.Parameter(module.weight, requires_grad=False)
-            parent, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(parent), leaf, plain)
-
-
-def _o_proj_facts(layer: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _o_proj_facts(o_proj: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Send what the gated o_proj took through the baked one: this layer's error alone."""
-    o_proj = layer.self_attn.o_proj  # type: ignore[union-attr]
     return {
-        "o_proj_difference": max(float((o_proj(x) - y).abs().max()) for x, y in seen),  # type: ignore[operator]
+        "o_proj_difference": max(float((o_proj(x) - y).abs().max()) for x, y in seen),
         "o_proj_scale": max(float(y.abs().max()) for _, y in seen),
     }
 
@@ -164,7 +177,7 @@ def _logit_facts(
     """
     pairs = {"baking": _Difference(), "rounding": _Difference(), "both": _Difference()}
     scale, kl = 0.0, []
-    for hidden in zip(gated, baked, rounded, strict=True):
+    for hidden in zip(*(_pieces(model) for model in (gated, baked, rounded)), strict=True):
         g, b, r = (head(x) for x in hidden)
         pairs["baking"].add(g, b)
         pairs["rounding"].add(b, r)
@@ -178,6 +191,11 @@ def _logit_facts(
         "rounding_kl_mean": float(torch.cat(kl).mean()),
         "histogram_edges_log10": DECADES.tolist(),
     }
+
+
+def _pieces(texts: list[Tensor]) -> Iterator[Tensor]:
+    for text in texts:
+        yield from text.split(_LOGIT_ROWS, dim=1)
 
 
 class _Difference:

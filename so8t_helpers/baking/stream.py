@@ -1,13 +1,14 @@
 """Streamed baking: W' = (W + s·B·A) @ R, in float32, a block of rows at a time, rounded to the base's dtype.
 
-Every block of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
-a few threads do blocks in any order, memory is a few megabytes a thread whatever the model's size, and
+Every piece of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
+a few threads do pieces in any order, memory is a few megabytes a thread whatever the model's size, and
 reading and writing overlap with arithmetic (torch and file calls release the interpreter's lock).
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -24,7 +25,10 @@ from so8t_helpers.baking.adapter import LoraPair
 from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
 from so8t_helpers.run_folder import StageError
 
-_BLOCK_BYTES = 2 * 2**20  # on disk; its float32 copy then still fits a core's cache
+_PIECE_BYTES = 8 * 2**20  # read and written at once
+_CACHED = 384 * 1024  # weights whose float32 copy (1.5 MiB) stays in a core's second-level cache
+# Bits that are all set in infinities and NaNs alone; a mask is 20 times as fast as isfinite on float16.
+_EXPONENT = {"F16": (torch.int16, 0x7C00), "BF16": (torch.int16, 0x7F80), "F32": (torch.int32, 0x7F800000)}
 
 
 @dataclass(frozen=True)
@@ -98,26 +102,27 @@ def bake_checkpoint(
         changes: by tensor name; all other tensors pass through byte for byte.
         folder: exists and holds no weights.
         max_shard_bytes: a larger model is cut into shards.
-        count_bytes: called in this thread with the bytes each finished block had.
+        count_bytes: called in this thread with the bytes of each finished piece.
         threads: default one a core and one more, which covers the waits for the disk.
 
     Raises:
         StageError: a value that is no number, or too large for the base's dtype, with the tensor's name.
     """
     targets = lay_out(list(base.values()), folder, max_shard_bytes)
-    load = lru_cache(maxsize=2)(lambda lora: lora.load())  # blocks come tensor by tensor
-    jobs = (
-        (source, targets[name], start, stop)
-        for name, source in base.items()
-        for start, stop in _row_blocks(source)
-    )
+    load = lru_cache(maxsize=2)(lambda lora: lora.load())  # pieces come tensor by tensor
+    scratch = _Scratch()
 
-    def work(source: TensorPlace, target: TensorPlace, start: int, stop: int) -> int:
-        change = changes.get(source.name)
-        if change is None:
-            return _copy(source, target, start, stop)
-        return _bake_block(source, target, start, stop, change, load)
+    def work(source: TensorPlace, start: int, stop: int) -> int:
+        rows = _read_rows(source, start, stop, scratch)
+        if change := changes.get(source.name):
+            _bake_piece(rows.view(FLOATS[source.dtype]).view(stop - start, -1), source, start, change, load)
+        target = targets[source.name]
+        with target.path.open("rb+") as file:
+            file.seek(target.offset + start * target.row_bytes)
+            file.write(rows.numpy().data)
+        return len(rows)
 
+    jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
     threads = threads or (os.cpu_count() or 1) + 1
     with (
         _one_thread_per_operation(),
@@ -141,53 +146,62 @@ def bake_checkpoint(
     return targets
 
 
-def _row_blocks(place: TensorPlace) -> Iterator[tuple[int, int]]:
+class _Scratch(threading.local):
+    """A piece's bytes, one buffer a thread: fresh memory for every piece would cost more than reading it."""
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
+
+    def take(self, size: int) -> Tensor:
+        if len(self.buffer) < size:  # a single row longer than a piece
+            self.buffer = torch.empty(size, dtype=torch.uint8)
+        return self.buffer[:size]
+
+
+def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
     rows = place.shape[0] if place.shape else 1
-    step = max(1, _BLOCK_BYTES // max(1, place.row_bytes))
+    step = max(1, _PIECE_BYTES // max(1, place.row_bytes))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
 
-def _copy(source: TensorPlace, target: TensorPlace, start: int, stop: int) -> int:
-    first, size = start * source.row_bytes, (stop - start) * source.row_bytes
+def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch) -> Tensor:
+    data = scratch.take((stop - start) * source.row_bytes)
     with source.path.open("rb") as file:
-        file.seek(source.offset + first)
-        data = file.read(size)
-    _write(target, first, data)
-    return size
+        file.seek(source.offset + start * source.row_bytes)
+        if file.readinto(data.numpy().data) != len(data):
+            raise StageError(f"{source.path}: ends inside tensor {source.name}; fetch the file again")
+    return data
 
 
-def _bake_block(
+def _bake_piece(
+    rows: Tensor,
     source: TensorPlace,
-    target: TensorPlace,
-    start: int,
-    stop: int,
+    first: int,
     change: Change,
     load: Callable[[LoraPair], tuple[Tensor, Tensor]],
-) -> int:
-    lora = None
-    if change.lora is not None:
-        a, b = load(change.lora)
-        lora = (b[start:stop], a, change.lora.scale)
-    rounded = bake_rows(source.read(start, stop).float(), lora, change.blocks).to(FLOATS[source.dtype])
-    if not torch.isfinite(rounded).all():
-        raise StageError(
-            f"{source.name}: rows {start} to {stop - 1} hold a value that is no number or too large for "
-            f"{source.dtype}; look at the adapter's training, or bake onto a bfloat16 base"
-        )
-    _write(target, start * source.row_bytes, rounded.view(torch.uint8).numpy().data.cast("B"))
-    return (stop - start) * source.row_bytes
-
-
-def _write(target: TensorPlace, first: int, data: bytes | memoryview) -> None:
-    with target.path.open("rb+") as file:
-        file.seek(target.offset + first)
-        file.write(data)
+) -> None:
+    """Bake rows [first, first + n) in place. rows (n, in) in the file's dtype."""
+    a, b = load(change.lora) if change.lora else (None, None)
+    step = max(1, _CACHED // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        lora = None
+        if change.lora is not None and a is not None and b is not None:
+            lora = (b[first + start : first + start + len(part)], a, change.lora.scale)
+        part.copy_(bake_rows(part.float(), lora, change.blocks))
+        integer, mask = _EXPONENT[source.dtype]
+        if (part.view(integer) & mask).max() == mask:
+            raise StageError(
+                f"{source.name}: among rows {first + start} to {first + start + len(part) - 1} is a value "
+                f"that is no number or too large for {source.dtype}; look at the adapter's training, or bake "
+                "onto a bfloat16 base"
+            )
 
 
 @contextmanager
 def _one_thread_per_operation() -> Iterator[None]:
-    """Blocks are the parallel unit here: threads inside each product would only get in each other's way."""
+    """Pieces are the parallel unit: threads inside each product would only get in each other's way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
