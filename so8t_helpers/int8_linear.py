@@ -4,7 +4,7 @@ bitsandbytes' LLM.int8 stores a weight as int8 rows `CB` and one absolute maximu
 W[i, j] = CB[i, j] * SCB[i] / 127. Its own product quantises the activations too, searches them for outliers
 (a host synchronisation in every layer) and keeps large tensors for the backward pass. Here the product is
 weight-only: dequantise to the compute dtype, multiply, forget; the backward pass dequantises again, so only
-the int8 rows stay in memory. The same holds for NF4.
+the int8 rows stay in memory. The same holds for NF4. LoRA rides along: [W | sB] [x; A x] is one product.
 """
 
 from __future__ import annotations
@@ -96,43 +96,95 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
 
 
 class _Int8Product(torch.autograd.Function):
-    """Product y = x W^T with frozen int8 rows, dequantised in both directions and never kept dequantised."""
+    """The product of `adapted_product` with int8 rows: dequantised in both directions, never kept so."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, scale)
-        return functional.linear(x, dequantize(Int8Weight(rows, scale), x.dtype))
+    def forward(
+        ctx: Any, x: Tensor, low: Tensor, b: Tensor, rows: Tensor, scale: Tensor, s: float, wanted: bool
+    ) -> Tensor:
+        ctx.save_for_backward(low, b, rows, scale)
+        ctx.s = s
+        if not wanted:
+            return x.new_empty(len(x), len(rows))
+        return torch.cat((x, low), 1) @ _wide(Int8Weight(rows, scale), b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        rows, scale = ctx.saved_tensors
-        return grad @ dequantize(Int8Weight(rows, scale), grad.dtype), None, None
+        low, b, rows, scale = ctx.saved_tensors
+        both = grad @ _wide(Int8Weight(rows, scale), b, ctx.s, grad.dtype)
+        return *_split(both, grad, low, ctx.s), None, None, None, None
 
 
 class _Nf4Product(torch.autograd.Function):
-    """The same for NF4."""
+    """The same with NF4."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, absmax: Tensor, code: Tensor, shape: Tensor) -> Tensor:
-        ctx.save_for_backward(packed, absmax, code, shape)
-        return functional.linear(x, dequantize(Nf4Weight(packed, absmax, code, shape), x.dtype))
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        low: Tensor,
+        b: Tensor,
+        packed: Tensor,
+        absmax: Tensor,
+        code: Tensor,
+        shape: Tensor,
+        s: float,
+        wanted: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(low, b, packed, absmax, code, shape)
+        ctx.s = s
+        if not wanted:
+            return x.new_empty(len(x), len(b))
+        return torch.cat((x, low), 1) @ _wide(Nf4Weight(packed, absmax, code, shape), b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        packed, absmax, code, shape = ctx.saved_tensors
-        weight = dequantize(Nf4Weight(packed, absmax, code, shape), grad.dtype)
-        return grad @ weight, None, None, None, None
+        low, b, packed, absmax, code, shape = ctx.saved_tensors
+        both = grad @ _wide(Nf4Weight(packed, absmax, code, shape), b, ctx.s, grad.dtype)
+        return *_split(both, grad, low, ctx.s), None, None, None, None, None, None
+
+
+def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
+    """Put s B beside the dequantised W: (out, in + r)."""
+    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
+
+
+def _split(both: Tensor, grad: Tensor, low: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, low and b from grad [W | s B]."""
+    r = low.shape[1]
+    return both[:, : both.shape[1] - r], both[:, both.shape[1] - r :], (grad.t() @ low).float() * s
+
+
+def adapted_product(
+    x: Tensor, low: Tensor, b: Tensor, weight: FrozenWeight, s: float, wanted: bool = True
+) -> Tensor:
+    """Return y = W x + s B low, as one product [W | s B] [x; low].
+
+    Args:
+        x: (T, in). low: (T, r), LoRA's A on its input.
+        b: (out, r) float32.
+        wanted: False where only gradients are needed, as for the last product of a layer that is recomputed;
+            then the values returned mean nothing.
+    """
+    if isinstance(weight, Int8Weight):
+        return _Int8Product.apply(x, low, b, weight.rows, weight.scale, s, wanted)
+    if isinstance(weight, Nf4Weight):
+        return _Nf4Product.apply(x, low, b, *weight, s, wanted)
+    return torch.addmm(frozen_linear(x, weight), low, b.to(x.dtype).t(), alpha=s)
 
 
 def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
-    """Return y = x W^T. x (..., in) -> (..., out) in x's dtype; gradients reach x alone."""
+    """Return y = W x. x (T, in) -> (T, out) in x's dtype; gradients reach x alone."""
     if isinstance(weight, PlainWeight):
         return functional.linear(x, weight.weight)
     if isinstance(weight, LlmInt8Weight):
         return _llm_int8(x, weight)
-    if isinstance(weight, Nf4Weight):
-        return _Nf4Product.apply(x, *weight)
-    return _Int8Product.apply(x, weight.rows, weight.scale)
+    none = x.new_empty(len(x), 0)
+    return adapted_product(x, none, x.new_empty(_rows(weight), 0), weight, 1.0)
+
+
+def _rows(weight: Int8Weight | Nf4Weight) -> int:
+    return len(weight.rows) if isinstance(weight, Int8Weight) else weight.shape.shape[0]
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:

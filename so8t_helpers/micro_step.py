@@ -9,6 +9,7 @@ CUDA graph are the same few lines.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,19 @@ from torch import Tensor
 
 from so8t_helpers import pet
 from so8t_helpers.adapters import Adapters
+from so8t_helpers.layer_inputs import DeviceInputs, HostInputs
 from so8t_helpers.model import Base
 from so8t_helpers.packing import IGNORE, PackedSequence
-from so8t_helpers.phi3 import LayerConfig, Packed, decoder_layer, rms_norm, rope_tables
+from so8t_helpers.phi3 import (
+    Layer,
+    LayerConfig,
+    Packed,
+    attention_half,
+    decoder_layer,
+    mlp_half,
+    rms_norm,
+    rope_tables,
+)
 from so8t_helpers.settings import Settings
 
 _LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
@@ -55,39 +66,99 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (grad.float() * upstream).to(grad.dtype), None, None
 
 
+@dataclass
+class Segment:
+    """A piece of the model that maps (T, d) to (T, d), run in `tiles` equal parts of the tokens."""
+
+    function: Callable[..., Tensor]
+    layer: Layer
+    config: LayerConfig
+    tiles: int
+
+    def __call__(self, x: Tensor, packed: Packed) -> Tensor:
+        return self.function(x, self.layer, packed, self.config)
+
+    def forward_only(self, x: Tensor, packed: Packed) -> Tensor:
+        """Run without gradients, tile by tile."""
+        parts = [self(x[rows], _rows_of(packed, rows)) for rows in self._tiles(x)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def recompute_and_differentiate(self, x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
+        """Run again with gradients on, backward at once; returns the gradient of x."""
+        grads = []
+        for rows in self._tiles(x):
+            leaf = x[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                out = self.function(leaf, self.layer, _rows_of(packed, rows), self.config, False)
+            torch.autograd.backward(out, grad[rows])
+            assert leaf.grad is not None
+            grads.append(leaf.grad)
+        return grads[0] if len(grads) == 1 else torch.cat(grads)
+
+    def _tiles(self, x: Tensor) -> list[slice]:
+        size = len(x) // self.tiles
+        return [slice(start, start + size) for start in range(0, len(x), size)]
+
+
+def _rows_of(packed: Packed, rows: slice) -> Packed:
+    """Narrow what depends on the token; bounds and positions stay, since only whole sequences attend."""
+    return packed._replace(rows=packed.rows[rows])
+
+
 class MicroStep:
     """Runs packed sequences through the model and adds up gradients.
 
     Attributes:
         task_loss, pet_loss: () float32 on the device, sums over micro-steps of the normalised losses;
             `begin_step` clears them. Reading them waits for the device, so the loop reads once a step.
-        keep: the last `keep` layers keep their activations, the others are recomputed.
+        segments: what is run again and differentiated at a time: whole layers; with `tiles`, attention and
+            MLP apart, the MLP in that many parts of the tokens. The last `keep` keep their activations.
     """
 
-    def __init__(self, base: Base, adapters: Adapters, settings: Settings, keep: int, varlen: bool):
+    def __init__(
+        self,
+        base: Base,
+        adapters: Adapters,
+        settings: Settings,
+        varlen: bool,
+        most_documents: int,
+        keep: int = 0,
+        tiles: int = 1,
+        on_host: bool = False,
+    ):
         length = settings.training.sequence_length
         self.base, self.pet = base, settings.pet
         device = base.device
         self.config = LayerConfig(
             base.shape, settings.lora.alpha / settings.lora.r, settings.lora.dropout, varlen
         )
-        self.layers = [adapters.layer(base, i) for i in range(base.shape.num_layers)]
-        self.first_kept = len(self.layers) - keep
-        self.layer_function: Callable[..., Tensor] = decoder_layer
+        layers = [adapters.layer(base, i) for i in range(base.shape.num_layers)]
+        functions = (attention_half, mlp_half) if tiles > 1 else (decoder_layer,)
+        self.segments = [
+            Segment(function, layer, self.config, tiles if function is mlp_half else 1)
+            for layer in layers
+            for function in functions
+        ]
+        self.first_kept = len(self.segments) - keep
         self.cos, self.sin = rope_tables(base.shape, length, device)
         # Static buffers: a captured graph reads from fixed addresses.
         total = length * settings.training.batch_size
         self.embedded = torch.zeros(total, base.shape.hidden_size, dtype=base.dtype, device=device)
+        count = len(self.segments)
+        self.inputs = HostInputs(count, self.embedded) if on_host else DeviceInputs(count)
         self.targets = torch.full((total,), IGNORE, device=device)
         self.positions = torch.zeros(total, dtype=torch.int64, device=device)
         self.documents = torch.full((total,), -1, dtype=torch.int32, device=device)
-        self.bounds: Tensor | None = None
+        size = (most_documents + 2) * settings.training.batch_size
+        self.bounds = torch.full((size,), total, dtype=torch.int32, device=device)
+        self.bounds[0] = 0
         self.rows = torch.arange(total, dtype=torch.int32, device=device)[:, None]
         self.seed = torch.zeros((), dtype=torch.int32, device=device)
         self.per_target, self.per_bend, self.pet_lambda, self.loss_scale = (
             torch.ones((), device=device) for _ in range(4)
         )
         self.task_loss, self.pet_loss = (torch.zeros((), device=device) for _ in range(2))
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def begin_step(self, targets: int, bends: int, pet_lambda: float, loss_scale: float) -> None:
         """Set what holds for all micro-steps of one optimizer step: what the sums are divided by."""
@@ -103,8 +174,6 @@ class MicroStep:
         pinned = self.base.device.type == "cuda"
         rows = torch.empty(self.embedded.shape, dtype=self.embedded.dtype, pin_memory=pinned)
         torch.index_select(self.base.embedding, 0, sequence.tokens, out=rows)
-        if self.bounds is None:
-            self.bounds = sequence.bounds.to(self.base.device)
         pairs = (
             (self.embedded, rows),
             (self.targets, sequence.targets),
@@ -116,32 +185,64 @@ class MicroStep:
             buffer.copy_(value.pin_memory() if pinned and value is not rows else value, non_blocking=True)
         self.seed.fill_(seed)
 
+    def compile(self) -> None:
+        """Compile each kind of segment once; all layers share the code."""
+        compiled = {
+            function: torch.compile(function, fullgraph=True, dynamic=False)
+            for function in {segment.function for segment in self.segments}
+        }
+        for segment in self.segments:
+            segment.function = compiled[segment.function]
+
+    def capture(self, adapters: Adapters) -> None:
+        """Record the whole micro-step as one CUDA graph, which `run` then replays: no launch overhead.
+
+        It is recorded on padding, and what that adds to gradients and losses is cleared.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # compiles, and lets cuBLAS and the allocator settle
+                self._walk()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()  # the graph has a pool of its own
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._walk()
+        adapters.zero_grad()
+
     def run(self) -> None:
         """Forward and backward over what is loaded; adds to the gradients and the losses."""
-        assert self.bounds is not None
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self._walk()
+
+    def _walk(self) -> None:
         packed = Packed(self.cos[self.positions], self.sin[self.positions], self.bounds, self.rows, self.seed)
-        inputs: list[Tensor] = []  # each layer's input (T, d)
-        kept: dict[int, Tensor] = {}  # outputs that still hold their layer's activations
+        kept: dict[int, tuple[Tensor, Tensor]] = {}  # (input, output) that hold a segment's activations
+        self.inputs.begin()
         x = self.embedded
-        for i, layer in enumerate(self.layers):
-            keep = i >= self.first_kept
-            inputs.append(x.detach().requires_grad_(keep))
-            with torch.set_grad_enabled(keep):
-                out = self.layer_function(inputs[i], layer, packed, self.config)
-            if keep:
-                kept[i] = out
-            x = out.detach()
-        grad = self._head(x)
-        for i in reversed(range(len(self.layers))):
-            leaf = inputs.pop().requires_grad_()
-            if i in kept:
-                out = kept.pop(i)
-            else:
+        for i, segment in enumerate(self.segments):
+            if i >= self.first_kept:
+                leaf = x.detach().requires_grad_()
                 with torch.enable_grad():
-                    out = self.layer_function(leaf, self.layers[i], packed, self.config)
-            torch.autograd.backward(out, grad)
-            assert leaf.grad is not None
-            grad = leaf.grad
+                    out = segment(leaf, packed)
+                kept[i] = (leaf, out)
+                x = out.detach()
+            else:
+                self.inputs.save(i, x)
+                with torch.no_grad():
+                    x = segment.forward_only(x, packed)
+        grad = self._head(x)
+        for i in reversed(range(len(self.segments))):
+            if i in kept:
+                leaf, out = kept.pop(i)
+                torch.autograd.backward(out, grad)
+                assert leaf.grad is not None
+                grad = leaf.grad
+            else:
+                grad = self.segments[i].recompute_and_differentiate(self.inputs.load(i), grad, packed)
 
     def _head(self, x: Tensor) -> Tensor:
         """Final norm and both losses. x (T, d) -> gradient (T, d) of the scaled total."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from so8t_helpers.gate import gate
-from so8t_helpers.int8_linear import FrozenWeight, frozen_linear
+from so8t_helpers.int8_linear import FrozenWeight, adapted_product, frozen_linear
 from so8t_helpers.settings import SettingsError
 
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -197,20 +197,28 @@ def keep_mask(rows: Tensor, columns: int, seed: Tensor, p: float) -> Tensor:
 
 
 def adapted_linear(
-    x: Tensor, weight: FrozenWeight, lora: Lora | None, packed: Packed, salt: Tensor, config: LayerConfig
+    x: Tensor,
+    weight: FrozenWeight,
+    lora: Lora | None,
+    packed: Packed,
+    salt: Tensor,
+    config: LayerConfig,
+    wanted: bool = True,
 ) -> Tensor:
-    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out)."""
-    y = frozen_linear(x, weight)
+    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `wanted` as in `adapted_product`."""
     if lora is None:
-        return y
+        return frozen_linear(x, weight)
+    seen = x
     if config.dropout:
         keep = keep_mask(packed.rows, x.shape[-1], packed.seed ^ salt, config.dropout)
-        x = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(y.dtype)
-    low = functional.linear(x, lora.a.to(x.dtype))
-    return torch.addmm(y, low, lora.b.to(x.dtype).t(), alpha=config.lora_scale)
+        seen = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
+    low = functional.linear(seen, lora.a.to(x.dtype))
+    return adapted_product(x, low, lora.b, weight, config.lora_scale, wanted)
 
 
-def attention_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig) -> Tensor:
+def attention_half(
+    x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wanted: bool = True
+) -> Tensor:
     """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d)."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
@@ -222,22 +230,23 @@ def attention_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig)
     mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
     if layer.rotation is not None:
         mixed = gate(mixed, layer.rotation)
-    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config)
+    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, wanted)
 
 
-def mlp_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig) -> Tensor:
+def mlp_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wanted: bool = True) -> Tensor:
     """Return x + down_proj(up * silu(gate)). x (T, d) -> (T, d)."""
     h = rms_norm(x, layer.norm2, config.shape.rms_eps)
     both = adapted_linear(h, layer.gate_up, layer.lora_gate_up, packed, layer.salt ^ 2, config)
     gated, up = both.chunk(2, dim=-1)
-    return x + adapted_linear(
-        up * functional.silu(gated), layer.down, layer.lora_down, packed, layer.salt ^ 3, config
-    )
+    inner = up * functional.silu(gated)
+    return x + adapted_linear(inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, wanted)
 
 
-def decoder_layer(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig) -> Tensor:
-    """One whole decoder layer. x (T, d) -> (T, d)."""
-    return mlp_half(attention_half(x, layer, packed, config), layer, packed, config)
+def decoder_layer(
+    x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wanted: bool = True
+) -> Tensor:
+    """One whole decoder layer. x (T, d) -> (T, d); `wanted` is False when only its gradients are needed."""
+    return mlp_half(attention_half(x, layer, packed, config), layer, packed, config, wanted)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

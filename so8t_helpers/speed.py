@@ -1,24 +1,28 @@
-"""Which machine, which way to run the micro-step, and how many layers keep their activations."""
+"""Which machine, which way to run the micro-step, and what is kept, recomputed or moved to the host."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import psutil
 import torch
 
 from so8t_helpers.adapters import Adapters
 from so8t_helpers.micro_step import MicroStep
 from so8t_helpers.model import Base
-from so8t_helpers.packing import PackedSequence
+from so8t_helpers.phi3 import Phi3Shape
 from so8t_helpers.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_TILE = 4096  # tokens of the MLP at a time, for sequences longer than twice that
+_MARGIN = 0.6 * 2**30  # bytes left free on the card: allocator's fragments, cuBLAS, the display
+_SPEEDS = ("plain", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Machine:
     Attributes:
         mode: "graph", "compile" or "plain".
         varlen: whether the variable-length flash attention can be used.
+        compiles: whether layers are compiled (graph mode works without, too).
         summary: one line for the log and the report: what was chosen and why.
     """
 
@@ -36,6 +41,7 @@ class Machine:
     dtype: torch.dtype
     mode: str
     varlen: bool
+    compiles: bool
     summary: str
 
 
@@ -47,30 +53,26 @@ def look_at_machine(settings: Settings) -> Machine:
     """
     training = settings.training
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     dtype = _DTYPES[training.precision]
     if not cuda and dtype == torch.float16:
         raise SettingsError("training.precision: fp16 needs a CUDA card; use fp32 (or bf16) on the CPU")
     name = torch.cuda.get_device_name() if cuda else "CPU"
     varlen, why_not = _varlen(device, dtype)
-    compiler = cuda and importlib.util.find_spec("triton") is not None
-    llm_int8 = settings.model.quantization == "int8" and settings.model.int8_matmul == "llm_int8"
-    if not cuda:
-        best, reason = "plain", "no CUDA card"
-    elif llm_int8:
+    triton = cuda and importlib.util.find_spec("triton") is not None
+    if settings.model.quantization == "int8" and settings.model.int8_matmul == "llm_int8":
         best, reason = "plain", "LLM.int8's own product synchronises with the host"
     elif not varlen:
         best, reason = "plain", why_not
     else:
-        best, reason = "graph", "compiled layers" if compiler else "uncompiled layers: no Triton here"
+        best, reason = "graph", "compiled layers" if triton else "layers not compiled: no Triton here"
     mode = best if training.speed == "auto" else training.speed
-    order = ("plain", "compile", "graph")
-    if order.index(mode) > order.index(best):
+    if _SPEEDS.index(mode) > _SPEEDS.index(best):
         raise SettingsError(f"training.speed: {mode} is not possible here ({reason}); use auto")
-    if mode == "compile" and not compiler:
+    if mode == "compile" and not triton:
         raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
     summary = f"speed {mode} on {name} in {training.precision} ({reason})"
-    return Machine(device, name, dtype, mode, varlen, summary)
+    return Machine(device, name, dtype, mode, varlen, triton and mode != "plain", summary)
 
 
 def _varlen(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -85,57 +87,113 @@ def _varlen(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     return True, ""
 
 
-def build_micro_step(base: Base, adapters: Adapters, settings: Settings, machine: Machine) -> Any:
-    """Return the micro-step as the machine runs it best; it has begin_step, load and run."""
-    keep = 0 if settings.training.gradient_checkpointing else base.shape.num_layers
-    step = MicroStep(base, adapters, settings, keep, machine.varlen)
-    if machine.mode == "plain":
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What happens to activations.
+
+    Attributes:
+        keep: the last `keep` layers keep theirs, the others are recomputed.
+        tiles: parts of the tokens in which the MLP is recomputed; 1 means layers are recomputed whole.
+        on_host: layer inputs wait in pinned host memory.
+    """
+
+    keep: int
+    tiles: int
+    on_host: bool
+
+    def __str__(self) -> str:
+        where = "on the host" if self.on_host else "on the device"
+        tiled = f", MLP in {self.tiles} tiles" if self.tiles > 1 else ""
+        return f"activations of {self.keep} layers kept, the others recomputed from inputs {where}{tiled}"
+
+
+def build_micro_step(
+    base: Base, adapters: Adapters, settings: Settings, machine: Machine, most_documents: int
+) -> tuple[MicroStep, MemoryPlan]:
+    """Return the micro-step as the machine runs it best, and the memory plan it follows.
+
+    Raises:
+        SettingsError: if even recomputing everything needs more memory than there is.
+    """
+
+    def make(plan: MemoryPlan) -> MicroStep:
+        step = MicroStep(
+            base, adapters, settings, machine.varlen, most_documents, plan.keep, plan.tiles, plan.on_host
+        )
+        if machine.compiles:
+            step.compile()
         return step
-    if importlib.util.find_spec("triton") is not None and sys.platform != "win32":
-        step.layer_function = torch.compile(step.layer_function, fullgraph=True, dynamic=False)
-    return CapturedMicroStep(step, adapters) if machine.mode == "graph" else step
+
+    if machine.device.type == "cuda":
+        plan = _measure_plan(make, base.shape, settings, adapters)
+    else:
+        plan = _host_plan(base.shape, settings)
+    step = make(plan)
+    if machine.mode == "graph":
+        step.capture(adapters)
+    log.info("%s", plan)
+    return step, plan
 
 
-class CapturedMicroStep:
-    """A micro-step recorded once as a CUDA graph and replayed: no launch overhead."""
+def _host_plan(shape: Phi3Shape, settings: Settings) -> MemoryPlan:
+    """Keep as many layers as fit into half of the free host memory, by a count of what autograd saves."""
+    training = settings.training
+    if not training.gradient_checkpointing:
+        return MemoryPlan(shape.num_layers, 1, False)
+    # Saved for one token and layer: inputs of norms, products and dropouts, q, k, v, both halves of the MLP.
+    features = 10 * shape.hidden_size + 2 * shape.linear_shape("qkv_proj")[0] + 6 * shape.intermediate_size
+    layer = features * 4 * training.sequence_length * training.batch_size
+    automatic = psutil.virtual_memory().available / 2
+    budget = automatic if training.memory_gib == "auto" else training.memory_gib * 2**30
+    return MemoryPlan(min(shape.num_layers, int(budget // layer)), 1, False)
 
-    def __init__(self, step: MicroStep, adapters: Adapters):
-        self.step, self.adapters = step, adapters
-        self.graph: torch.cuda.CUDAGraph | None = None
 
-    @property
-    def task_loss(self) -> torch.Tensor:
-        return self.step.task_loss
+def _measure_plan(
+    make: Callable[[MemoryPlan], MicroStep], shape: Phi3Shape, settings: Settings, adapters: Adapters
+) -> MemoryPlan:
+    """Find the plan by trying: the peak with everything recomputed, and what one kept layer adds."""
+    training = settings.training
+    total = training.sequence_length * training.batch_size
+    tiles = 1
+    if total > 2 * _TILE:
+        tiles = next(n for n in range(-(-total // _TILE), total + 1) if total % n == 0)
+    if not training.gradient_checkpointing:
+        return MemoryPlan(shape.num_layers * (2 if tiles > 1 else 1), tiles, False)
+    free, _ = torch.cuda.mem_get_info()
+    limit = free + torch.cuda.memory_reserved() - _MARGIN
+    budget = limit if training.memory_gib == "auto" else min(training.memory_gib * 2**30, limit)
+    plan = MemoryPlan(0, tiles, False)
+    peak = _peak(make, plan, adapters)
+    if peak > budget:
+        plan = MemoryPlan(0, tiles, True)
+        peak = _peak(make, plan, adapters)
+        if peak > budget:
+            raise SettingsError(
+                f"training needs {peak / 2**30:.1f} GiB on the card with everything recomputed, "
+                f"{budget / 2**30:.1f} are to be had; lower training.sequence_length, training.batch_size, "
+                "lora.r, or take model.quantization: nf4"
+            )
+        return plan
+    if tiles > 1:
+        return plan
+    each = max(_peak(make, MemoryPlan(2, 1, False), adapters) - peak, 2**20) / 2
+    return MemoryPlan(min(shape.num_layers, max(0, int((budget - peak) / each))), 1, False)
 
-    @property
-    def pet_loss(self) -> torch.Tensor:
-        return self.step.pet_loss
 
-    def begin_step(self, targets: int, bends: int, pet_lambda: float, loss_scale: float) -> None:
-        """See `MicroStep.begin_step`."""
-        self.step.begin_step(targets, bends, pet_lambda, loss_scale)
+def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: Adapters) -> float:
+    """Run one micro-step on padding and return the most bytes allocated, infinity where memory ran out."""
+    try:
+        return _run_once(make(plan))
+    except torch.cuda.OutOfMemoryError:
+        return float("inf")
+    finally:
+        adapters.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
 
-    def load(self, sequence: PackedSequence, seed: int) -> None:
-        """See `MicroStep.load`."""
-        self.step.load(sequence, seed)
 
-    def run(self) -> None:
-        """Replay the graph; the first call warms up, captures, and clears what the warm-up added."""
-        if self.graph is None:
-            self._capture()
-        assert self.graph is not None
-        self.graph.replay()
-
-    def _capture(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):  # compiles, and lets cuBLAS and the allocator settle
-                self.step.run()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.step.run()
-        self.adapters.zero_grad()
-        self.step.task_loss.zero_()
-        self.step.pet_loss.zero_()
+def _run_once(step: MicroStep) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    step.run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from so8t_helpers import checkpoints, packing, pet
 from so8t_helpers.adapters import Adapters, check_targets, gated_layers
+from so8t_helpers.micro_step import MicroStep
 from so8t_helpers.model import base_folder, load_base, weight_reader
 from so8t_helpers.optimizing import Optimizer, learning_rate
 from so8t_helpers.phi3 import read_shape
@@ -82,12 +83,12 @@ def train(settings: Settings) -> dict[str, Any]:
         if settings.training.continue_from:
             adapters.load(resolve(settings.training.continue_from))
         check_disk(stage.directory, 5 * adapters.lora.nbytes + 2**26, "training (adapter and checkpoints)")
-        micro_step = build_micro_step(base, adapters, settings, machine)
+        micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
 
         loop = Loop(settings, stage, samples, schedule, adapters, micro_step, tokenizer.pad_token_id or 0)
         loop.run()
         loop.write_results()
-        stage.facts |= loop.facts() | {"speed": machine.mode, "device": machine.name}
+        stage.facts |= loop.facts() | {"speed": machine.summary, "memory": str(memory)}
         return stage.facts
 
 
@@ -133,7 +134,7 @@ class Loop:
         samples: list[packing.Sample],
         schedule: Schedule,
         adapters: Adapters,
-        micro_step: Any,
+        micro_step: MicroStep,
         pad_token: int,
     ):
         self.settings, self.stage, self.samples, self.schedule = settings, stage, samples, schedule
