@@ -25,7 +25,7 @@ from typing import IO, Any
 from so8t_helpers.audit_key import AuditError, hmac_code, key_name, load_key
 from so8t_helpers.run_folder import write_text
 
-__all__ = ["AuditError", "AuditLog", "Verdict", "verify_audit"]
+__all__ = ["AuditError", "AuditLog", "Verdict", "published_head", "verify_audit"]
 
 NO_LINE = "0" * 64
 _OWN_FIELDS = frozenset({"seq", "time", "previous", "mac"})
@@ -189,6 +189,12 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
     return _verdict(codes, None, None)
 
 
+def published_head(path: Path) -> str | None:
+    """Return the head that lies beside a log, for a report to print; None where there is no log yet."""
+    file = _beside(path, "head")
+    return file.read_text("ascii").strip() if file.is_file() else None
+
+
 def canonical(data: dict[str, Any]) -> str:
     """Return the one JSON text of a dict: sorted keys, no spaces, ASCII."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -233,8 +239,7 @@ def _parse_head(head: str | None, codes: list[str]) -> tuple[int, str] | None:
 
 
 def _read_head(path: Path) -> tuple[int, str] | None:
-    file = _beside(path, "head")
-    return _parse_head(file.read_text("ascii"), []) if file.is_file() else None
+    return _parse_head(published_head(path), [])
 
 
 def _check_first_line(path: Path, key: bytes) -> None:

@@ -42,6 +42,7 @@ _FILLER = "\u200b"
 _DECORATION = frozenset(" \t\r\u3000#*_>-・【「")
 # Brackets that are no form of "<" may stand for it in a mark, but never in an exact one.
 _BRACKETS = dict.fromkeys("‹〈《⟨❮◁", "«") | dict.fromkeys("›〉》⟩❯▷", "»") | {"【": "[", "】": "]"}
+_REMEMBERED = 20_000  # characters: more than a text in any language uses
 _SLASHES = "⁄∕\\"
 
 
@@ -80,8 +81,10 @@ class _Folding(dict[int, str]):
             plain = "-"
         elif plain in _SLASHES:
             plain = "/"
-        self[code] = _BRACKETS.get(plain, plain)
-        return self[code]
+        folded = _BRACKETS.get(plain, plain)
+        if len(self) < _REMEMBERED:
+            self[code] = folded
+        return folded
 
 
 _FOLDING = _Folding()

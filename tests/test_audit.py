@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so8t_helpers.audit import AuditError, AuditLog, verify_audit
+from so8t_helpers.audit import AuditError, AuditLog, published_head, verify_audit
 from so8t_helpers.audit_key import key_file, load_key
 
 KEY = b"k" * 32
@@ -46,10 +46,12 @@ def test_an_older_head_holds_too(log):
     log.append({"event": "answer"})
     assert verify_audit(log.path, old, KEY).ok
     assert verify_audit(log.path, old.partition(":")[2], KEY).ok
+    assert published_head(log.path) == log.head
+    assert published_head(log.path.with_name("other.jsonl")) is None
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_single_byte_edit_is_found_and_its_line_named(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
     log = AuditLog(path, KEY)

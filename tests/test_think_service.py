@@ -163,23 +163,20 @@ def test_a_piece_is_sent_while_the_model_still_writes(tmp_path, engine):
             assert "event: done" in "".join(texts)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
+def test_an_answer_without_a_final_part_is_the_fixed_refusal(service, engine):
+    for script in (
         SECRET,
         f"<think-task>{SECRET}<final>{SECRET}</final>",
         f"# 思考ステップ\n{SECRET}",
         [Piece("", f"{SECRET}<think-task>"), Piece(SECRET)],
         "",
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_without_a_final_part_is_the_fixed_refusal(service, engine, script, stream):
-    engine.script = script
-    response = ask(service, stream=stream)
-    assert SECRET not in response.text
-    body = events(response)[-1][1] if stream else response.json()
-    assert (body["answer"], body["decision"]) == (REFUSAL_TEXT, "REFUSE")
+    ):
+        for stream in (False, True):
+            engine.script = script
+            response = ask(service, stream=stream)
+            assert SECRET not in response.text
+            body = events(response)[-1][1] if stream else response.json()
+            assert (body["answer"], body["decision"]) == (REFUSAL_TEXT, "REFUSE")
 
 
 def test_an_engine_that_parts_the_thinking_itself(service, engine):
@@ -259,31 +256,31 @@ def test_no_answer_without_its_audit_entry(tmp_path, engine, monkeypatch):
 # --- limits ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"user_id": "taro"},
-        {"user_id": "", "query": "問"},
-        {"user_id": "a b", "query": "問"},
-        {"user_id": "taro\n", "query": "問"},
-        {"user_id": "taro", "query": ""},
-        {"user_id": "taro", "query": " \n"},
-        {"user_id": "taro", "query": "長" * 101},
-        {"user_id": "taro", "query": 7},
-        {"user_id": "taro", "query": "問", "extra": 1},
-        {"user_id": "taro", "query": "問", "options": {"max_tokens": 0}},
-        {"user_id": "taro", "query": "問", "options": {"max_tokens": 513}},
-        {"user_id": "taro", "query": "問", "options": {"stream": "yes"}},
-        {"user_id": "taro", "query": "問", "options": {"show_thinking": True}},
-    ],
-)
-def test_invalid_questions(tmp_path, engine, body):
+INVALID = [
+    {},
+    {"user_id": "taro"},
+    {"user_id": "", "query": "問"},
+    {"user_id": "a b", "query": "問"},
+    {"user_id": "taro\n", "query": "問"},
+    {"user_id": "taro", "query": ""},
+    {"user_id": "taro", "query": " \n"},
+    {"user_id": "taro", "query": "長" * 101},
+    {"user_id": "taro", "query": 7},
+    {"user_id": "taro", "query": "問", "extra": 1},
+    {"user_id": "taro", "query": "問", "options": {"max_tokens": 0}},
+    {"user_id": "taro", "query": "問", "options": {"max_tokens": 513}},
+    {"user_id": "taro", "query": "問", "options": {"stream": "yes"}},
+    {"user_id": "taro", "query": "問", "options": {"show_thinking": True}},
+]
+
+
+def test_invalid_questions(tmp_path, engine):
     with running(tmp_path, engine, max_query_chars=100) as (client, _):
-        response = client.post("/think", json=body)
-    assert response.status_code == 422
-    assert response.json()["error"]["code"] == "invalid"
-    assert "長" not in response.text
+        for body in INVALID:
+            response = client.post("/think", json=body)
+            assert response.status_code == 422, body
+            assert response.json()["error"]["code"] == "invalid"
+            assert "長" not in response.text
     assert not engine.prompts
 
 

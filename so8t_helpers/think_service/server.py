@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -42,7 +44,13 @@ def serve(settings: Settings) -> None:
     # The engine's own patience must not outlast that of the service.
     settings = merge(settings, {"eval": {"timeout_seconds": chosen.timeout_seconds}})
     listener = _listen(chosen.host, chosen.port)
-    with listener, GgufHost(settings) as host, host.open(gguf, chosen.model) as engine:
+    # Ended while the model still loads, everything that was opened must be closed too.
+    with (
+        _signals(signal.default_int_handler),
+        listener,
+        GgufHost(settings) as host,
+        host.open(gguf, chosen.model) as engine,
+    ):
         audit = AuditLog(audit_path(settings))
         app = create_app(settings, engine, audit, sha256_file(gguf))
         config = uvicorn.Config(
@@ -55,7 +63,8 @@ def serve(settings: Settings) -> None:
         name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
         _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
-        with _signals_end_the_server_alone():
+        # uvicorn ends on a signal, and then raises it once more: what comes after must still happen.
+        with _signals(lambda *_: None):
             uvicorn.Server(config).run(sockets=[listener])
         _say(f"so8t serve: stopped, audit head {audit.head}")
 
@@ -94,14 +103,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _signals_end_the_server_alone() -> Iterator[None]:
-    """Keep the process alive past its server: uvicorn raises the signal that ended it once more."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Let a handler have the signals that end a process, until the block ends."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _say(line: str) -> None:
