@@ -461,6 +461,30 @@ def test_schemathesis_finds_nothing(tmp_path, engine, monkeypatch, token):
 
 
 @pytest.mark.slow
+def test_the_openapi_page_asks_and_shows_a_stream_in_a_browser(service):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
+    path, heard = str(chromium) if chromium.is_file() else None, []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 800})
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(str(service.base_url)) or heard.append(request.url),
+        )
+        page.goto(f"{service.base_url}/docs")
+        page.fill("#body", page.input_value("#body").replace("false", "true"))
+        page.click("button")
+        page.wait_for_function("document.getElementById('out').textContent.includes('event: done')")
+        assert PUBLIC in page.text_content("#out")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        browser.close()
+    assert [url for url in heard if not url.startswith("data:")] == []
+
+
+@pytest.mark.slow
 def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     monkeypatch.setenv("SO8T_AUDIT_KEY", KEY.decode())
     log = tmp_path / "audit.jsonl"
