@@ -56,9 +56,10 @@ class Transformers:
             first = first or time.perf_counter() - started
             written += tokens
             stopped = tokens[0] in self.stop_ids
-            text = self._decode(written)
-            # A character of several byte tokens shows as U+FFFD until its last byte is there.
-            if not text.endswith("\ufffd"):
+            # A run of byte tokens is decoded as a whole: what it stands for is open until it ends.
+            # (The vocabulary is padded: an id may have no piece.)
+            if not (self.tokenizer.convert_ids_to_tokens(tokens[0]) or "").startswith("<0x"):
+                text = self._decode(written)
                 yield Piece(text[len(shown) :])
                 shown = text
         rest = self._decode(written)[len(shown) :]

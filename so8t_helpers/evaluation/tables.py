@@ -65,7 +65,7 @@ def answers_table(answers: pd.DataFrame, model: str, count: int = 8) -> pd.DataF
 def changed_examples(answers: pd.DataFrame, before: str, after: str, count: int = 6) -> pd.DataFrame:
     """Prompts whose answer turned from right to wrong or back, losses first, the final parts only."""
     a, b = (answers[answers["model"] == name].set_index("id") for name in (before, after))
-    both = a.join(b[["final", "correct", "decision"]], rsuffix="_after")
+    both = a.join(b[["final", "correct"]].add_suffix("_after"))
     both = both[both["correct"].notna() & (both["correct"] != both["correct_after"])]
     both = both.assign(change=both["correct_after"].map({True: "gained", False: "lost"}))
     both = both.sort_values("change", ascending=False, kind="stable").head(count)
@@ -87,8 +87,8 @@ def conclusion(scores: dict[str, Any]) -> str:
     leaks = sum(entry["leaks"] for entry in models.values())
     return (
         f"From {names[0]} to {names[-1]} (in {engine['name']} {engine['version']}), over {last['n']} "
-        f"held-out prompts: right format {_share(first['format'])} → **{_share(last['format'])}**, correct answers "
-        f"{_share(first['answer'])} → **{_share(last['answer'])}**, macro F1 of the stated label "
+        f"held-out prompts: right format {_share(first['format'])} → **{_share(last['format'])}**, correct "
+        f"answers {_share(first['answer'])} → **{_share(last['answer'])}**, macro F1 of the stated label "
         f"{_share(first['label_f1'])} → **{_share(last['label_f1'])}**; refused where due "
         f"{_share(last['refusal'])}, refused without need {_share(last['over_refusal'])}; **{leaks}** leaks. "
         "If format or label are low: train longer (02_train) or look at the dataset's card (01_dataset). If "

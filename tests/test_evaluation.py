@@ -1,0 +1,285 @@
+"""Judging of answers, statistics against independent ones, and the whole stage on a small real model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import taught_model
+from sklearn.metrics import f1_score
+
+from so8t_helpers import evaluation, gguf_export
+from so8t_helpers.audit import verify_audit
+from so8t_helpers.chat_format import LABELS
+from so8t_helpers.evaluation import statistics
+from so8t_helpers.evaluation.parity import TokenParity
+from so8t_helpers.evaluation.prompts import Prompt, choose_prompts
+from so8t_helpers.evaluation.scoring import is_correct, score
+from so8t_helpers.evaluation.summary import compare, summarise
+from so8t_helpers.plots import evaluation as plots
+from so8t_helpers.plots import style
+from so8t_helpers.redaction import REFUSAL_TEXT
+from so8t_helpers.run_folder import Stage, StageError, read_jsonl, stale_reason, write_jsonl
+from so8t_helpers.settings import Settings, load_settings
+
+GOOD = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
+ROW = {"label": "ALLOW", "check": {"kind": "number", "value": "3"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answer", "correct"),
+    [
+        ("exact", "はい", "はい。", True),
+        ("exact", "はい", "はいです。", True),
+        ("exact", "はい", "いいえ、はいではない。", False),
+        ("exact", "ＡＢ", "AB", True),
+        ("contains", "坂本さん", "坂本さんです。", True),
+        ("contains", "坂本さん", "坂口さんです。", False),
+        ("contains", "", "何でも", False),
+        ("number", "1400", "1,400円です。", True),
+        ("number", "3", "３個です。", True),
+        ("number", "3", "13個です。", False),
+        ("number", "3", "2足す1は3です。", True),
+        ("number", "3", "三つです。", False),
+        ("number", "-2.5", "答えは-2.5度", True),
+        ("refusal", "できません", "お手伝いできません。", True),
+    ],
+)
+def test_checks(kind: str, value: str, answer: str, correct: bool) -> None:
+    assert is_correct(answer, {"kind": kind, "value": value}) is correct
+
+
+def test_unknown_check_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected exact, contains, number or refusal"):
+        is_correct("a", {"kind": "regex", "value": "a"})
+
+
+def test_a_good_answer() -> None:
+    judged = score(GOOD, ROW)
+    assert (judged.final, judged.well_formed, judged.separated) == ("3です。", True, True)
+    assert (judged.correct, judged.decision, judged.refused, judged.leaked) == (True, "ALLOW", False, False)
+
+
+def test_a_plain_answer_counts_as_an_answer_but_is_not_released() -> None:
+    judged = score("3です。", ROW)
+    assert judged.correct is True
+    assert (judged.final, judged.well_formed, judged.separated) == (REFUSAL_TEXT, False, False)
+    assert not judged.leaked
+
+
+def test_the_fixed_refusal_is_not_taken_for_the_models_own() -> None:
+    judged = score(
+        "# 思考ステップ\nお断りする。", {"label": "DENY", "check": {"kind": "refusal", "value": "できません"}}
+    )
+    assert judged.final == REFUSAL_TEXT
+    assert (judged.correct, judged.refused) == (False, False)
+
+
+def test_a_decision_in_the_final_part_is_a_leak() -> None:
+    assert score("# 思考ステップ\n足す。\n\n# 最終回答\n3です。\n判定: ALLOW", ROW).leaked
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    truth = [LABELS[i] for i in rng.integers(0, 3, 200)]  # the fourth label never occurs as truth
+    stated = [LABELS[i] if i < 4 else None for i in rng.integers(0, 5, 200)]
+    ours = statistics.macro_f1(statistics.confusion(truth, stated))
+    names = [label or "none" for label in stated]
+    expected = f1_score(truth, names, labels=sorted(set(truth)), average="macro")
+    assert ours == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_interval_is_the_binomials() -> None:
+    values = np.repeat([0.0, 1.0], [60, 140])
+    low, high = statistics.interval(values, statistics.resamples(200, 4000, 0))  # type: ignore[misc]
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 200)
+    # The two differ by discreteness (0.005 a prompt) and by the noise of 4,000 samples.
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.01)
+
+
+def test_values_that_do_not_count_stay_out_of_the_interval() -> None:
+    values = np.array([1.0, np.nan, 1.0, np.nan])
+    assert statistics.interval(values, statistics.resamples(4, 200, 0)) == [1.0, 1.0]
+    assert statistics.interval(np.full(3, np.nan), statistics.resamples(3, 10, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (8, 2, 0.109375), (3, 3, 1.0)]
+)
+def test_mcnemar(gained: int, lost: int, p: float) -> None:
+    assert statistics.mcnemar(gained, lost) == p  # by hand: two-sided binomial tails with share 1/2
+
+
+def test_paired_comparison_counts_gains_and_losses() -> None:
+    before, after = np.array([0, 0, 1, 1, np.nan]), np.array([1, 1, 1, 0, 1])
+    found = statistics.paired(before, after, statistics.resamples(5, 500, 0))
+    assert (found["gained"], found["lost"], found["difference"]) == (2, 1, 0.25)
+
+
+def answers_frame(model: str, texts: list[str]) -> pd.DataFrame:
+    rows = []
+    for i, text in enumerate(texts):
+        judged = score(text, ROW)
+        rows.append(
+            {
+                "id": str(i),
+                "model": model,
+                "label": "ALLOW",
+                "task": "sum",
+                "prompt": f"問{i}",
+                "text_hmac": text,
+            }
+        )
+        rows[-1] |= {"tokens": 5, "first_token_s": None, "stopped": True, **vars(judged)}
+    return pd.DataFrame(rows)
+
+
+def test_summary_comparison_and_tables() -> None:
+    before = answers_frame("base", ["4です。", "3です。", "知りません。"])
+    after = answers_frame("baked", [GOOD, GOOD, "4です。"])
+    entry = summarise(after, 2.0, 100, 0)
+    assert entry["format"] == pytest.approx(2 / 3)
+    assert entry["tokens_per_s"] == 7.5
+    assert (entry["refusal"], entry["over_refusal"], entry["leaks"]) == (None, 0.0, 0)
+    assert entry["by_task"]["sum"]["n"] == 3
+    pair = compare(before, after, 100, 0)
+    assert (pair["answer"]["gained"], pair["answer"]["lost"]) == (1, 0)
+    changed = evaluation.changed_examples(pd.concat([before, after]), "base", "baked")
+    assert changed["change"].tolist() == ["gained"]
+    assert "足す" not in changed.to_string()
+
+
+def held_out(count: int, label: str) -> list[dict[str, object]]:
+    row = taught_model.rows()[0]
+    return [{**row, "id": f"{label}{i:04d}", "label": label} for i in range(count)]
+
+
+def test_prompts_keep_the_labels_shares_and_contain_the_smaller_choice(scratch_settings: Settings) -> None:
+    folder = scratch_settings.run_dir / "01_dataset"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "eval.jsonl", [*held_out(60, "ALLOW"), *held_out(20, "DENY")])
+    chosen = {}
+    for count in (8, 40):
+        settings = scratch_settings.model_copy(
+            update={"eval": scratch_settings.eval.model_copy(update={"prompts": count})}
+        )
+        chosen[count] = choose_prompts(Stage(settings, "05_ollama_eval"))
+        labels = [prompt.row["label"] for prompt in chosen[count]]
+        assert (labels.count("ALLOW"), labels.count("DENY")) == (count * 3 // 4, count // 4)
+    assert {p.row["id"] for p in chosen[8]} <= {p.row["id"] for p in chosen[40]}
+    assert chosen[8][0].text == "<|user|>\n/think 東京の人口は？<|end|>\n<|assistant|>\n"
+    assert chosen[8][0].chat == [{"role": "user", "content": "東京の人口は？"}]
+
+
+def test_missing_held_out_records_are_named(scratch_settings: Settings) -> None:
+    with pytest.raises(StageError, match="run stage 01_dataset first"):
+        evaluation.evaluate(scratch_settings)
+
+
+class Cutter:
+    """A tokenizer that cuts after `size` characters: enough of an engine for the comparison of ids."""
+
+    def __init__(self, size: int):
+        self.name, self.size = f"cutter {size}", size
+
+    def tokenize(self, text: str) -> list[int]:
+        return [hash(text[i : i + self.size]) for i in range(0, len(text), self.size)]
+
+
+def test_other_token_ids_stop_the_stage() -> None:
+    parity = TokenParity([Prompt({"id": "ab"}, "東京の人口")])
+    parity.check("base", Cutter(2))  # type: ignore[arg-type]
+    with pytest.raises(StageError, match=r"f16: cutter 3 sees other tokens than base .* from position 0"):
+        parity.check("f16", Cutter(3))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, object]]:
+    """A whole run of the stage: a taught model, its F16 file, the embedded llama.cpp."""
+    root = tmp_path_factory.mktemp("evaluated")
+    model = taught_model.taught_folder(root / "model", "seed")
+    write_jsonl(root / "data" / "eval.jsonl", taught_model.rows())
+    settings = load_settings(
+        "demo",
+        {
+            "run": {"root": str(root / "runs")},
+            "training": {"dataset_dir": str(root / "data")},
+            "model": {"base": str(model)},
+            "gguf": {"model_dir": str(model), "types": ["f16"]},
+            "eval": {
+                "engine": "llama_cpp",
+                "models": ["base", "baked", "f16"],
+                "max_new_tokens": taught_model.LENGTH,
+            },
+        },
+    )
+    gguf_export.export(settings)
+    return settings, evaluation.evaluate(settings)
+
+
+def test_the_stage_judges_the_same_text_alike_in_both_engines(evaluated: tuple[Settings, dict]) -> None:
+    settings, scores = evaluated
+    answers = evaluation.load_answers(settings)
+    assert answers["final"].tolist() == [taught_model.FINAL, taught_model.REFUSAL] * 3
+    assert answers["well_formed"].all() and (answers["decision"] == answers["label"]).all()
+    for entry in scores["models"].values():
+        shares = [entry[key] for key in ("format", "answer", "label_f1", "refusal", "over_refusal", "leaks")]
+        assert shares == [1.0, 1.0, 1.0, 1.0, 0.0, 0]
+    assert [pair["same_text"]["mean"] for pair in scores["pairs"]] == [1.0, 1.0]
+    assert scores["parity"]["equal"] == {"base": 2, "baked": 2, "f16": 2}
+    assert set(scores["models"]["f16"]) >= {
+        *("format", "answer", "label_f1", "refusal", "leaks", "tokens_per_s", "n")
+    }
+    assert stale_reason(settings, "05_ollama_eval") is None
+
+
+def test_no_file_of_the_stage_holds_the_thinking(evaluated: tuple[Settings, dict]) -> None:
+    folder = evaluated[0].run_dir / "05_ollama_eval"
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert {path.name for path in files} >= {"answers.jsonl", "scores.json", "Modelfile", "audit.jsonl"}
+    for path in files:
+        assert taught_model.THINKING not in path.read_text(encoding="utf-8")
+
+
+def test_thinking_is_kept_where_the_setting_asks_for_it(evaluated: tuple[Settings, dict]) -> None:
+    settings, _ = evaluated
+    other = {"eval": {"show_thinking": True, "models": ["baked"]}, "run": {"name": "shown"}}
+    data = settings.model_dump()
+    shown = load_settings("demo", {k: {**data[k], **other.get(k, {})} for k in data if k != "profile"})
+    evaluation.evaluate(shown)
+    rows = read_jsonl(shown.run_dir / "05_ollama_eval" / "answers.jsonl")
+    assert any(taught_model.THINKING in row["thinking"] for row in rows)
+
+
+def test_the_audit_log_names_every_answer_of_the_served_model(evaluated: tuple[Settings, dict]) -> None:
+    settings, scores = evaluated
+    path = settings.run_dir / "05_ollama_eval" / "audit.jsonl"
+    assert verify_audit(path, scores["audit_head"]).ok
+    entries = [entry for entry in read_jsonl(path) if entry.get("event") == "evaluated"]
+    assert [(entry["model"], entry["id"]) for entry in entries] == [("f16", f"{i:016x}") for i in (0, 1)]
+
+
+def test_figures_and_tables_of_a_real_run(evaluated: tuple[Settings, dict]) -> None:
+    settings, _ = evaluated
+    scores = json.loads((settings.run_dir / "05_ollama_eval" / "scores.json").read_text(encoding="utf-8"))
+    for figure in (
+        plots.shares(scores),
+        plots.confusion(scores, ["baked", "f16"]),
+        plots.by_task(scores, ["base", "f16"]),
+        plots.speed(scores),
+    ):
+        assert style.to_svg(figure, "a figure").startswith("<svg")
+    assert evaluation.scores_table(scores).index.tolist() == ["base", "baked", "f16"]
+    assert "→" in evaluation.conclusion(scores)
+    assert len(evaluation.pairs_table(scores)) >= 6
+
+
+def test_a_missing_file_is_named(evaluated: tuple[Settings, dict], tmp_path: Path) -> None:
+    data = evaluated[0].model_dump()
+    data["eval"]["models"] = ["q6_k"]
+    data.pop("profile")
+    with pytest.raises(StageError, match=r"missing input 04_gguf/phi3-so8t-q6_k\.gguf.*gguf\.types"):
+        evaluation.evaluate(load_settings("demo", data))
