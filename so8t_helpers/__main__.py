@@ -174,7 +174,10 @@ def _settings(options: argparse.Namespace, profile: str) -> Settings:
 def _stages(options: argparse.Namespace) -> tuple[str, ...]:
     if options.only:
         return (stage_name(options.only),)
-    return STAGES[STAGES.index(stage_name(options.from_stage)) :]
+    first, last = (STAGES.index(stage_name(text)) for text in (options.from_stage, options.to))
+    if last < first:
+        raise SettingsError(f"--from {STAGES[first]} comes after --to {STAGES[last]}")
+    return STAGES[first : last + 1]
 
 
 def stage_name(text: str) -> str:
@@ -219,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from", dest="from_stage", default=STAGES[0], metavar="STAGE", help="leave those before it alone"
     )
     which.add_argument("--only", metavar="STAGE", help="this stage alone")
+    verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="leave those after it alone")
     verb.add_argument("--force", action="store_true", help="carry out fresh stages too")
     verb = add("sweep", sweep)
     verb.add_argument(
@@ -226,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--processes", type=int, default=2, help="how many stages at once on this machine")
     verb.add_argument("--engine", choices=("process", "ray"), default="process")
+    verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="the last stage of each point")
     verb.set_defaults(from_stage=STAGES[0], only=None)
     verb = add("status", status)
     verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")

@@ -29,10 +29,8 @@ from so8t_helpers.run_folder import (
     write_json,
     write_yaml,
 )
-from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, Settings, SettingsError, resolve
+from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
 from so8t_helpers.terminal import ProgressLine
-
-NOTEBOOKS_DIR = PROJECT_ROOT / "notebooks"
 
 # The setting that names another input than the stage before it.
 OTHER_INPUT = {
@@ -74,7 +72,6 @@ def run_stages(
     settings: Settings,
     stages: tuple[str, ...] = STAGES,
     force: bool = False,
-    notebooks: Path = NOTEBOOKS_DIR,
 ) -> list[Outcome]:
     """Carry out the stages that are not fresh, in order, up to the first that fails.
 
@@ -82,21 +79,20 @@ def run_stages(
         settings: the profile.
         stages: which of `STAGES`.
         force: carry out fresh ones too.
-        notebooks: folder with `<stage>.ipynb`.
 
     Raises:
         SettingsError, StageError: what can be known before any long work.
     """
-    preflight(settings, stages, notebooks)
+    preflight(settings, stages)
     with _alone(settings):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
-        outcomes = _run_in_order(settings, stages, force, notebooks)
+        outcomes = _run_in_order(settings, stages, force)
     report.write_run_index(settings)
     report.write_index(settings)
     return outcomes
 
 
-def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool, notebooks: Path) -> list[Outcome]:
+def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool) -> list[Outcome]:
     outcomes = []
     for stage in stages:
         reason = "asked for" if force else due_reason(settings, stage)
@@ -104,7 +100,7 @@ def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool, note
             _complete_report(settings, stage)
             outcomes.append(Outcome(stage, "fresh", "nothing changed"))
             continue
-        outcome = run_notebook(settings, stage, notebooks / f"{stage}.ipynb", reason)
+        outcome = run_notebook(settings, stage, reason)
         outcomes.append(outcome)
         if outcome.state != "done":
             break
@@ -126,13 +122,14 @@ def due_reason(settings: Settings, stage: str) -> str | None:
     return None
 
 
-def run_notebook(settings: Settings, stage: str, notebook: Path, reason: str) -> Outcome:
+def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     """Execute one stage's notebook; keep it, its report and the record whatever happens."""
     # papermill and its kernel client take a second to import; a fresh run does without them.
     import papermill  # noqa: PLC0415
 
     for name in ("papermill", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    notebook = notebook_path(settings, stage)
     before = _identity(manifest_path(settings, stage))
     started, state, error = time.time(), "done", ""
     executed = executed_path(settings, stage)
@@ -167,7 +164,7 @@ def run_notebook(settings: Settings, stage: str, notebook: Path, reason: str) ->
     return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
 
 
-def preflight(settings: Settings, stages: tuple[str, ...], notebooks: Path = NOTEBOOKS_DIR) -> None:
+def preflight(settings: Settings, stages: tuple[str, ...]) -> None:
     """Raise before any long work what would stop the run later.
 
     Raises:
@@ -175,8 +172,8 @@ def preflight(settings: Settings, stages: tuple[str, ...], notebooks: Path = NOT
         SettingsError: inputs that match no file, a folder that does not exist.
     """
     for stage in stages:
-        if not (notebooks / f"{stage}.ipynb").is_file():
-            raise StageError(f"{stage}: missing notebook {notebooks / f'{stage}.ipynb'}")
+        if not notebook_path(settings, stage).is_file():
+            raise StageError(f"{stage}: missing notebook {notebook_path(settings, stage)}; see run.notebooks")
     if "01_dataset" in stages:
         check_inputs(settings)
     for stage in stages:
@@ -212,6 +209,11 @@ def parameters(settings: Settings) -> dict[str, Any]:
     if not (PARAMS_DIR / f"{settings.profile}.yaml").is_file():
         values["profile"] = str(settings.run_dir / "params.yaml")
     return values
+
+
+def notebook_path(settings: Settings, stage: str) -> Path:
+    """Where the notebook that carries a stage out lies."""
+    return resolve(settings.run.notebooks) / f"{stage}.ipynb"
 
 
 def executed_path(settings: Settings, stage: str) -> Path:

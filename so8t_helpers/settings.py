@@ -38,6 +38,7 @@ class RunSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = "demo"
     root: str = "runs"
     reports_root: str = "reports"
+    notebooks: str = "notebooks"
     seed: int = 0
 
 

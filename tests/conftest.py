@@ -18,9 +18,8 @@ DEMO_MINUTES = 20  # ten on two idle cores; a machine that builds something besi
 @pytest.fixture
 def scratch_settings(tmp_path: Path) -> Settings:
     """The demo's settings with runs and reports in a folder of this test's own."""
-    return load_settings(
-        "demo", {"run": {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}}
-    )
+    folders = {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}
+    return load_settings("demo", {"run": folders})
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from so8t_helpers.settings import Settings, load_settings
+
 PARAMETERS = """profile = "demo"
 run, cache, dataset, model, so8t, pet, lora, training, bake, gguf, eval, serve = ({} for _ in range(12))"""
 SETTINGS = """from so8t_helpers import settings as so8t_settings
@@ -22,6 +24,12 @@ with open_stage(settings, "{stage}") as stage:
 with (settings.run_dir / "count.txt").open("a") as file: file.write("{stage} ")"""
 ANSWER = """from IPython.display import Markdown, display
 display(Markdown("**1,520 records** were kept. 良い結果です。"))"""
+
+
+def small_settings(folder: Path) -> Settings:
+    """Return the demo's settings with runs, reports and notebooks in `folder`."""
+    places = {"root": "runs", "reports_root": "reports", "notebooks": "notebooks"}
+    return load_settings("demo", {"run": {key: str(folder / name) for key, name in places.items()}})
 
 
 def code(source: str, *tags: str) -> nbformat.NotebookNode:

@@ -11,9 +11,14 @@ from so8t_helpers import batch
 from so8t_helpers.__main__ import main, stage_name
 from so8t_helpers.run_folder import STAGES, StageError, read_manifest
 from so8t_helpers.settings import Settings, SettingsError, merge
-from tests.small_notebooks import code, write_notebook
+from tests.small_notebooks import code, small_settings, write_notebook
 
 TWO = STAGES[:2]
+
+
+@pytest.fixture
+def scratch_settings(tmp_path: Path) -> Settings:
+    return small_settings(tmp_path)
 
 
 @pytest.fixture
@@ -33,8 +38,8 @@ def _count(settings: Settings) -> list[str]:
 
 def test_stages_run_once_and_again_only_for_a_reason(scratch_settings: Settings, notebooks: Path):
     settings = scratch_settings
-    assert _states(batch.run_stages(settings, TWO, notebooks=notebooks)) == [("01", "done"), ("02", "done")]
-    assert _states(batch.run_stages(settings, TWO, notebooks=notebooks)) == [("01", "fresh"), ("02", "fresh")]
+    assert _states(batch.run_stages(settings, TWO)) == [("01", "done"), ("02", "done")]
+    assert _states(batch.run_stages(settings, TWO)) == [("01", "fresh"), ("02", "fresh")]
     assert len(_count(settings)) == 2
     for stage in TWO:
         assert batch.executed_path(settings, stage).is_file()
@@ -42,21 +47,21 @@ def test_stages_run_once_and_again_only_for_a_reason(scratch_settings: Settings,
 
     # Another setting of 01 that leaves its output as it was: 02 has nothing new to read.
     changed = merge(settings, {"dataset": {"eval_share": 0.2}})
-    assert _states(batch.run_stages(changed, TWO, notebooks=notebooks)) == [("01", "done"), ("02", "fresh")]
+    assert _states(batch.run_stages(changed, TWO)) == [("01", "done"), ("02", "fresh")]
 
     # Another output of 01: 02 must follow.
     write_notebook(notebooks, "01_dataset", content="b")
-    outcomes = batch.run_stages(settings, TWO, notebooks=notebooks)
+    outcomes = batch.run_stages(settings, TWO)
     assert _states(outcomes) == [("01", "done"), ("02", "done")]
     assert outcomes[0].detail.startswith("setting dataset.eval_share changed")
     assert outcomes[1].detail.startswith("input before changed")
 
-    assert _states(batch.run_stages(settings, ("02_train",), True, notebooks)) == [("02", "done")]
+    assert _states(batch.run_stages(settings, ("02_train",), True)) == [("02", "done")]
 
     # A lost report is made again from the executed notebook, not by running.
     before = len(_count(settings))
     (settings.reports_dir / "02_train.html").unlink()
-    assert _states(batch.run_stages(settings, TWO, notebooks=notebooks)) == [("01", "fresh"), ("02", "fresh")]
+    assert _states(batch.run_stages(settings, TWO)) == [("01", "fresh"), ("02", "fresh")]
     assert (settings.reports_dir / "02_train.html").is_file()
     assert len(_count(settings)) == before
 
@@ -65,7 +70,7 @@ def test_a_failing_cell_keeps_notebook_and_report_and_stops_the_run(
     scratch_settings: Settings, notebooks: Path
 ):
     write_notebook(notebooks, "01_dataset", code("raise ValueError('the disk\\nis on fire')"))
-    outcomes = batch.run_stages(scratch_settings, TWO, notebooks=notebooks)
+    outcomes = batch.run_stages(scratch_settings, TWO)
     assert _states(outcomes) == [("01", "failed")]
     assert outcomes[0].detail == "ValueError: the disk"
     assert read_manifest(scratch_settings, "01_dataset") is not None, "the stage itself had been completed"
@@ -75,7 +80,7 @@ def test_a_failing_cell_keeps_notebook_and_report_and_stops_the_run(
     assert (scratch_settings.reports_dir / "index.html").read_text(encoding="utf-8").count("ValueError") == 1
 
     write_notebook(notebooks, "01_dataset")
-    outcomes = batch.run_stages(scratch_settings, TWO, notebooks=notebooks)
+    outcomes = batch.run_stages(scratch_settings, TWO)
     assert _states(outcomes) == [("01", "done"), ("02", "done")]
     assert outcomes[0].detail.startswith("its notebook failed")
 
@@ -84,7 +89,7 @@ def test_a_killed_kernel_is_a_failure_though_papermill_calls_its_cells_completed
     scratch_settings: Settings, notebooks: Path
 ):
     write_notebook(notebooks, "01_dataset", code("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"))
-    outcomes = batch.run_stages(scratch_settings, TWO, notebooks=notebooks)
+    outcomes = batch.run_stages(scratch_settings, TWO)
     assert _states(outcomes) == [("01", "failed")]
     assert "kernel died" in outcomes[0].detail
     html = (scratch_settings.reports_dir / "01_dataset.html").read_text(encoding="utf-8")
@@ -93,10 +98,10 @@ def test_a_killed_kernel_is_a_failure_though_papermill_calls_its_cells_completed
 
 
 def test_an_old_manifest_does_not_pass_for_a_new_one(scratch_settings: Settings, notebooks: Path):
-    assert _states(batch.run_stages(scratch_settings, TWO[:1], notebooks=notebooks)) == [("01", "done")]
+    assert _states(batch.run_stages(scratch_settings, TWO[:1])) == [("01", "done")]
     path = notebooks / "01_dataset.ipynb"
     path.write_text(write_without_stage(path), encoding="utf-8")
-    outcomes = batch.run_stages(scratch_settings, TWO[:1], force=True, notebooks=notebooks)
+    outcomes = batch.run_stages(scratch_settings, TWO[:1], force=True)
     assert _states(outcomes) == [("01", "failed")]
     assert "left no new manifest" in outcomes[0].detail
 
@@ -122,7 +127,7 @@ def test_cache_folders_reach_the_kernel_and_the_environment_comes_back(
     cache = {"hf_home": str(tmp_path / "hf"), "temp_dir": str(tmp_path / "scratch")}
     settings = merge(scratch_settings, {"cache": cache})
     before = dict(os.environ)
-    outcomes = batch.run_stages(settings, TWO[:1], notebooks=tmp_path / "notebooks")
+    outcomes = batch.run_stages(settings, TWO[:1])
     assert _states(outcomes) == [("01", "done")], outcomes
     import sys
 
@@ -133,13 +138,13 @@ def test_cache_folders_reach_the_kernel_and_the_environment_comes_back(
 
 def test_preflight_finds_what_would_stop_the_run_later(scratch_settings: Settings, notebooks: Path):
     with pytest.raises(StageError, match="missing notebook"):
-        batch.preflight(scratch_settings, STAGES, notebooks)
+        batch.preflight(scratch_settings, STAGES)
     with pytest.raises(StageError, match="02_train reads 01_dataset, which has not been completed"):
-        batch.preflight(scratch_settings, ("02_train",), notebooks)
+        batch.preflight(scratch_settings, ("02_train",))
     with pytest.raises(SettingsError, match=r"training\.dataset_dir: no folder"):
-        batch.preflight(merge(scratch_settings, {"training": {"dataset_dir": "/gone"}}), TWO, notebooks)
+        batch.preflight(merge(scratch_settings, {"training": {"dataset_dir": "/gone"}}), TWO)
     with pytest.raises(SettingsError, match=r"dataset\.inputs: 'nothing/\*\.jsonl' matches no file"):
-        batch.preflight(merge(scratch_settings, {"dataset": {"inputs": ["nothing/*.jsonl"]}}), TWO, notebooks)
+        batch.preflight(merge(scratch_settings, {"dataset": {"inputs": ["nothing/*.jsonl"]}}), TWO)
     assert not scratch_settings.run_dir.exists(), "a refused run leaves nothing behind"
 
 
@@ -152,7 +157,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_start(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**20))
     with pytest.raises(StageError, match="run demo needs"):
-        batch.run_stages(scratch_settings, TWO, notebooks=notebooks)
+        batch.run_stages(scratch_settings, TWO)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import shutil
 import subprocess
 import sys
@@ -123,7 +122,7 @@ def test_one_notebook_by_hand_with_papermill(demo_run: Settings, tmp_path: Path)
     command += ["-f", str(PARAMS_DIR / "demo.yaml")]
     profile = yaml.safe_load((PARAMS_DIR / "demo.yaml").read_text(encoding="utf-8"))
     sections = {"run": settings.run.model_dump(), "training": profile["training"] | {"max_steps": 2}}
-    command += ["-y", json.dumps(sections)]
+    command += ["-y", yaml.safe_dump(sections)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert stale_reason(settings, "02_train") is None

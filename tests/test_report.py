@@ -13,8 +13,8 @@ from bs4 import BeautifulSoup
 from so8t_helpers import batch, report
 from so8t_helpers.report.notebook_html import slim_svg
 from so8t_helpers.report.page import japanese_font, scrub
-from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings, merge
-from tests.small_notebooks import code, write_notebook
+from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
+from tests.small_notebooks import code, small_settings, write_notebook
 
 FIGURE = """from so8t_helpers.plots import style
 figure, ax = style.new_figure()
@@ -37,8 +37,7 @@ ipywidgets.IntSlider(description="a slider")"""
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, str]:
     """Settings of a run of one stage with everything that a report treats in its own way, and its report."""
     folder = tmp_path_factory.mktemp("report")
-    folders = {"root": str(folder / "runs"), "reports_root": str(folder / "reports")}
-    settings = load_settings("demo", {"run": folders})
+    settings = small_settings(folder)
     from nbformat.v4 import new_markdown_cell
 
     maths = new_markdown_cell(
@@ -46,7 +45,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, str]:
     )
     cells = [maths, code(FIGURE), code(TABLE), code(NOISE), code(WIDGET, "widgets"), code(WIDGET)]
     write_notebook(folder / "notebooks", "01_dataset", *cells)
-    outcomes = batch.run_stages(settings, ("01_dataset",), notebooks=folder / "notebooks")
+    outcomes = batch.run_stages(settings, ("01_dataset",))
     assert outcomes[0].state == "done", outcomes
     return settings, report.stage_path(settings, "01_dataset").read_text(encoding="utf-8")
 
@@ -175,12 +174,11 @@ def test_an_svg_becomes_part_of_the_page():
 
 
 def test_the_index_lists_every_run_with_what_differs(tmp_path: Path):
-    folders = {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}
-    base = load_settings("demo", {"run": folders})
+    base = small_settings(tmp_path)
     write_notebook(tmp_path / "notebooks", "01_dataset")
     for name, r in (("small", 4), ("large", 8)):
         settings = merge(base, {"run": {"name": name}, "lora": {"r": r}})
-        batch.run_stages(settings, ("01_dataset",), notebooks=tmp_path / "notebooks")
+        batch.run_stages(settings, ("01_dataset",))
     soup = BeautifulSoup((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert {a["href"] for a in soup.select("main h2 a")} == {"small/index.html", "large/index.html"}
     text = soup.get_text()

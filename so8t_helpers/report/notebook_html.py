@@ -20,7 +20,7 @@ from so8t_helpers.report.page import TEMPLATE_DIR
 INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
 
 # Cells that a report shows elsewhere or not at all.
-_ELSEWHERE = {"parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
+_ELSEWHERE = {"answer", "parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
 # Lines of progress bars and of loaders, on stderr.
 _NOISE = re.compile(r"\r|it/s|s/it|\d+%\||^\s*$|frozen modules|ipykernel|PYDEVD|Debugger")
 _TEXT_MIME = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "text/plain"]
@@ -51,7 +51,7 @@ def convert(notebook: Path) -> Fragments:
     """Turn an executed notebook into the parts of a report."""
     node = nbformat.read(notebook, as_version=4)
     answer = "\n\n".join(_markdown_outputs(cell) for cell in node.cells if "answer" in _tags(cell))
-    node.cells = [cell for cell in node.cells if not _tags(cell) & (_ELSEWHERE | {"answer"})]
+    node.cells = [cell for cell in _without_bare_heading(node.cells) if not _tags(cell) & _ELSEWHERE]
     for cell in node.cells:
         if cell.cell_type == "code":
             cell.outputs = list(_clean(cell.outputs))
@@ -105,6 +105,18 @@ def _markdown_outputs(cell: NotebookNode) -> str:
     return "\n\n".join(found)
 
 
+def _without_bare_heading(cells: list[NotebookNode]) -> list[NotebookNode]:
+    """Leave out a heading with nothing under it but the answer, which stands at the top."""
+    following = [*cells[1:], None]
+    return [
+        cell
+        for cell, after in zip(cells, following, strict=True)
+        if after is None
+        or "answer" not in _tags(after)
+        or not re.fullmatch(r"#+ [^\n]*", cell.source.strip())
+    ]
+
+
 def _clean(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Leave out widgets and the noise of progress bars; keep what a reader can use."""
     kept = []
@@ -113,7 +125,10 @@ def _clean(outputs: list[NotebookNode]) -> list[NotebookNode]:
             lines = [line for line in output.text.split("\n") if not _NOISE.search(line)]
             if not lines:
                 continue
-            output.text = "\n".join(lines)
+            output.text = "\n".join(lines) + "\n"
+            if kept and kept[-1].get("name") == "stderr":
+                kept[-1].text += output.text
+                continue
         if output.output_type in {"display_data", "execute_result"}:
             best = next((mime for mime in _TEXT_MIME if mime in output.data), None)
             if best is None or "application/vnd.jupyter.widget-view+json" in output.data:
@@ -164,6 +179,7 @@ def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
 def _reachable_by_keyboard(soup: BeautifulSoup) -> None:
     """Put tables into frames that scroll on a narrow screen and that the keyboard reaches."""
     for table in soup.find_all("table"):
+        _align_heads(table)
         if table.find_parent(class_="table-wrap") is None:
             caption = html.escape(table.caption.get_text()) if table.caption else "Table"
             attributes: dict[str, Any] = {"role": "region", "tabindex": "0", "aria-label": caption}
@@ -171,3 +187,13 @@ def _reachable_by_keyboard(soup: BeautifulSoup) -> None:
             table.wrap(frame)
     for block in soup.select("div.highlight pre"):
         block["tabindex"] = "0"
+
+
+def _align_heads(table: Tag) -> None:
+    """Set the heading of a column of numbers to the right, as its numbers are."""
+    first = table.select_one("tbody > tr")
+    heads = table.select("thead > tr:last-child > *")
+    cells = first.find_all(["th", "td"], recursive=False) if first else []
+    for head, cell in zip(heads, cells, strict=False):
+        if "text-align:right" in str(cell.get("style", "")).replace(" ", ""):
+            head["style"] = "text-align:right"
