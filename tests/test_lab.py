@@ -20,6 +20,7 @@ from so8t_helpers.settings import PROJECT_ROOT, Settings
 pytestmark = pytest.mark.slow
 CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
 TOKEN = "explorer-test"
+WHAT_IF = 2  # its picture, after those of the explorer's two runs
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def page(lab: str) -> Iterator[Page]:
         page.locator(".jp-NotebookPanel-toolbar >> text=Python 3").wait_for()
         page.locator(".lm-MenuBar-item >> text=Run").click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.locator("text=the principal angles moved by").wait_for(state="attached")
+        page.locator("text=the principal angles moved by").wait_for(state="attached", timeout=400_000)
         explorer = page.locator("img.widget-image").first
         explorer.wait_for(state="attached")
         explorer.scroll_into_view_if_needed()
@@ -131,3 +132,15 @@ def test_a_second_run_stands_beside_the_first(page: Page):
     page.locator(".explorer select").nth(1).select_option("demo")
     page.locator("img.widget-image").nth(1).wait_for(state="visible")
     page.wait_for_function("document.querySelectorAll('img.widget-image')[1].naturalWidth > 1000")
+
+
+def test_turning_the_gates_changes_the_picture_and_the_answer(page: Page):
+    page.locator(".what-if button >> text=off (0)").click()
+    before = picture(page, WHAT_IF)
+    page.locator(".what-if button >> text=doubled (2)").click()
+    wait_for_other_picture(page, before, WHAT_IF)
+    assert page.locator(".what-if .widget-readout").first.inner_text() == "2"
+    page.locator(".what-if button >> text=answer at all four").click()
+    page.wait_for_function("document.querySelectorAll('.what-if pre').length === 4")
+    page.locator(".what-if button:enabled >> text=answer at this t").wait_for()
+    assert all(page.locator(".what-if pre").all_inner_texts())

@@ -30,7 +30,7 @@ def test_it_opens_on_the_block_that_moved_most_at_the_last_step(root: Path):
     assert explorer.history.layers[explorer.layer.value] == top["layer"]
     assert explorer.block.value == top["block"]
     assert explorer.step.label == "50"
-    assert bytes(explorer.image.value).startswith(b"\x89PNG")
+    assert bytes(explorer.image.value).startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("control", ["layer", "block", "step"])

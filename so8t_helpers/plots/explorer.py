@@ -41,11 +41,11 @@ class ExplorerFigure:
         self._matrix.update(history.matrix(snapshot, layer, block))
         self._circle.update(history.angles[snapshot, layer, block], history.angles[0, layer, block])
         self._way.update(snapshot, layer, block)
-        self._cross.set_data([snapshot], [layer])
+        self._cross.set_data([snapshot % len(history.steps)], [layer])
         self._distribution.update(snapshot)
         self._geodesic.update(snapshot)
         self._chosen.set_data([history.layers[layer]], [history.distance[snapshot, layer, block]])
 
-    def png(self) -> bytes:
-        """Return the figure as it stands, on white, as PNG."""
-        return self._blitted.png()
+    def jpeg(self) -> bytes:
+        """Return the figure as it stands, on white, as JPEG."""
+        return self._blitted.jpeg()

@@ -133,7 +133,7 @@ def drift_distribution(history: AngleHistory) -> Figure:
     _draw_band(right, history.layers, moved[-1].reshape(len(history.layers), -1), COLORS["now"])
     right.set(title="At the end, by layer", xlabel="layer")
     for ax in (left, right):
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, max(float(moved.max()) * 1.3, 1e-6))  # room for the legend
     return fig
 
 
@@ -219,7 +219,7 @@ class GeodesicByLayer:
             xlabel="layer",
             ylabel=r"$\Vert\log(R_0^\top R_t)\Vert$ (rad)",
         )
-        ax.set_ylim(0, max(float(history.distance.max()) * 1.08, 1e-6))
+        ax.set_ylim(0, max(float(history.distance.max()) * 1.3, 1e-6))  # room for the legend
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(loc="upper left", ncols=2)
         self.artists = [self.band, self.median, self.largest]

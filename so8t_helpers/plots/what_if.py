@@ -37,8 +37,8 @@ def summary(measured: pd.DataFrame) -> str:
     """Say in a sentence what switching the gates off and doubling them does to the held-out perplexity."""
     at = measured.groupby("t")["perplexity"].first()
     return (
-        f"Held-out perplexity is {at[1.0]:.3f} as trained, {at[0.0]:.3f} with the gates off and {at[2.0]:.3f} "
-        "with them doubled."
+        f"Held-out perplexity is {at[1.0]:.3f} as trained, {at[0.0]:.3f} with the gates off "
+        f"and {at[2.0]:.3f} with them doubled."
     )
 
 
@@ -116,6 +116,6 @@ class WhatIfFigure:
             cross.set_data([t], [values[t, layer]])
             line.set_xdata([t, t])
 
-    def png(self) -> bytes:
-        """Return the figure as it stands, on white, as PNG."""
-        return self._blitted.png()
+    def jpeg(self) -> bytes:
+        """Return the figure as it stands, on white, as JPEG."""
+        return self._blitted.jpeg()

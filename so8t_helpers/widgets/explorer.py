@@ -59,8 +59,8 @@ class Explorer(w.VBox):
         self.block = w.IntSlider(min=0, max=0, description="block")
         self.step = w.SelectionSlider(options=[0], description="step")
         self.moved = w.ToggleButtons(options=[], description="moved most", style={"button_width": "auto"})
-        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
-        self.image_beside = w.Image(format="png", layout=w.Layout(max_width="100%", display="none"))
+        self.image = w.Image(format="jpeg", layout=w.Layout(max_width="100%"))
+        self.image_beside = w.Image(format="jpeg", layout=w.Layout(max_width="100%", display="none"))
         self.note = w.HTML()
         super().__init__(
             [
@@ -121,11 +121,11 @@ class Explorer(w.VBox):
             return
         snapshot, layer, block = self.step.value, self.layer.value, self.block.value
         self.figure.update(snapshot, layer, block)
-        self.image.value = self.figure.png()
+        self.image.value = self.figure.jpeg()
         self.note.value = self._describe(snapshot, layer, block)
         if self.beside.value != NOTHING:
             self.figure_beside.update(*nearest(self.history_beside, self.history, snapshot, layer, block))
-            self.image_beside.value = self.figure_beside.png()
+            self.image_beside.value = self.figure_beside.jpeg()
 
     def _describe(self, snapshot: int, layer: int, block: int) -> str:
         history = self.history

@@ -31,7 +31,7 @@ class WhatIf(w.VBox):
             options=[(str(n), row) for row, n in enumerate(model.gates.layers)], description="layer"
         )
         self.block = w.IntSlider(min=0, max=model.gates.free.shape[1] - 1, description="block")
-        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.image = w.Image(format="jpeg", layout=w.Layout(max_width="100%"))
         self.question = w.Combobox(
             options=model.questions,
             value=model.questions[0],
@@ -75,7 +75,7 @@ class WhatIf(w.VBox):
             rotation.principal_angles(free).numpy(),
             self.model.block_change(row, block, t).numpy(),
         )
-        self.image.value = self.figure.png()
+        self.image.value = self.figure.jpeg()
 
     def _answer(self, powers: list[float]) -> None:
         """Write the answers as they grow, one card a power."""
