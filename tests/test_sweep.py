@@ -77,6 +77,7 @@ def _counts(found: list[Point]) -> int:
     return sum(len(file.read_text().split()) for file in files if file.is_file())
 
 
+@pytest.mark.slow
 def test_shared_stages_run_once_and_a_second_call_finds_all_fresh(
     scratch_settings: Settings, notebooks: Path
 ):
@@ -101,6 +102,7 @@ def test_shared_stages_run_once_and_a_second_call_finds_all_fresh(
     assert comparison_path(scratch_settings, "demo-sweep").is_file()
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_stops_alone(scratch_settings: Settings, notebooks: Path):
     write_notebook(notebooks, "02_train", code("assert settings.lora.r != 4, 'too small'"))
     found = points(scratch_settings, {"lora.r": [4, 8]})
@@ -112,6 +114,7 @@ def test_a_point_that_fails_stops_alone(scratch_settings: Settings, notebooks: P
     assert "too small" in (found[0].settings.reports_dir / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_shared_stage_that_fails_is_not_tried_by_every_point(scratch_settings: Settings, notebooks: Path):
     write_notebook(notebooks, "01_dataset", code("raise ValueError"))
     found = points(scratch_settings, {"lora.r": [4, 8]})
@@ -121,6 +124,7 @@ def test_a_shared_stage_that_fails_is_not_tried_by_every_point(scratch_settings:
     assert _counts(found) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_taken_up_again(scratch_settings: Settings, notebooks: Path):
     """The sweep dies by SIGKILL while points train; the same command ends with each stage done once."""
     write_notebook(notebooks, "02_train", code("import time; time.sleep(3)"))
@@ -148,6 +152,7 @@ def test_a_killed_sweep_is_taken_up_again(scratch_settings: Settings, notebooks:
     assert _counts(found) == 3
 
 
+@pytest.mark.slow
 def test_a_stage_is_not_taken_over_when_its_input_differs(scratch_settings: Settings, notebooks: Path):
     donor = merge(scratch_settings, {"run": {"name": "donor"}})
     heir = merge(scratch_settings, {"run": {"name": "heir"}})
@@ -164,6 +169,7 @@ def test_a_stage_is_not_taken_over_when_its_input_differs(scratch_settings: Sett
     assert all(entry["path"].startswith(str(heir.run_dir)) for entry in manifest["inputs"].values())
 
 
+@pytest.mark.slow
 def test_a_local_ray_cluster_carries_a_sweep_out(scratch_settings: Settings, notebooks: Path):
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

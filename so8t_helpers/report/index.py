@@ -10,6 +10,18 @@ from so8t_helpers.report.records import flat, known_runs, stage_states
 from so8t_helpers.run_folder import STAGES, read_manifest, write_text
 from so8t_helpers.settings import Settings, resolve
 
+# What the list of all runs shows of a run: how much it learned from, how well, and whether that survived.
+FIGURES = (
+    "train lines",
+    "last task loss",
+    "logit difference of baking",
+    "q4_k_m KL from F16",
+    "format baked",
+    "answer baked",
+    "format q4_k_m",
+    "answer q4_k_m",
+)
+
 
 def write_run_index(settings: Settings) -> Path:
     """Write `reports/<run>/index.html`: every stage's state, key figures, time and report."""
@@ -38,7 +50,8 @@ def write_index(settings: Settings) -> Path:
     rows: list[dict[str, Any]] = []
     for run, value in zip(runs, values, strict=True):
         stages = stage_states(run)
-        figures = {name: fact for state in stages for name, fact in list(state.facts.items())[:3]}
+        facts = {name: fact for state in stages for name, fact in state.facts.items()}
+        figures = {name: facts[name] for name in FIGURES if name in facts}
         changed = {key: value[key] for key in differing}
         rows.append({"run": run, "stages": stages, "figures": figures, "differing": changed})
     rows.sort(key=lambda row: max(state.finished for state in row["stages"]), reverse=True)
