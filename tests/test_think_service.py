@@ -41,6 +41,7 @@ class ScriptedEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.at_work = 0
+        self.pause = 0.0
         self.closed_early = 0
 
     def complete(self, prompt, *, max_tokens, temperature=0.0, seed=0):
@@ -53,6 +54,7 @@ class ScriptedEngine:
             pieces = list(self.script) if isinstance(self.script, str) else self.script
             for piece in pieces[:max_tokens]:
                 self.gate.wait(20)
+                time.sleep(self.pause)
                 yield piece if isinstance(piece, Piece) else Piece(piece)
             done = True
         finally:
@@ -76,8 +78,8 @@ def running(tmp_path, engine, **serve_settings):
             try:
                 yield client, audit
             finally:
-                engine.gate.set()
                 server.should_exit = True
+                engine.gate.set()
                 thread.join(20)
                 assert not thread.is_alive()
     assert engine.at_work == 0
@@ -111,6 +113,13 @@ def events(response):
 
 def entries(tmp_path):
     return [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text("ascii").splitlines()]
+
+
+def wait_until(condition):
+    until = time.monotonic() + 20
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
 
 
 # --- answers ---------------------------------------------------------------------------------------
@@ -333,9 +342,7 @@ def test_a_full_queue_is_503_with_retry_after_and_no_request_is_lost(tmp_path, e
         threads = [threading.Thread(target=lambda: answers.append(ask(client))) for _ in range(12)]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 10
-        while len(answers) < 7 and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: len(answers) >= 7)
         assert "so8t_questions_pending 5" in client.get("/metrics").text
         assert "so8t_questions_waiting 3" in client.get("/metrics").text
         engine.gate.set()
@@ -365,19 +372,31 @@ def test_time_out(tmp_path, engine, stream):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_frees_the_engine(tmp_path, engine, stream):
     engine.script = [Piece(f"<final>{PUBLIC}"), *[Piece("。")] * 100_000]
+    engine.gate.clear()
+    body = json.dumps({"user_id": "taro", "query": "Q", "options": {"stream": stream}}).encode()
+    head = f"POST /think HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     with running(tmp_path, engine) as (client, _):
-        body = {"user_id": "taro", "query": "問", "options": {"stream": stream}}
-        with pytest.raises(httpx.ReadTimeout):
-            engine.gate.clear()
-            client.post("/think", json=body, timeout=0.3)
+        with socket.create_connection(("127.0.0.1", client.base_url.port)) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            wait_until(lambda: engine.at_work)
+        engine.pause = 0.02  # 512 pieces then take ten seconds, in which the service must notice
         engine.gate.set()
-        until = time.monotonic() + 10
-        while engine.at_work and time.monotonic() < until:
-            time.sleep(0.01)
-        assert engine.at_work == 0
+        wait_until(lambda: not engine.at_work)
         assert engine.closed_early == 1
     outcomes = [entry["outcome"] for entry in entries(tmp_path) if "outcome" in entry]
     assert outcomes == ["dropped"]
+
+
+def test_a_stop_lets_what_is_under_way_finish(tmp_path, engine):
+    engine.gate.clear()
+    answers = []
+    with running(tmp_path, engine) as (client, _):
+        asking = threading.Thread(target=lambda: answers.append(ask(client)))
+        asking.start()
+        wait_until(lambda: engine.at_work)
+    asking.join()
+    assert answers[0].json()["answer"] == PUBLIC
+    assert entries(tmp_path)[-1]["outcome"] == "answered"
 
 
 # --- who may ask -----------------------------------------------------------------------------------

@@ -3,16 +3,13 @@
 import asyncio
 import json
 import logging
-import math
 import os
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
@@ -22,7 +19,8 @@ from so8t_helpers.audit import AuditLog
 from so8t_helpers.engines.base import Engine
 from so8t_helpers.settings import Settings
 from so8t_helpers.think_service.answering import AnswerError, Answering, Question
-from so8t_helpers.think_service.limits import TOKEN_VARIABLE, RateLimit, is_loopback, token_fits
+from so8t_helpers.think_service.guard import add_error_handlers, error_body, guard
+from so8t_helpers.think_service.limits import TOKEN_VARIABLE, RateLimit, token_fits
 from so8t_helpers.think_service.metrics import Metrics
 from so8t_helpers.think_service.page import docs_page
 from so8t_helpers.think_service.schema import ErrorAnswer, Health, ThinkAnswer, ThinkQuestion, question_model
@@ -55,8 +53,8 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         await asyncio.to_thread(answering.close)
 
     app = FastAPI(title="SO8T /think", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    _add_error_handlers(app)
-    app.middleware("http")(_guard(settings, metrics))
+    add_error_handlers(app)
+    app.middleware("http")(guard(settings, metrics))
 
     def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if token and not token_fits(f"Bearer {given.credentials}" if given else None, token):
@@ -170,10 +168,10 @@ class _Call:
                     return
                 yield _event("text", {"text": piece})
         except AnswerError as error:
-            yield _event("error", _error(error.code, error.message, self.question.request_id))
+            yield _event("error", error_body(error.code, error.message, self.question.request_id))
         except Exception as error:
             log.error("request %s failed: %s", self.question.request_id, type(error).__name__)
-            yield _event("error", _error("internal", "internal error", self.question.request_id))
+            yield _event("error", error_body("internal", "internal error", self.question.request_id))
         finally:
             self._drop()
 
@@ -203,69 +201,6 @@ async def _disconnected(request: Request) -> None:
 
 def _event(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-def _error(code: str, message: str, request_id: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "request_id": request_id}}
-
-
-def _guard(settings: Settings, metrics: Metrics) -> Callable[..., Awaitable[Response]]:
-    """Give each request its id, count it, and keep out foreign host names and bodies that are too large."""
-    # JSON may write a character as `\\uXXXX` twice.
-    largest = 12 * settings.serve.max_query_chars + 4096
-    loopback = is_loopback(settings.serve.host)
-
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request_id = request.state.request_id = uuid.uuid4().hex
-        length = request.headers.get("content-length", "")
-        response: Response
-        if loopback and not is_loopback(request.url.hostname or ""):
-            # A page in the user's browser could reach us under a name of its own (DNS rebinding).
-            response = _error_response(421, "host", "this service answers to loopback names only", request_id)
-        elif request.method == "POST" and not length.isdigit():
-            response = _error_response(411, "length", "a Content-Length header is needed", request_id)
-        elif length.isdigit() and int(length) > largest:
-            response = _error_response(413, "too_long", f"the body is over {largest} bytes", request_id)
-        else:
-            try:
-                response = await call_next(request)
-            except Exception as error:
-                # The message of an unknown error might quote what the model wrote: its type must do.
-                log.error("request %s failed: %s", request_id, type(error).__name__)
-                response = _error_response(500, "internal", "internal error", request_id)
-        response.headers["X-Request-Id"] = request_id
-        metrics.request(response.status_code)
-        return response
-
-    return guard
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    async def answer_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, AnswerError)
-        headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else None
-        return _error_response(error.status, error.code, error.message, request.state.request_id, headers)
-
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
-        return _error_response(error.status_code, "http", error.detail, request.state.request_id, headers)
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        # The input itself is left out: an error is no place for what somebody asked.
-        places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
-        return _error_response(422, "invalid", "; ".join(places), request.state.request_id)
-
-    app.add_exception_handler(AnswerError, answer_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-
-
-def _error_response(
-    status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse(_error(code, message, request_id), status, headers)
 
 
 _EVENT: dict[str, Any] = {
