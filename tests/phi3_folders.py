@@ -25,13 +25,17 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "phi35"  # the published
 
 def small_folder(folder: Path, layers: int = 2, dtype: torch.dtype = torch.float16, **config: object) -> Path:
     """Make a folder like the demo's base, with random weights and a tokenizer trained on a few lines."""
+    write_side_files(folder, num_hidden_layers=layers, **config)
+    write_weights(folder, dtype)
+    return folder
+
+
+def write_side_files(folder: Path, **config: object) -> None:
+    """Write config.json, the demo's with `config` over it, and a tokenizer trained on a few lines."""
     folder.mkdir(parents=True)
     kanji = "".join(chr(0x4E00 + 11 * i) for i in range(1000))  # pieces enough for the demo's vocabulary
     write_tokenizer(folder, [f"{text} {number}" for number in range(40) for text in TEXTS] + [kanji])
-    data = {**CONFIG, "num_hidden_layers": layers, **config}
-    (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
-    write_weights(folder, dtype)
-    return folder
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}), encoding="utf-8")
 
 
 def real_folder(folder: Path, layers: int) -> Path:

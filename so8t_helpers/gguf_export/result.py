@@ -11,6 +11,13 @@ from gguf import GGUFReader
 
 _SHORT_VALUE = 60  # characters
 
+DIVERGENCES = {
+    "kl_mean": "the file",
+    "kl_mean_without_imatrix": "the file without importance matrix",
+    "kl_o_proj": "o_proj alone, as baked",
+    "kl_o_proj_unrotated": "o_proj alone, quantised before the rotation",
+}
+
 
 @dataclass(frozen=True)
 class GgufResult:
@@ -34,6 +41,23 @@ class GgufResult:
             for kind, entry in self.quality["files"].items()
         ]
         return pd.DataFrame(rows).set_index("file")
+
+    def divergences(self) -> pd.DataFrame:
+        """One row a quantised file: KL from F16 of the file, of o_proj alone, and of other ways to make it.
+
+        Columns that no file has are left out; NaN where one does not apply.
+        """
+        files = {
+            k: e for k, e in self.quality["files"].items() if "kl_mean" in e and k not in {"f16", "bf16"}
+        }
+        columns = {
+            kind: {name: entry.get(key) for key, name in DIVERGENCES.items()} for kind, entry in files.items()
+        }
+        return pd.DataFrame(columns, dtype=float).T.dropna(axis="columns", how="all")
+
+    def o_proj(self) -> pd.DataFrame:
+        """One row a layer and file: relative error of o_proj's output, `rotated` as baked and `unrotated`."""
+        return pd.DataFrame(self.quality.get("o_proj", []), columns=["layer", "file", "rotated", "unrotated"])
 
     def metadata(self) -> pd.Series:
         """The keys of the smallest file with short values, in the order in which they are written."""

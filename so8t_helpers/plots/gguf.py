@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from so8t_helpers.plots.style import COLORS, GREY, INK, new_figure
+from so8t_helpers.plots.style import BLUE, COLORS, GREY, INK, SERIES, new_figure
 
 
 def size_against_divergence(table: pd.DataFrame) -> Figure:
@@ -37,7 +37,7 @@ def tensor_type_shares(files: dict[str, dict[str, int]]) -> Figure:
     Args:
         files: file type -> {ggml type: bytes}.
     """
-    fig, ax = new_figure(height=0.8 + 0.42 * len(files))
+    fig, ax = new_figure(height=1.1 + 0.42 * len(files))
     kinds = list(dict.fromkeys(kind for shares in files.values() for kind in shares))
     names = list(files)
     left = [0.0] * len(names)
@@ -48,14 +48,57 @@ def tensor_type_shares(files: dict[str, dict[str, int]]) -> Figure:
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set(title="Bytes by tensor type", xlabel="MiB")
-    ax.legend(ncols=min(len(kinds), 7), loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    fig.legend(ncols=min(len(kinds), 7), loc="outside lower center")
+    return fig
+
+
+def divergences(table: pd.DataFrame) -> Figure:
+    """KL divergences from F16 on a logarithmic axis: one row a file, one mark for each way to make it.
+
+    Args:
+        table: `GgufResult.divergences()`.
+    """
+    fig, ax = new_figure(height=1.3 + 0.42 * len(table))
+    for column, marker, colour in zip(table, "os^v", SERIES, strict=False):
+        filled = colour if marker != "v" else "none"
+        ax.plot(table[column], table.index, marker, markersize=7, color=colour, markerfacecolor=filled)
+    ax.set(title="Where the divergence comes from", xlabel="KL from F16 (nats a token)", xscale="log")
+    ax.invert_yaxis()
+    ax.margins(x=0.1, y=0.25)
+    fig.legend(handles=ax.lines, labels=list(table), ncols=2, loc="outside lower center")
+    return fig
+
+
+def o_proj_errors(errors: pd.DataFrame) -> Figure:
+    """Relative error of each layer's o_proj output: solid as baked, dashed as if without rotation.
+
+    Args:
+        errors: `GgufResult.o_proj()`.
+    """
+    fig, ax = new_figure(height=3.2)
+    for file, rows in errors.groupby("file", sort=False):
+        colour = COLORS.get(str(file), GREY)
+        ax.plot(rows["layer"], rows["rotated"], "o-", color=colour, label=f"{file}, as baked")
+        if rows["unrotated"].notna().any():
+            ax.plot(
+                rows["layer"],
+                rows["unrotated"].astype(float),
+                "v--",
+                color=colour,
+                markerfacecolor="none",
+                label=f"{file}, before the rotation",
+            )
+    ax.set(title="Error of o_proj's output, layer by layer", xlabel="decoder layer", yscale="log")
+    ax.set_ylabel("‖error‖ / ‖output‖")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    fig.legend(handles=ax.lines, ncols=2, loc="outside lower center")
     return fig
 
 
 _TYPE_COLOURS = {
     "F32": GREY,
     "F16": COLORS["f16"],
-    "BF16": COLORS["bf16"],
+    "BF16": BLUE,
     "Q8_0": COLORS["q8_0"],
     "Q6_K": COLORS["q6_k"],
     "Q5_K": COLORS["q5_k_m"],
