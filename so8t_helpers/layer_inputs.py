@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SLOTS = 3  # one in use, one on its way, one being freed
+_SLOTS = 2  # one in use, one on its way
 
 
 class DeviceInputs:
@@ -36,7 +36,8 @@ class HostInputs:
 
     def __init__(self, count: int, like: Tensor):
         self.host = torch.empty((count, *like.shape), dtype=like.dtype, pin_memory=True)
-        self.slots = [torch.empty_like(like) for _ in range(_SLOTS)]
+        # The first input comes from `like`, which is free again as soon as it has been saved.
+        self.slots = [like, *(torch.empty_like(like) for _ in range(_SLOTS - 1))]
         self.stream = torch.cuda.Stream()
         self.begin()
 
@@ -49,7 +50,8 @@ class HostInputs:
         """Copy the input of segment `index` to the host."""
         main, slot = torch.cuda.current_stream(), index % _SLOTS
         self._wait(main, self.free[slot])
-        self.slots[slot].copy_(x)
+        if x is not self.slots[slot]:
+            self.slots[slot].copy_(x)
         self._wait(self.stream, main.record_event())
         with torch.cuda.stream(self.stream):
             self.host[index].copy_(self.slots[slot], non_blocking=True)

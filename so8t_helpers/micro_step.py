@@ -80,20 +80,25 @@ class Segment:
 
     def forward_only(self, x: Tensor, packed: Packed) -> Tensor:
         """Run without gradients, tile by tile."""
-        parts = [self(x[rows], _rows_of(packed, rows)) for rows in self._tiles(x)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.tiles == 1:
+            return self(x, packed)
+        out = torch.empty_like(x)
+        for rows in self._tiles(x):
+            out[rows] = self(x[rows], _rows_of(packed, rows))
+        return out
 
     def recompute_and_differentiate(self, x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
-        """Run again with gradients on, backward at once; returns the gradient of x."""
-        grads = []
+        """Run again with gradients on and differentiate at once; `grad` becomes the gradient of x."""
         for rows in self._tiles(x):
             leaf = x[rows].detach().requires_grad_()
             with torch.enable_grad():
                 out = self.function(leaf, self.layer, _rows_of(packed, rows), self.config, False)
             torch.autograd.backward(out, grad[rows])
             assert leaf.grad is not None
-            grads.append(leaf.grad)
-        return grads[0] if len(grads) == 1 else torch.cat(grads)
+            if self.tiles == 1:
+                return leaf.grad
+            grad[rows] = leaf.grad
+        return grad
 
     def _tiles(self, x: Tensor) -> list[slice]:
         size = len(x) // self.tiles
@@ -235,6 +240,7 @@ class MicroStep:
                 with torch.no_grad():
                     x = segment.forward_only(x, packed)
         grad = self._head(x)
+        del x  # with long sequences every (T, d) that stays through the backward loop counts
         for i in reversed(range(len(self.segments))):
             if i in kept:
                 leaf, out = kept.pop(i)

@@ -6,7 +6,7 @@ import gc
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _TILE = 4096  # tokens of the MLP at a time, for sequences longer than twice that
-_MARGIN = 0.6 * 2**30  # bytes left free on the card: allocator's fragments, cuBLAS, the display
+_MARGIN = 0.6 * 2**30  # bytes that kept layers leave free: allocator's fragments, cuBLAS, the display
 _SPEEDS = ("plain", "compile", "graph")
 
 
@@ -124,15 +124,32 @@ def build_micro_step(
             step.compile()
         return step
 
-    if machine.device.type == "cuda":
-        plan = _measure_plan(make, base.shape, settings, adapters)
-    else:
+    if machine.device.type != "cuda":
         plan = _host_plan(base.shape, settings)
-    step = make(plan)
-    if machine.mode == "graph":
-        step.capture(adapters)
+        log.info("%s", plan)
+        return make(plan), plan
+    plan = _measure_plan(make, base.shape, settings, adapters)
+    while (step := _start(make, plan, machine, adapters)) is None:
+        # The graph's own pool is packed less well than the trial's was.
+        plan = replace(plan, keep=max(0, plan.keep - 2))
     log.info("%s", plan)
     return step, plan
+
+
+def _start(
+    make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, machine: Machine, adapters: Adapters
+) -> MicroStep | None:
+    """Make the micro-step and capture it; None where memory ran out and fewer layers can be kept."""
+    try:
+        step = make(plan)
+        if machine.mode == "graph" and plan.tiles == 1:  # long sequences have no launch overhead to save
+            step.capture(adapters)
+        return step
+    except torch.cuda.OutOfMemoryError:
+        if plan.keep == 0:
+            raise
+    _clean(adapters)
+    return None
 
 
 def _host_plan(shape: Phi3Shape, settings: Settings) -> MemoryPlan:
@@ -160,8 +177,9 @@ def _measure_plan(
     if not training.gradient_checkpointing:
         return MemoryPlan(shape.num_layers * (2 if tiles > 1 else 1), tiles, False)
     free, _ = torch.cuda.mem_get_info()
-    limit = free + torch.cuda.memory_reserved() - _MARGIN
-    budget = limit if training.memory_gib == "auto" else min(training.memory_gib * 2**30, limit)
+    budget = float(free + torch.cuda.memory_reserved())
+    if training.memory_gib != "auto":
+        budget = min(budget, training.memory_gib * 2**30)
     plan = MemoryPlan(0, tiles, False)
     peak = _peak(make, plan, adapters)
     if peak > budget:
@@ -176,8 +194,12 @@ def _measure_plan(
         return plan
     if tiles > 1:
         return plan
-    each = max(_peak(make, MemoryPlan(2, 1, False), adapters) - peak, 2**20) / 2
-    return MemoryPlan(min(shape.num_layers, max(0, int((budget - peak) / each))), 1, False)
+    # With few kept layers the peak may lie elsewhere; between four and eight it grows by what layers keep.
+    four, eight = (_peak(make, MemoryPlan(n, 1, False), adapters) for n in (4, 8))
+    if eight == float("inf"):
+        return plan
+    each = max(eight - four, 2**20) / 4
+    return MemoryPlan(min(shape.num_layers, max(0, int((budget - _MARGIN - peak) / each))), 1, False)
 
 
 def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: Adapters) -> float:
@@ -187,9 +209,7 @@ def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: A
     except torch.cuda.OutOfMemoryError:
         return float("inf")
     finally:
-        adapters.zero_grad()
-        gc.collect()
-        torch.cuda.empty_cache()
+        _clean(adapters)
 
 
 def _run_once(step: MicroStep) -> float:
@@ -197,3 +217,9 @@ def _run_once(step: MicroStep) -> float:
     step.run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
+
+
+def _clean(adapters: Adapters) -> None:
+    adapters.zero_grad()
+    gc.collect()
+    torch.cuda.empty_cache()
