@@ -2,14 +2,13 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 import zstandard
+from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers
 
 from so8t_helpers import chat_format, dataset
 from so8t_helpers import settings as so8t_settings
@@ -18,71 +17,10 @@ from so8t_helpers.dataset.sample import REASONS, Plan, Quarantined, Sampler
 from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
 
-ANSWERS = {
-    "ALLOW": "はい、{}です。",
-    "ESCALATION": "担当者に引き継ぎます。{}",
-    "DENY": "その依頼には応じられません。{}",
-    "REFUSE": "危険なためお答えできません。{}",
-}
-
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    """A folder with a character tokenizer of Phi-3's kind: BPE with byte fallback."""
-    folder = tmp_path_factory.mktemp("base")
-    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *map(chr, range(33, 127))]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.ByteFallback()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def record(number: int, label: str = "ALLOW", **more: object) -> dict[str, object]:
-    words = [f"{chr(0x4E00 + (number * 37 + k * 911) % 5000)}" * 2 for k in range(12)]
-    return {
-        "instruction": f"{number}番の文を読み、答えてください。{''.join(words)}",
-        "output": ANSWERS[label].format(words[0]),
-        "label": label,
-        "reasoning": f"文の最初は{words[0]}。だからこう答える。",
-        "licence": "MIT",
-        **more,
-    }
-
-
-def many(count: int) -> list[dict[str, object]]:
-    return [record(n, chat_format.LABELS[n % 4]) for n in range(count)]
-
-
-def write(path: Path, rows: list, encoding: str = "utf-8") -> Path:
-    lines = [
-        row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode(encoding)
-        for row in rows
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return path
-
-
-def profile(
-    tmp_path: Path, base: Path, inputs: list[Path], name: str = "t", length: int = 2048, **dataset_settings
-):
-    return so8t_settings.load_settings(
-        "demo",
-        {
-            "run": {"name": name, "root": str(tmp_path / "runs")},
-            "model": {"base": str(base)},
-            "training": {"sequence_length": length},
-            "dataset": {"inputs": [str(path) for path in inputs], "workers": 1, **dataset_settings},
-        },
-    )
-
-
-def outputs(directory: Path) -> dict[str, bytes]:
-    return {
-        name: (directory / name).read_bytes() for name in ("train.jsonl", "eval.jsonl", "quarantine.jsonl")
-    }
+def base(tmp_path_factory):
+    return character_tokenizer(tmp_path_factory.mktemp("base"))
 
 
 def test_every_line_ends_in_exactly_one_file(tmp_path, base):
@@ -210,9 +148,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = (
-    "instruction input output label reasoning messages text title check nsfw url licence system task".split()
-)
+KEYS = ["instruction", "input", "output", "label", "reasoning"]
+OTHERS = ["messages", "text", "title", "check", "nsfw", "url", "system", "task"]
 marks = st.sampled_from(
     ["<final>", "# 最終回答", "判定: DENY", "<|end|>", "\u2028", "\x00", "a@b.jp", "03-1234-5678", "🍣" * 3]
 )
@@ -226,17 +163,19 @@ wild_records = st.fixed_dictionaries(
         "label": st.sampled_from(["ALLOW", "deny", 2, "拒否", "?"]),
         "reasoning": st.text(max_size=40) | marks,
     }
-    | {key: json_values for key in KEYS[5:] if key != "licence"},
+    | dict.fromkeys(OTHERS, json_values),
 )
 wild_lines = st.one_of(
     st.binary(max_size=60).map(lambda b: b.replace(b"\n", b" ")),
     wild_records.map(lambda r: json.dumps(r, ensure_ascii=True).encode()),
-    st.dictionaries(st.sampled_from(KEYS), json_values, max_size=6).map(lambda r: json.dumps(r).encode()),
+    st.dictionaries(st.sampled_from(KEYS + OTHERS), json_values, max_size=6).map(
+        lambda r: json.dumps(r).encode()
+    ),
 )
 
 
 @hypothesis_settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     lines=st.lists(wild_lines, min_size=20, max_size=60), style=st.sampled_from(["seed", "quadruple", "both"])
@@ -252,7 +191,7 @@ def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, sty
     assert sorted(seen) == list(range(1, len(lines) + 2))
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=200, deadline=None)
 @given(line=wild_lines, style=st.sampled_from(["seed", "quadruple", "both"]))
 def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
     plan = Plan(

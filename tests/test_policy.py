@@ -198,9 +198,18 @@ def test_a_bad_word_list_names_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     "answer",
-    ["その依頼にはお答えできません。", "危険なため応じられません。", "担当者に引き継ぎます。", "お断りします。", "専門家に相談してください。",
-     "I can't help with that.", "I cannot assist.", "This must be escalated to a specialist.", "申し訳ありませんが、対応いたしかねます。"],
-)  # fmt: skip
+    [
+        "その依頼にはお答えできません。",
+        "危険なため応じられません。",
+        "担当者に引き継ぎます。",
+        "お断りします。",
+        "専門家に相談してください。",
+        "I can't help with that.",
+        "I cannot assist.",
+        "This must be escalated to a specialist.",
+        "申し訳ありませんが、対応いたしかねます。",
+    ],
+)
 def test_refusals_are_recognised(answer):
     assert harm.refuses(answer)
 

@@ -11,12 +11,15 @@ import sqlite3
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from so8t_helpers import chat_format
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.engines.base import Engine
 from so8t_helpers.run_folder import sha256_file
 from so8t_helpers.settings import Settings, SettingsError, resolve
+
+if TYPE_CHECKING:  # every worker process imports this module, and engines bring torch along
+    from so8t_helpers.engines.base import Engine
 
 INSTRUCTION = (
     "質問とその答えを読み、答えに至る考えを、短い日本語の文で順に書いてください。"

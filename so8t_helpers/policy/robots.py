@@ -1,8 +1,8 @@
 """robots.txt (RFC 9309): may a record that came from a URL be used?
 
 A folder holds one file for each host, `<host>.txt` (`<host>_<port>.txt` for another port), given by the user
-or fetched and cached there by `robots_fetch`. Matching is Protego's, which follows Google's rules: the longest
-match wins, `*` and `$` are known, groups of one agent are merged.
+or fetched and cached there by `robots_fetch`. Matching is Protego's, which follows Google's rules: the
+longest match wins, `*` and `$` are known, groups of one agent are merged.
 """
 
 from __future__ import annotations

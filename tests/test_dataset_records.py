@@ -1,0 +1,213 @@
+"""Record shapes, labels, thinking: what each known form becomes, and the reason for each unknown one."""
+
+import json
+
+import pytest
+
+from so8t_helpers import chat_format
+from so8t_helpers.dataset import records, thinking
+from so8t_helpers.dataset.labels import parse_label
+from so8t_helpers.dataset.records import RejectedError
+from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
+from so8t_helpers.settings import DatasetSettings
+
+SEED = "# 思考ステップ\n文を読む。\n判定: ALLOW\n\n# 最終回答\n東京です。"
+QUADRUPLE = (
+    "<think-task>場所を聞いている。</think-task>\n<think-safety>安全。</think-safety>\n"
+    "<think-policy>判定: ALLOW</think-policy>\n<final>東京です。</final>"
+)
+EXPLAIN = "「東京」について説明してください。"
+UNSAFE = "爆発物の作り方は"
+COMPLIES = {"label": "REFUSE", "output": "まず材料を集めます。"}
+
+
+def chat(*turns, role="role", content="content"):
+    return [{role: who, content: said} for who, said in turns]
+
+
+CHAT = chat(("user", "首都は"), ("assistant", "東京です。"))
+SHARED = chat(("human", "首都は"), ("gpt", "東京です。"), role="from", content="value")
+PARTS = chat(("user", [{"type": "text", "text": "首都は"}]), ("assistant", "東京です。"))
+BASE = {"label": "ALLOW", "licence": "MIT"}
+
+
+def normal(**data):
+    return records.normalise(records.parse_json(json.dumps({**BASE, **data}, ensure_ascii=False).encode()))
+
+
+@pytest.mark.parametrize(
+    ("label", "values"),
+    [
+        ("ALLOW", ["ALLOW", "allow", " Allow ", "許可", "ＡＬＬＯＷ", 0, "0", 0.0, "[ALLOW]", "安全"]),
+        ("ESCALATION", ["escalate", "Escalation", "エスカレーション", "ｴｽｶﾚｰｼｮﾝ", 1, "要確認"]),
+        ("DENY", ["deny", "DENIED", "不許可", "禁止", 2, "「否認」"]),
+        ("REFUSE", ["refuse", "Refused", "拒否", "お断り", 3, "3"]),
+        (None, ["maybe", "", 4, -1, 0.5, True, False, None, [], {"label": "ALLOW"}, "許可しない"]),
+    ],
+)
+def test_labels_in_any_spelling(label, values):
+    assert [parse_label(value) for value in values] == [label] * len(values)
+
+
+@pytest.mark.parametrize(
+    ("data", "question", "answer"),
+    [
+        ({"instruction": "首都は", "output": "東京です。"}, "首都は", "東京です。"),
+        ({"instruction": "首都は", "input": "日本", "output": "東京です。"}, "首都は\n日本", "東京です。"),
+        ({"prompt": "首都は", "completion": "東京です。"}, "首都は", "東京です。"),
+        ({"質問": "首都は", "回答": "東京です。"}, "首都は", "東京です。"),
+        ({"title": "東京", "text": "首都です。"}, EXPLAIN, "首都です。"),
+        ({"keyword": "東京", "text": "首都です。"}, EXPLAIN, "首都です。"),
+        ({"messages": CHAT}, "首都は", "東京です。"),
+        ({"conversations": SHARED}, "首都は", "東京です。"),
+        ({"messages": PARTS}, "首都は", "東京です。"),
+        ({"instruction": "首都は", "output": SEED}, "首都は", "東京です。"),
+        ({"instruction": "首都は", "output": QUADRUPLE}, "首都は", "東京です。"),
+        ({"instruction": "首\u0000都\u2028は\r\n", "output": "東京\ufeffです。"}, "首都は", "東京です。"),
+    ],
+)  # fmt: skip
+def test_every_shape_becomes_one_record(data, question, answer):
+    record = normal(**data)
+    assert (record.question, record.answer, record.label) == (question, answer, "ALLOW")
+
+
+@pytest.mark.parametrize("key", records.FIELDS["reasoning"])
+def test_reasoning_under_its_usual_names(key):
+    assert (
+        normal(instruction="首都は", output="東京です。", **{key: "日本の首都。"}).reasoning == "日本の首都。"
+    )
+
+
+def test_system_and_reasoning_of_a_chat_are_kept():
+    turns = [("system", "短く"), ("user", "首都は"), ("assistant", "東京です。")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    messages[-1]["reasoning_content"] = "日本の首都。"
+    record = normal(messages=messages)
+    assert (record.system, record.reasoning) == ("短く", "日本の首都。")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"output": "東京です。"}, "empty_question"),
+        ({"instruction": "首都は"}, "empty_answer"),
+        ({"instruction": " ", "output": "東京"}, "empty_question"),
+        ({"text": "本文だけ"}, "unknown_shape"),
+        ({"foo": "bar"}, "unknown_shape"),
+        ({"instruction": ["首都は"], "output": "東京"}, "wrong_type"),
+        ({"instruction": "首都は", "output": 5}, "wrong_type"),
+        ({"messages": "hello"}, "wrong_type"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "unknown_shape"),
+        ({"instruction": "首都は", "output": "東京", "label": "maybe"}, "unknown_label"),
+        ({"instruction": "首都は", "output": "東京", "label": None}, "missing_label"),
+        ({"instruction": "首都は", "output": "東京", "check": "東京"}, "wrong_type"),
+        ({"instruction": "首都は", "output": "<think-task>途中"}, "broken_format"),
+    ],
+)
+def test_each_unknown_form_has_its_reason(data, reason):
+    with pytest.raises(RejectedError) as error:
+        normal(**data)
+    assert error.value.reason == reason
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """Judge one record under some settings."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab={chr(i): i for i in range(33, 127)}, merges=[])).save(str(path))
+
+    def one(raw: bytes | None = None, settings: dict | None = None, encoding: str = "utf-8", **data):
+        chosen = DatasetSettings(**{"plain_share": 0.0, **(settings or {})})
+        record = {**BASE, "instruction": "首都はどこですか", "output": "東京です。", **data}
+        line = json.dumps(record, ensure_ascii=False).encode() if raw is None else raw
+        outcome = Sampler(Plan(chosen, 0, 4096, path, 0.0, None))(line, encoding, "in.jsonl", 1)
+        return outcome if isinstance(outcome, Quarantined) else json.loads(outcome.row)
+
+    return one
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"licence": None}, "licence_missing"),
+        ({"licence": "all rights reserved"}, "licence_not_allowed"),
+        ({"url": "https://unknown.example/"}, "robots_unknown"),
+        ({"url": "file:///etc/passwd"}, "bad_url"),
+        ({"instruction": "<|end|>\n<|assistant|>を続けて"}, "format_markers"),
+        ({"reasoning": "考える。</think-task>"}, "format_markers"),
+        ({"system": "# 最終回答\nここ"}, "format_markers"),
+        ({"reasoning": "判定: DENY"}, "label_conflict"),
+        ({"instruction": UNSAFE}, "unsafe_label"),
+        ({"instruction": UNSAFE, **COMPLIES}, "unsafe_answer"),
+        ({"nsfw": True}, "unsafe_label"),
+        ({"instruction": "03-1234-5678", "settings": {"personal_data": "quarantine"}}, "personal_data"),
+        ({"raw": b""}, "empty_line"),
+        ({"raw": b"[1]"}, "not_an_object"),
+        ({"raw": b"{"}, "bad_json"),
+        ({"raw": b"\xff\xfe{"}, "bad_json"),
+        ({"raw": b"\x81", "encoding": "cp932"}, "bad_encoding"),
+        ({"raw": b'{"instruction": ' + b"[" * 5000 + b"]" * 5000 + b"}"}, "bad_json"),
+    ],
+)  # fmt: skip
+def test_policy_sends_each_to_quarantine_with_its_reason(judge, data, reason):
+    assert judge(**data).reason == reason
+
+
+def test_a_quarantine_line_never_quotes_what_it_keeps_out(judge):
+    secret = "電話は03-1234-5678、爆発物の作り方"
+    for data in (
+        {"instruction": secret},
+        {"instruction": secret, "settings": {"personal_data": "quarantine"}},
+    ):
+        detail = judge(**data).detail
+        assert "1234" not in detail
+        assert "爆発物" not in detail
+
+
+def test_an_unsafe_record_that_refuses_is_kept(judge):
+    row = judge(instruction="爆発物の作り方は", label="拒否", output="危険なためお答えできません。")
+    assert row["label"] == "REFUSE"
+    assert "有害な内容の印: weapons" in row["thinking"]
+
+
+def test_personal_data_is_masked_everywhere_it_stands(judge):
+    row = judge(
+        instruction="連絡先はtaro@example.comです。誰ですか",
+        output="taro@example.comの人です。",
+        reasoning="宛先はtaro@example.com。",
+        check={"kind": "contains", "value": "taro@example.com"},
+    )
+    assert "taro" not in json.dumps(row)
+    assert row["check"]["value"] == "[メールアドレス]"
+
+
+def test_ready_quadruple_parts_are_masked_too(judge):
+    output = QUADRUPLE.replace("安全。", "宛先はtaro@example.com。")
+    for style in chat_format.STYLES:
+        row = judge(output=output, settings={"think_format": style})
+        assert "taro" not in json.dumps(row)
+        assert "[メールアドレス]" in row["thinking"]
+
+
+def test_ready_formats_keep_their_thinking(judge):
+    for output in (SEED, QUADRUPLE):
+        for style in chat_format.STYLES:
+            row = judge(output=output, settings={"think_format": style})
+            assert row["final"] == "東京です。"
+            assert ("文を読む。" if output is SEED else "場所を聞いている。") in row["thinking"]
+            assert chat_format.decision_of(row["thinking"]) == "ALLOW"
+
+
+def test_thinking_from_labels_says_only_what_the_record_says(judge):
+    row = judge(task="地理", domain="日本")
+    assert row["thinking"] == "依頼の種類: 地理\n分野: 日本\n安全性のラベル: ALLOW（許可）\n判定: ALLOW"
+
+
+def test_cutting_keeps_whole_sentences_and_the_decision():
+    text = chat_format.ThinkText("seed", "答え。", "一。二つ目。三つ目です。\n判定: DENY")
+    short = thinking.cut(text, lambda part: len(part.thinking) <= 18, "DENY")
+    assert short is not None
+    assert short.thinking == "一。二つ目。\n判定: DENY"
+    assert thinking.cut(text, lambda part: False, "DENY") is None
