@@ -237,7 +237,6 @@ def main() -> int:
         claim("peak memory of baking", peak, MOST_GIB, "GiB"),
     ]
     if proof := others.get("bake_and_prove"):
-        claims.append(claim("peak memory of baking and its proof", proof["peak_gib"], MOST_GIB, "GiB"))
         claims.append(claim("logits, gated against baked", proof["logits_baking"], 1e-4, "logit"))
     if peer := others.get("dense"):
         claims.append(claim("bake against load, dense product, save", baking / peer["seconds"], 1.0, "times"))

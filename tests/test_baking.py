@@ -304,7 +304,7 @@ def test_a_killed_bake_leaves_no_model_and_the_next_one_works(tmp_path: Path) ->
     process = multiprocessing.get_context("spawn").Process(target=_bake_slowly, args=(settings, flag))
     process.start()
     assert process.pid is not None
-    for _ in range(600):
+    for _ in range(3000):
         if flag.exists():
             break
         time.sleep(0.1)
@@ -336,10 +336,27 @@ def test_config_serves_old_readers_and_new_ones(tmp_path: Path) -> None:
 
 def test_card_and_provenance_carry_the_hashes(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", torch.float16)
-    result = bake(make_settings(tmp_path, base, make_adapter(tmp_path / "adapter", gates=[0])))
+    settings = make_settings(tmp_path, base, make_adapter(tmp_path / "adapter", gates=[0]))
+    dataset_card = {
+        "purpose": "For detection and refusal.",
+        "lines": {"read": 1841, "train": 1633, "eval": 181, "quarantine": 27},
+        "train": {"labels": {"ALLOW": 904, "DENY": 729}},
+        "not_covered": "names of people",
+        "inputs": [{"name": "records.jsonl", "sha256": "ab" * 32}],
+        "settings": {"inputs": ["/home/somebody/records.jsonl"]},
+    }
+    (tmp_path / "dataset" / "card.json").write_text(json.dumps(dataset_card))
+    result = bake(settings)
     carried = json.loads((result.model_dir / origin.FILE).read_text())
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "license: mit" in card
-    assert str(tmp_path) not in card
+    for text in (
+        "For detection and refusal.",
+        "Of 1,841 input lines 1,633",
+        "ALLOW 904, DENY 729",
+        "ab" * 32,
+    ):
+        assert text in card
+    assert str(tmp_path) not in card and "somebody" not in card
     for key in ("base", "adapter", "gates"):
         assert len(carried["sha256"][key]) == 64 and carried["sha256"][key] in card

@@ -158,6 +158,21 @@ def _licence(readme: Path) -> str | None:
 
 
 def _dataset_lines(card: dict[str, Any] | None) -> list[str]:
+    """Sum up 01_dataset's card; its settings stay out, they may name folders of one machine."""
     if card is None:
         return ["No dataset card came with the adapter."]
-    return [f"- {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in card.items() if value]
+    lines = card["lines"]
+    text = [
+        card["purpose"],
+        "",
+        f"Of {lines['read']:,} input lines {lines['train']:,} became training samples, {lines['eval']:,} "
+        f"were held out, {lines['quarantine']:,} were set aside. Not looked for: {card['not_covered']}.",
+        "",
+        "| training samples by | |",
+        "|---|---|",
+    ]
+    for group, counts in card["train"].items():
+        listed = ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
+        text.append(f"| {group} | {listed} |")
+    text += ["", *(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])]
+    return text

@@ -87,7 +87,9 @@ def bake(settings: Settings) -> BakeResult:
             if proof["broken"]:
                 raise StageError(
                     f"{STAGE}: the proof does not hold: {'; '.join(proof['broken'])}; no baked folder is "
-                    f"left, see {stage.directory / 'proof.json'}"
+                    f"left, see {stage.directory / 'proof.json'}. If the logits alone break their bound and "
+                    "every layer holds its own, float32's noise at this depth is larger: raise "
+                    "bake.logit_bound"
                 )
         stage.facts |= _facts(proof)
         return BakeResult(stage.directory / "model", proof)
