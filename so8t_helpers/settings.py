@@ -198,6 +198,8 @@ class EvalSettings(Section):
     bootstrap_samples: Count = 1000
     keep_in_ollama: bool = False
     show_thinking: bool = False
+    harness_tasks: list[str] = []
+    harness_dir: str | None = None
 
 
 class ServeSettings(Section):

@@ -99,6 +99,15 @@ def test_log_probabilities_agree(hf: Transformers, llama: LlamaCpp) -> None:
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-2
 
 
+def test_log_probabilities_are_told_inside_a_character_too(hf: Transformers, llama: LlamaCpp) -> None:
+    text = "<|user|>\n鬱陶しい𠮷野家<|end|>"  # written byte by byte
+    ids = hf.tokenize(text)
+    pieces = hf.tokenizer.convert_ids_to_tokens(ids)
+    assert sum(piece.startswith("<0x") for piece in pieces) > 4
+    assert max(abs(a - b) for a, b in zip(hf.score(text), llama.score(text), strict=True)) < 1e-2
+    assert llama.score(text, start=len(ids) - 2) == llama.score(text)[-2:]
+
+
 def test_llama_cpp_answers_in_the_prompts_order(llama: LlamaCpp) -> None:
     seen: list[int] = []
     many = llama.complete_many(PROMPTS, max_tokens=6, on_done=lambda done: seen.append(done.tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from so8t_helpers import evaluation, gguf_export
 from so8t_helpers.audit import verify_audit
 from so8t_helpers.chat_format import LABELS
 from so8t_helpers.evaluation import statistics
+from so8t_helpers.evaluation.calibration import Stated, calibrate, find_stated
 from so8t_helpers.evaluation.parity import TokenParity
 from so8t_helpers.evaluation.prompts import Prompt, choose_prompts
 from so8t_helpers.evaluation.scoring import is_correct, score
@@ -23,7 +25,7 @@ from so8t_helpers.plots import evaluation as plots
 from so8t_helpers.plots import style
 from so8t_helpers.redaction import REFUSAL_TEXT
 from so8t_helpers.run_folder import Stage, StageError, read_jsonl, stale_reason, write_jsonl
-from so8t_helpers.settings import Settings, load_settings
+from so8t_helpers.settings import Settings, SettingsError, load_settings
 
 GOOD = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
 ROW = {"label": "ALLOW", "check": {"kind": "number", "value": "3"}}
@@ -234,6 +236,73 @@ def test_the_stage_judges_the_same_text_alike_in_both_engines(evaluated: tuple[S
         *("format", "answer", "label_f1", "refusal", "leaks", "tokens_per_s", "n")
     }
     assert stale_reason(settings, "05_ollama_eval") is None
+
+
+def test_calibration_is_sure_and_right_about_what_was_learnt_by_heart(
+    evaluated: tuple[Settings, dict],
+) -> None:
+    found = evaluated[1]["calibration"]
+    assert (found["n"], found["accuracy"]) == (2, 1.0)
+    assert found["confidence"] > 0.9
+    assert found["ece"] == pytest.approx(1.0 - found["confidence"])
+    assert style.to_svg(plots.calibration(found), "a figure").startswith("<svg")
+
+
+class Sure:
+    """Gives the label ALLOW a share of 0.6 of the four, whatever comes before; one token a character."""
+
+    can_score = True
+
+    def tokenize(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def score(self, text: str, start: int = 1) -> list[float]:
+        share = 0.6 if text.endswith("ALLOW") else 0.4 / 3
+        return [np.log(share), *[0.0] * (len(text) - start - 1)]
+
+
+def test_calibration_by_hand() -> None:
+    before = "問\n判定: "
+    stated = [Stated(before, "ALLOW", True), Stated(before, "ALLOW", False), Stated(before, "DENY", True)]
+    found = calibrate(Sure(), stated)  # type: ignore[arg-type]
+    assert found is not None
+    low = 0.4 / 3
+    assert found["brier"] == pytest.approx((0.16 + 0.36 + (1 - low) ** 2) / 3)
+    assert found["ece"] == pytest.approx((2 * 0.1 + (1 - low)) / 3)
+
+
+def test_only_a_decision_that_stands_in_its_line_is_calibrated() -> None:
+    text = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
+    found = find_stated("問", text, "ALLOW", "DENY")
+    assert found == Stated("問# 思考ステップ\n足す。\n判定: ", "ALLOW", False)
+    assert find_stated("問", "判定：ALLOW", "ALLOW", "ALLOW") is None
+    assert find_stated("問", "3です。", None, "ALLOW") is None
+
+
+def test_tasks_that_cannot_run_are_named_before_any_work(
+    scratch_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    data = scratch_settings.model_dump(exclude={"profile"})
+    data["eval"]["harness_tasks"] = ["so8t_facts"]
+    with pytest.raises(SettingsError, match=r"so8t-workbench\[lm-eval\]"):
+        evaluation.evaluate(load_settings("demo", data))
+
+
+@pytest.mark.slow
+def test_a_local_task_of_the_harness_runs_against_the_server(
+    evaluated: tuple[Settings, dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="the optional extra lm-eval is not installed")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    data = evaluated[0].model_dump(exclude={"profile"})
+    tasks = {"harness_tasks": ["so8t_facts"], "harness_dir": str(Path(__file__).parent / "data" / "harness")}
+    data["eval"] |= {"models": ["f16"], **tasks}
+    data["gguf"] |= {"model_dir": None}
+    data["eval"] |= {"gguf_dir": str(evaluated[0].run_dir / "04_gguf")}
+    data["run"]["name"] = "harness"
+    scores = evaluation.evaluate(load_settings("demo", data))
+    assert scores["harness"]["so8t_facts"]["exact_match,trimmed"] == 1.0
 
 
 def test_no_file_of_the_stage_holds_the_thinking(evaluated: tuple[Settings, dict]) -> None:

@@ -126,8 +126,8 @@ class Engine(Protocol):
         """Token ids of a rendered text, special tokens parsed, nothing added."""
         ...
 
-    def score(self, text: str) -> list[float]:
-        """Natural-log probability of every token of `text` but the first, given those before it."""
+    def score(self, text: str, start: int = 1) -> list[float]:
+        """Natural-log probability of each token of `text` from position `start` on, given those before it."""
         ...
 
     def close(self) -> None:

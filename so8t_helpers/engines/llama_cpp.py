@@ -83,17 +83,20 @@ class LlamaCpp(HttpEngine):
         body = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self.post("/tokenize", body)["tokens"]]
 
-    def score(self, text: str) -> list[float]:
-        """Log-probability of every token but the first; the server gives one position a request.
+    def score(self, text: str, start: int = 1) -> list[float]:
+        """Log-probability of each token from `start` on; the server gives one position a request.
 
         The prefix stays in the slot's cache, so that each request costs one new token. The candidates that
         come back are the 64 likeliest; only where the text's own token is none of them, all are asked for.
         """
         ids = self.tokenize(text)
-        return [self._log_probability(ids[:i], ids[i]) for i in range(1, len(ids))]
+        return [self._log_probability(ids[:i], ids[i]) for i in range(start, len(ids))]
 
     def _log_probability(self, prefix: list[int], token: int) -> float:
         body: dict[str, Any] = {"prompt": prefix, "n_predict": 1, "temperature": 0.0, "id_slot": 0}
+        # The server tells nothing where it would write an end or half a character: it is made to write "a".
+        # The bias is the sampler's; the probabilities told are those before it.
+        body["logit_bias"] = [[self.tokenize("a")[-1], 1e6]]
         for count in (64, 1 << 20):
             data = self.post("/completion", {**body, "cache_prompt": True, "n_probs": count})
             for candidate in data["completion_probabilities"][0]["top_logprobs"]:

@@ -105,7 +105,7 @@ class Ollama(HttpEngine):
             raise EngineError(f"Ollama {self.version} tells no token ids (no `context` in /api/generate)")
         return [int(token) for token in data["context"][: data["prompt_eval_count"] - 1]]
 
-    def score(self, text: str) -> list[float]:
+    def score(self, text: str, start: int = 1) -> list[float]:
         """Not possible: Ollama's API gives log-probabilities of what it writes, not of what it is given."""
         raise EngineError("Ollama gives no log-probabilities of a given text; use llama.cpp or transformers")
 

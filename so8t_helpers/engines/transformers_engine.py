@@ -100,12 +100,12 @@ class Transformers:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
-    def score(self, text: str) -> list[float]:
-        """Log-probability of every token but the first."""
+    def score(self, text: str, start: int = 1) -> list[float]:
+        """Log-probability of each token from `start` on."""
         ids = torch.tensor([self.tokenize(text)], device=self.network.device)  # (1, T)
         logits = self.network(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
         picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
-        return [float(value) for value in picked[:, 0]]
+        return [float(value) for value in picked[start - 1 :, 0]]
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -14,6 +14,8 @@ from so8t_helpers.chat_format import parse
 from so8t_helpers.engines.base import Completion, Engine
 from so8t_helpers.engines.discovery import GgufHost, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
+from so8t_helpers.evaluation.calibration import Stated, calibrate, find_stated
+from so8t_helpers.evaluation.harness import check_harness, run_harness
 from so8t_helpers.evaluation.native import check_native
 from so8t_helpers.evaluation.parity import TokenParity
 from so8t_helpers.evaluation.prompts import Prompt, choose_prompts
@@ -44,6 +46,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         StageError: a model, a file or the held-out records are missing, or token ids differ.
         EngineError: an engine cannot load a model or breaks off.
     """
+    check_harness(settings)
     with open_stage(settings, STAGE) as stage:
         prompts = choose_prompts(stage)
         audit = AuditLog(stage.directory / "audit.jsonl")
@@ -57,10 +60,16 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 tracker.what = name
                 with _open(settings, host, name, source) as engine:
                     parity.check(name, engine)
-                    rows, seconds = _answer(settings, name, engine, prompts, tracker, audit)
+                    completions, seconds = _answer(settings, engine, prompts, tracker)
+                    rows = _judge(settings, name, prompts, completions, audit)
+                    if name == _tuned(settings):
+                        stated = _stated(prompts, rows, completions)
+                        scores["calibration"] = calibrate(engine, stated)
                     if name == _served(settings):
                         scores["native"] = check_native(settings, engine, prompts, rows)
                         _log(audit, engine, rows)
+                        if settings.eval.harness_tasks:
+                            scores["harness"] = run_harness(settings, engine)
                 answers[name] = pd.DataFrame(rows)
                 samples, seed = settings.eval.bootstrap_samples, settings.run.seed
                 scores["models"][name] = summarise(answers[name], seconds, samples, seed)
@@ -115,10 +124,15 @@ def _served(settings: Settings) -> str | None:
     return settings.serve.model if settings.serve.model in files else files[-1] if files else None
 
 
+def _tuned(settings: Settings) -> str | None:
+    """The tuned model in full precision: its confidence is measured, undisturbed by quantisation."""
+    return next((name for name in settings.eval.models if name != "base"), None)
+
+
 def _answer(
-    settings: Settings, name: str, engine: Engine, prompts: list[Prompt], tracker: Progress, audit: AuditLog
-) -> tuple[list[dict[str, Any]], float]:
-    """Let a model answer all prompts; return the judged rows and the seconds that it took."""
+    settings: Settings, engine: Engine, prompts: list[Prompt], tracker: Progress
+) -> tuple[list[Completion], float]:
+    """Let a model answer all prompts; return the answers and the seconds that they took."""
 
     def count(completion: Completion) -> None:
         tracker.update(1, tokens=completion.tokens)
@@ -131,12 +145,26 @@ def _answer(
         seed=settings.run.seed,
         on_done=count,
     )
-    seconds = time.perf_counter() - started
+    return completions, time.perf_counter() - started
+
+
+def _judge(
+    settings: Settings, name: str, prompts: list[Prompt], completions: list[Completion], audit: AuditLog
+) -> list[dict[str, Any]]:
     rows = [_row(name, prompt, done, audit) for prompt, done in zip(prompts, completions, strict=True)]
     if settings.eval.show_thinking:
         for row, done in zip(rows, completions, strict=True):
             row["thinking"] = parse(done.text).thinking
-    return rows, seconds
+    return rows
+
+
+def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list[Completion]) -> list[Stated]:
+    """The decisions that stand in the answers."""
+    found = [
+        find_stated(prompt.text, done.text, row["decision"], row["label"])
+        for prompt, row, done in zip(prompts, rows, completions, strict=True)
+    ]
+    return [stated for stated in found if stated is not None]
 
 
 def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog) -> dict[str, Any]:

@@ -102,3 +102,22 @@ def speed(scores: dict[str, Any]) -> Figure:
     rate.set_yticks(range(len(models)), list(models))
     first.set(title="First token, median", xlabel="milliseconds")
     return fig
+
+
+def calibration(found: dict[str, Any]) -> Figure:
+    """How often stated labels are right over how sure the model is of them; dots grow with their number.
+
+    Args:
+        found: `calibration` of scores.json.
+    """
+    fig, ax = new_figure(width=4.4, height=3.4)
+    ax.plot([0, 100], [0, 100], color=COLORS["muted"], linestyle=":", linewidth=1.2)
+    for part in found["bins"]:
+        x, y = 100 * part["confidence"], 100 * part["accuracy"]
+        area = 20 + 240 * part["n"] / found["n"]
+        ax.scatter([x], [y], s=area, color=COLORS["accent"], alpha=0.85, clip_on=False)
+        ax.annotate(str(part["n"]), (x, y), (-10, -4), textcoords="offset points", ha="right", color=INK)
+    ax.set(
+        xlabel="probability of the stated label, %", ylabel="labels correct, %", xlim=(0, 100), ylim=(0, 102)
+    )
+    return fig
