@@ -60,7 +60,7 @@ def shares(scores: Mapping[str, Mapping[str, Mapping[str, float]]], key: str, la
     models = list(dict.fromkeys(model for run in scores.values() for model in run))
     fig, ax = style.new_figure(height=0.9 + 0.42 * len(models))
     colors = run_colors(list(scores))
-    spread = np.linspace(0.22, -0.22, len(scores)) if len(scores) > 1 else [0.0]
+    spread = np.linspace(-0.22, 0.22, len(scores)) if len(scores) > 1 else [0.0]
     for offset, (name, run) in zip(spread, scores.items(), strict=True):
         rows = [i for i, model in enumerate(models) if run.get(model, {}).get(key) is not None]
         values = [100 * run[models[i]][key] for i in rows]

@@ -59,6 +59,7 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
         title=name,
         names=names,
         notes=notes or {},
+        finding=_answer(runs),
         differing=_differing([flat(run) for run in runs]),
         figure_titles=[title for title, _ in figures],
         facts=_facts(runs),
@@ -69,6 +70,32 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
     path = comparison_path(runs[0], name)
     write_text(path, text)
     return path
+
+
+def _answer(runs: list[Settings]) -> str:
+    """The page's finding in a sentence: which run answers best and which has the lowest loss."""
+    parts = []
+    models = [model for model in reversed(runs[0].eval.models) if model != "base"]
+    for key, what, best, form in (
+        *((f"answer {model}", f"correct answers of {model}", max, "{:.1%}") for model in models[:1]),
+        ("last task loss", "last task loss", min, "{:.3f}"),
+    ):
+        found = {}
+        for run in runs:
+            for stage in STAGES:
+                value = (read_manifest(run, stage) or {"facts": {}})["facts"].get(key)
+                if isinstance(value, int | float):
+                    found[run.run.name] = value
+        if len(found) == len(runs):
+            top = best(found, key=lambda name: found[name])
+            others = ", ".join(f"{name} {form.format(value)}" for name, value in found.items() if name != top)
+            parts.append(f"{what}: {top} is best with {form.format(found[top])} ({others})")
+    text = "; ".join(parts)
+    return (
+        f"{text[0].upper()}{text[1:]}."
+        if text
+        else "Not all of these runs have been trained and evaluated yet."
+    )
 
 
 def _differing(values: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -119,7 +119,7 @@ def _without_bare_heading(cells: list[NotebookNode]) -> list[NotebookNode]:
 
 def _clean(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Leave out widgets and the noise of progress bars; keep what a reader can use."""
-    kept = []
+    kept: list[NotebookNode] = []
     for output in outputs:
         if output.output_type == "stream" and output.name == "stderr":
             lines = [line for line in output.text.split("\n") if not _NOISE.search(line)]

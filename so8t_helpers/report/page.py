@@ -143,6 +143,6 @@ def _environment() -> Environment:
     environment.filters["show"] = show
     environment.filters["difference"] = difference
     environment.filters["duration"] = duration
-    environment.globals["light_code"] = code_css("friendly")
+    environment.globals["light_code"] = code_css("xcode")
     environment.globals["dark_code"] = code_css("github-dark")
     return environment
