@@ -48,6 +48,9 @@ def test_figures_show_every_file(result: GgufResult) -> None:
     marks = plots.divergences(result.divergences()).axes[0]
     assert len(marks.lines) == 4
     errors = plots.o_proj_errors(result.o_proj())
-    assert [len(line.get_xdata()) for line in errors.axes[0].lines] == [3, 3, 3, 3]
+    error, ratio = errors.axes
+    assert [len(line.get_xdata()) for line in error.lines] == [3, 3]
+    assert ratio.lines[0].get_ydata()[0] == 0.5  # layer 0 has a gate, 1 and 2 have none
+    assert ratio.lines[0].get_ydata()[1] != ratio.lines[0].get_ydata()[1]
     for figure in (scatter, bars, errors):
         assert style.to_svg(figure, "files").startswith("<svg")

@@ -70,28 +70,23 @@ def divergences(table: pd.DataFrame) -> Figure:
 
 
 def o_proj_errors(errors: pd.DataFrame) -> Figure:
-    """Relative error of each layer's o_proj output: solid as baked, dashed as if without rotation.
+    """Relative error of each layer's o_proj output as baked, and its ratio to the error without rotation.
 
     Args:
         errors: `GgufResult.o_proj()`.
     """
-    fig, ax = new_figure(height=3.2)
+    fig, (error, ratio) = new_figure(height=3.2, ncols=2)
     for file, rows in errors.groupby("file", sort=False):
         colour = COLORS.get(str(file), GREY)
-        ax.plot(rows["layer"], rows["rotated"], "o-", color=colour, label=f"{file}, as baked")
-        if rows["unrotated"].notna().any():
-            ax.plot(
-                rows["layer"],
-                rows["unrotated"].astype(float),
-                "v--",
-                color=colour,
-                markerfacecolor="none",
-                label=f"{file}, before the rotation",
-            )
-    ax.set(title="Error of o_proj's output, layer by layer", xlabel="decoder layer", yscale="log")
-    ax.set_ylabel("‖error‖ / ‖output‖")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    fig.legend(handles=ax.lines, ncols=2, loc="outside lower center")
+        error.plot(rows["layer"], rows["rotated"], "o-", color=colour, label=file)
+        ratio.plot(rows["layer"], rows["rotated"] / rows["unrotated"].astype(float), "o-", color=colour)
+    error.set(title="Error of o_proj's output", ylabel="‖error‖ / ‖output‖", yscale="log")
+    ratio.axhline(1.0, color=INK, linewidth=1, linestyle=":")
+    ratio.set(title="With rotation / without", ylabel="ratio; below 1 it helps")
+    for ax in (error, ratio):
+        ax.set_xlabel("decoder layer")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    fig.legend(handles=error.lines, ncols=5, loc="outside lower center")
     return fig
 
 
