@@ -125,12 +125,14 @@ def export(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Walk from a GGUF file or a run back to the input lines, hash by hash."""
+    """Walk from a GGUF file or a run back to the input lines; or check an audit log, line by line."""
     from so8t_helpers import provenance
 
     target = Path(options.profile)
+    if target.suffix == ".jsonl":
+        return _verify_audit(target, options.head)
     if not target.exists():
-        target = _settings(options, options.profile).run_dir
+        target = _run(options, options.profile).run_dir
     result = provenance.verify(target)
     for link in result.links:
         print(f"{'holds ' if link.holds else 'BROKEN'}  {link.name}: {link.found}")
@@ -138,6 +140,17 @@ def verify(options: argparse.Namespace) -> int:
         print(f"{target}: all {len(result.links)} links hold")
         return 0
     print(f"{target}: broken at {result.broken.name}: {result.broken.found}")
+    return STAGE_FAILED
+
+
+def _verify_audit(log: Path, head: str | None) -> int:
+    from so8t_helpers.audit import verify_audit
+
+    verdict = verify_audit(log, head)
+    if verdict.ok:
+        print(f"{log}: all {verdict.lines} lines hold; head {verdict.head}")
+        return 0
+    print(f"{log}: line {verdict.line}: {verdict.problem}")
     return STAGE_FAILED
 
 
@@ -240,7 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", type=Path, help="default: <run>.zip in this folder")
     add("doctor", doctor)
     verb = add("verify", verify)
-    verb.usage = "so8t verify [GGUF or run folder or profile]"
+    verb.usage = "so8t verify [GGUF, run, run folder or audit.jsonl] [--head SEQ:MAC]"
+    verb.add_argument("--head", metavar="SEQ:MAC", help="as a report or the service printed it")
     add("serve", serve)
     return parser
 

@@ -152,5 +152,5 @@ def _llama_cpp() -> Finding:
         return Finding(GOOD, "llama.cpp", f"xllamacpp {importlib.metadata.version('xllamacpp')}")
     except importlib.metadata.PackageNotFoundError:
         return Finding(
-            BAD, "llama.cpp", "the package xllamacpp is missing: python run.py so8t doctor installs it"
+            BAD, "llama.cpp", "the package xllamacpp is missing; delete .venv and call run.py again"
         )
