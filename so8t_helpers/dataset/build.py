@@ -45,10 +45,15 @@ def build(settings: Settings) -> Built:
         chunks = reading.split(files)
         lines = sum(chunk.lines for chunk in chunks)
         run_folder.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        classifier_path = stage.directory / "nsfw_classifier.safetensors"
+        classifier_path.unlink(missing_ok=True)
         classifier = None
         if settings.dataset.nsfw_training:
-            path = stage.directory / "nsfw_classifier.safetensors"
-            classifier = gathering.train_classifier(settings, path)
+            for path in reading.find_files(settings.dataset.nsfw_training):
+                stage.read_file(f"nsfw_training/{path.name}", path)
+            classifier = gathering.train_classifier(settings, classifier_path)
+        for name in settings.dataset.nsfw_words:
+            stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
         plan = Plan(
             settings.dataset,
             settings.run.seed,
@@ -57,7 +62,7 @@ def build(settings: Settings) -> Built:
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
             teacher.cache_path(settings) if settings.dataset.teacher else None,
-            path if classifier else None,
+            classifier_path if classifier else None,
         )
         if plan.thoughts:
             gathering.ask_teacher(settings, plan, chunks)

@@ -24,10 +24,14 @@ class TokenLengths:
         # A tokenizer.json saved by a training run carries that run's cut and padding.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self._costs = _character_costs(path)
 
-    def count(self, text: str) -> int:
-        """Return the number of tokens of a rendered text."""
+    def count(self, text: str, limit: int) -> int:
+        """Return the number of tokens of a rendered text; of one far over `limit`, a lower bound."""
+        at_least = len(text) // self._longest
+        if at_least > limit:
+            return at_least
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def surely_within(self, text: str, limit: int) -> bool:

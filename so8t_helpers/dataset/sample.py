@@ -257,23 +257,24 @@ class Sampler:
 
     def _fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int) -> _Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be."""
+        limit = self.plan.limit
         whole = self._render(record, parts, unthinking)
         counted = (draw >> 1) % 10_000 < self.plan.length_share * 10_000
-        if counted or not self.lengths.surely_within(whole.text, self.plan.limit):
-            whole.tokens = self.lengths.count(whole.text)
-        if whole.tokens <= self.plan.limit:
+        if counted or not self.lengths.surely_within(whole.text, limit):
+            whole.tokens = self.lengths.count(whole.text, limit)
+        if whole.tokens <= limit:
             return whole
         if self.settings.overlong == "cut" and not unthinking:
             shorter = thinking.cut(
                 parts,
-                lambda p: self.lengths.count(self._render(record, p, False).text) <= self.plan.limit,
+                lambda p: self.lengths.count(self._render(record, p, False).text, limit) <= limit,
                 record.label,
             )
             if shorter is not None:
                 fitted = self._render(record, shorter, False)
-                fitted.tokens = self.lengths.count(fitted.text)
+                fitted.tokens = self.lengths.count(fitted.text, limit)
                 return fitted
-        raise RejectedError("too_long", f"{whole.tokens} tokens, the limit is {self.plan.limit}")
+        raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
 
     def _render(self, record: Record, parts: ThinkText, unthinking: bool) -> _Fitted:
         system = record.system or self.settings.system_prompt
