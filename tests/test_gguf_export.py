@@ -249,6 +249,16 @@ def test_other_token_ids_are_an_error(
         check_tokens(exported[1].files["q8_0"], folder, [], timeout=60)
 
 
+@pytest.mark.skipif(not phi3_folders.REAL.is_dir(), reason="needs the published tokenizer")
+def test_the_real_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+    folder = phi3_folders.small_folder(tmp_path / "real-tokenizer", layers=1, vocab_size=32064)
+    for path in phi3_folders.REAL.glob("*token*"):
+        (folder / path.name).unlink(missing_ok=True)
+        shutil.copyfile(path, folder / path.name)
+    result = export(make_settings(tmp_path, folder, types=["q8_0"]))
+    assert result.quality["token_parity"]["texts"] > 5 * 14  # 14 added tokens, five samples each
+
+
 def _remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 

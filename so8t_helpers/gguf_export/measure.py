@@ -51,7 +51,7 @@ class Measurements:
 
     def _tokens(self, texts: Sequence[str], limit: int) -> list[list[int]]:
         # Longer texts would take longrope's other factors, and another model would be measured.
-        longest = min(self.config.original_max_position_embeddings, self.settings.training.sequence_length)
+        longest = self.config.original_max_position_embeddings
         ids = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
         return take_tokens(ids, limit, longest)
 

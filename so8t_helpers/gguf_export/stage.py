@@ -12,14 +12,21 @@ from typing import Any
 
 from so8t_helpers import origin, rotation
 from so8t_helpers.checkpoint import TensorPlace, read_checkpoint
-from so8t_helpers.gguf_export.imatrix import Imatrix
+from so8t_helpers.gguf_export import imatrix
 from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, collect_tensors, new_writer, plan_file
 from so8t_helpers.gguf_export.measure import Measurements
 from so8t_helpers.gguf_export.metadata import Model, add_metadata, read_model
 from so8t_helpers.gguf_export.parity import check_tokens
 from so8t_helpers.gguf_export.result import GgufResult
 from so8t_helpers.gguf_export.types import FILE_TYPES, FileType, byte_size
-from so8t_helpers.gguf_export.writer import Importance, part_path, unfinished, write_files
+from so8t_helpers.gguf_export.writer import (
+    Importance,
+    journal_path,
+    part_path,
+    source_bytes,
+    unfinished,
+    write_files,
+)
 from so8t_helpers.progress import progress
 from so8t_helpers.run_folder import (
     HashCache,
@@ -124,8 +131,14 @@ def _file_path(stage: Stage, kind: str) -> Path:
 
 def _remove_others(stage: Stage, wanted: set[Path]) -> None:
     """Files of types or names that the profile no longer asks for would pass for this run's."""
+    keep = set(wanted)
+    if stage.settings.gguf.imatrix:
+        keep.add(stage.directory / imatrix.FILE)
     for path in stage.directory.glob("*.gguf"):
-        if path not in wanted:
+        if path not in keep:
+            path.unlink()
+    for path in stage.directory.glob(".*.gguf.*"):
+        if path not in {file for final in keep for file in (part_path(final), journal_path(final))}:
             path.unlink()
     (stage.directory / "quality.json").unlink(missing_ok=True)
 
@@ -137,7 +150,7 @@ def _plan(
     tensors: Sequence[Tensor],
     model: Model,
     carried: str,
-    matrix: Imatrix | None,
+    matrix: imatrix.Imatrix | None,
 ) -> PlannedFile:
     writer = new_writer()
     keys = matrix.metadata() if matrix and file_type.is_k_quant else None
@@ -152,12 +165,12 @@ def _write(
     tensors: list[Tensor],
     importance: Importance,
 ) -> None:
-    todo = [plan for plan, _, _ in unfinished(plans, tensors, importance)]
-    needed = sum(plan.size for plan in todo if not part_path(plan.path).exists())
+    todo = unfinished(plans, tensors, importance)
+    needed = sum(plan.size for plan, _, _ in todo if not part_path(plan.path).exists())
     check_disk(stage.directory, needed, f"{STAGE}: {len(todo)} GGUF files")
-    total = sum(t.source.nbytes for t in tensors if isinstance(t.source, TensorPlace))
-    with progress(settings, STAGE, total // 2**20, "MiB", "write") as bar:
-        counted = 0
+    counted = source_bytes(tensors[: min((done for _, _, done in todo), default=len(tensors))])
+    with progress(settings, STAGE, source_bytes(tensors) // 2**20, "MiB", "write") as bar:
+        bar.skip(counted // 2**20)
 
         def count(size: int) -> None:
             nonlocal counted

@@ -114,6 +114,11 @@ def _journalled(plan: PlannedFile, key: str) -> int:
     return int(journal["done"]) if journal["key"] == key else 0
 
 
+def source_bytes(tensors: Sequence[Tensor]) -> int:
+    """Return how many bytes of the checkpoint the tensors are."""
+    return sum(t.source.nbytes for t in tensors if isinstance(t.source, TensorPlace))
+
+
 def write_files(
     plans: Sequence[PlannedFile],
     tensors: Sequence[Tensor],
@@ -127,7 +132,7 @@ def write_files(
         plans: the files.
         tensors: what all of them hold, in order.
         threads: how many chunks are quantised at once.
-        on_read: called with the number of checkpoint bytes done.
+        on_read: called with the number of checkpoint bytes done just now.
         importance: by tensor, the mean square of each input column, for the k-quant files.
 
     Returns:
@@ -142,7 +147,7 @@ def write_files(
         parts = [_open_part(stack, plan, key, done) for plan, key, done in open_plans]
         waiting: deque[tuple[_Job, Future[list[Bytes]]]] = deque()
         try:
-            for job in _jobs(tensors, parts, on_read):
+            for job in _jobs(tensors, parts):
                 waiting.append((job, pool.submit(_convert, job, importance)))
                 if len(waiting) > 2 * threads:
                     _finish(*waiting.popleft(), len(tensors), on_read)
@@ -165,12 +170,11 @@ def _open_part(stack: ExitStack, plan: PlannedFile, key: str, done: int) -> _Par
     return _Part(plan, key, stack.enter_context(path.open("r+b")), done)
 
 
-def _jobs(tensors: Sequence[Tensor], parts: list[_Part], on_read: Callable[[int], None]) -> Iterator[_Job]:
+def _jobs(tensors: Sequence[Tensor], parts: list[_Part]) -> Iterator[_Job]:
     begun = [part.done for part in parts]
     for index, tensor in enumerate(tensors):
         wanting = [part for part, done in zip(parts, begun, strict=True) if done <= index]
         if not wanting:
-            on_read(_source_bytes(tensor, 0, _rows(tensor)))
             continue
         rows = _rows(tensor)
         step = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
@@ -201,14 +205,8 @@ def _finish(job: _Job, future: Future[list[Bytes]], tensors: int, on_read: Calla
         part.put(part.plan.offsets[job.tensor.name] + job.start * row_bytes, data)
         if job.last:
             part.tensor_done(job.index + 1, job.index + 1 == tensors)
-    on_read(_source_bytes(job.tensor, job.start, job.stop))
+    on_read(source_bytes([job.tensor]) * (job.stop - job.start) // _rows(job.tensor))
 
 
 def _rows(tensor: Tensor) -> int:
     return tensor.shape[0] if len(tensor.shape) > 1 else 1
-
-
-def _source_bytes(tensor: Tensor, start: int, stop: int) -> int:
-    if not isinstance(tensor.source, TensorPlace):
-        return 0
-    return tensor.source.nbytes * (stop - start) // _rows(tensor)
