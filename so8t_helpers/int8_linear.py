@@ -105,7 +105,7 @@ class _Int8Product(torch.autograd.Function):
         ctx.save_for_backward(low, b, rows, scale)
         ctx.s = s
         if not wanted:
-            return x.new_empty(len(x), len(rows))
+            return x.new_zeros(()).expand(len(x), len(rows))
         return torch.cat((x, low), 1) @ _wide(Int8Weight(rows, scale), b, s, x.dtype).t()
 
     @staticmethod
@@ -134,7 +134,7 @@ class _Nf4Product(torch.autograd.Function):
         ctx.save_for_backward(low, b, packed, absmax, code, shape)
         ctx.s = s
         if not wanted:
-            return x.new_empty(len(x), len(b))
+            return x.new_zeros(()).expand(len(x), len(b))
         return torch.cat((x, low), 1) @ _wide(Nf4Weight(packed, absmax, code, shape), b, s, x.dtype).t()
 
     @staticmethod
