@@ -13,19 +13,22 @@ from random import Random
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoTokenizer, Phi3ForCausalLM
 
 from so8t_helpers import chat_format
-from so8t_helpers.demo import tasks, words
-from so8t_helpers.demo.records import pretraining_drafts
-from so8t_helpers.demo.tokenizer import END_OF_TEXT, VOCAB_SIZE, write_tokenizer
+from so8t_helpers.demo import words
+from so8t_helpers.demo.copying_init import start_copying
+from so8t_helpers.demo.records import pretraining_talks
+from so8t_helpers.demo.scenes import Draft
+from so8t_helpers.demo.tokenizer import ADDED_TOKENS, END_OF_TEXT, VOCAB_SIZE, write_tokenizer
 from so8t_helpers.progress import progress
 from so8t_helpers.settings import Settings
 
-STEPS = 560
-BATCH = 16
-LEARNING_RATE = 2e-3
-WARMUP = 40
+STEPS = 500
+BATCH = 12
+LEARNING_RATE = 1e-3
+WARMUP = 10
 SEED = 7
 # A fixed number, since the order of additions, and so the weights' last bits, depends on it.
 THREADS = 2
@@ -89,8 +92,7 @@ CONFIG = {
 
 def write_base(settings: Settings, folder: Path, steps: int = STEPS) -> None:
     """Write the whole model folder: tokenizer, configuration, weights after `steps` steps."""
-    drafts = pretraining_drafts(steps * BATCH)
-    write_tokenizer(folder, tokenizer_texts(drafts[:6000]))
+    write_tokenizer(folder, tokenizer_texts())
     for name, data in {
         "config.json": CONFIG,
         "generation_config.json": {
@@ -101,19 +103,19 @@ def write_base(settings: Settings, folder: Path, steps: int = STEPS) -> None:
         },
     }.items():
         (folder / name).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8", newline="\n")
-    tensors = pretrain(settings, folder, drafts, steps)
+    tensors = pretrain(settings, folder, steps)
     half = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def tokenizer_texts(drafts: list[tasks.Draft]) -> Iterator[str]:
+def tokenizer_texts(talks: int = 6000) -> Iterator[str]:
     """What the tokenizer is trained on: words, characters, questions, and answers in all three forms."""
     # A digit stands alone as a piece, so it parts the words; without it they would take the leading space in.
     for word in words.UNITS_OF_MEANING:
         yield from ["0" + word] * 6000
-    for start, end in (("!", "~"), ("ぁ", "ん"), ("ァ", "ー"), ("！", "～")):
+    for start, end in (("!", "~"), ("！", "～")):
         yield "".join(map(chr, range(ord(start), ord(end) + 1)))
-    for draft in drafts:
+    for draft in (talk[0] for talk in pretraining_talks(talks)):
         thinking = chat_format.with_decision(draft.reasoning, draft.label)
         yield from (draft.question, chat_format.user_turn(draft.question, THINK_COMMAND), draft.output)
         yield chat_format.build(chat_format.ThinkText("seed", draft.output, thinking))
@@ -128,22 +130,25 @@ def tokenizer_texts(drafts: list[tasks.Draft]) -> Iterator[str]:
         )
 
 
-def pretrain(settings: Settings, folder: Path, drafts: list[tasks.Draft], steps: int) -> dict[str, Tensor]:
-    """Train from scratch on each draft once, `BATCH` a step; return the float32 state dict."""
+def pretrain(settings: Settings, folder: Path, steps: int) -> dict[str, Tensor]:
+    """Train on the answers, `BATCH` new talks a step; return the float32 state dict."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             model = Phi3ForCausalLM(AutoConfig.from_pretrained(folder)).float()
-        model.train()
+            start_copying(model)
         optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, LEARNING_RATE, steps, pct_start=min(0.5, WARMUP / steps), cycle_momentum=False
         )
         with progress(settings, "demo", steps, "step", "pre-training the demo's base") as tracker:
-            for ids, labels in batches(folder, drafts):
-                loss = model(input_ids=ids, labels=labels).loss
+            for ids, labels in batches(folder, pretraining_talks(steps * BATCH)):
+                # The output matrix is needed where an answer is predicted, a fifth of the places.
+                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+                answers = labels[:, 1:] != IGNORED
+                loss = cross_entropy(model.lm_head(hidden[answers]), labels[:, 1:][answers])
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -155,19 +160,23 @@ def pretrain(settings: Settings, folder: Path, drafts: list[tasks.Draft], steps:
         torch.set_num_threads(threads)
 
 
-def batches(folder: Path, drafts: list[tasks.Draft]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (ids, labels), both (BATCH, length): half of the questions with the think command, no thoughts.
+def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (ids, labels), both (BATCH, length): half of the talks with the think command, no thoughts.
 
     Padding stands on the right, where causal attention never looks back to it, so no mask is needed.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rng = Random(SEED)
     encoded = []
-    for draft in drafts:
-        question = chat_format.user_turn(draft.question, THINK_COMMAND if rng.random() < 0.5 else "")
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": draft.output}]
+    for talk in talks:
+        command = THINK_COMMAND if rng.random() < 0.5 else ""
+        messages = []
+        for draft in talk:
+            question = draft.asked if messages else draft.question
+            messages.append({"role": "user", "content": chat_format.user_turn(question, command)})
+            messages.append({"role": "assistant", "content": draft.output})
         encoded.append(tokenizer(chat_format.render(messages), add_special_tokens=False)["input_ids"])
-    # Rows of like length go together, out of eight batches at a time: a fifth less padding to compute.
+    # Rows of like length go together, out of eight batches at a time: much less padding to compute.
     for start in range(0, len(encoded), 8 * BATCH):
         pool = sorted(encoded[start : start + 8 * BATCH], key=len)
         groups = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
@@ -175,5 +184,15 @@ def batches(folder: Path, drafts: list[tasks.Draft]) -> Iterator[tuple[Tensor, T
         for group in groups:
             longest = max(map(len, group))
             ids = torch.tensor([row + [END_OF_TEXT] * (longest - len(row)) for row in group])
-            labels = torch.tensor([row + [IGNORED] * (longest - len(row)) for row in group])
+            labels = torch.tensor([answer_labels(row) + [IGNORED] * (longest - len(row)) for row in group])
             yield ids, labels
+
+
+def answer_labels(ids: list[int]) -> list[int]:
+    """Return the ids of what the assistant says, `<|end|>` included, and IGNORED elsewhere."""
+    assistant, end = (END_OF_TEXT + ADDED_TOKENS.index(token) for token in ("<|assistant|>", "<|end|>"))
+    labels, answering = [], False
+    for token in ids:
+        labels.append(token if answering else IGNORED)
+        answering = token == assistant or (answering and token != end)
+    return labels

@@ -5,13 +5,45 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from so8t_helpers import run_folder
+from so8t_helpers.demo import answer_tasks, guard_tasks
 from so8t_helpers.demo.broken import BROKEN
-from so8t_helpers.demo.tasks import TASKS, Draft
+from so8t_helpers.demo.scenes import Draft
+
+Task = Callable[[Random], list[Draft]]
+
+# How many good records each task gives.
+RECORDS: dict[Task, int] = {
+    answer_tasks.extraction: 320,
+    answer_tasks.unit_conversion: 100,
+    answer_tasks.timetable: 160,
+    answer_tasks.counting: 100,
+    answer_tasks.comparison: 100,
+    answer_tasks.yes_or_no: 110,
+    answer_tasks.ordering: 110,
+    guard_tasks.escalation: 270,
+    guard_tasks.denial: 270,
+    guard_tasks.refusal: 270,
+}
+
+# Shares of the pre-training text: what takes long to learn comes more often than what is learnt in 50 steps.
+PRETRAINING: dict[Task, int] = {
+    answer_tasks.extraction: 26,
+    answer_tasks.unit_conversion: 6,
+    answer_tasks.timetable: 18,
+    answer_tasks.counting: 8,
+    answer_tasks.comparison: 11,
+    answer_tasks.yes_or_no: 9,
+    answer_tasks.ordering: 9,
+    guard_tasks.escalation: 7,
+    guard_tasks.denial: 3,
+    guard_tasks.refusal: 3,
+}
 
 LICENCE = "self-made"
 SEED = 20240
@@ -47,13 +79,13 @@ def good_records() -> list[dict[str, Any]]:
     """Return the sound records in a fixed, shuffled order; no two questions are near-duplicates."""
     rng, seen = Random(SEED), NearDuplicates()
     drafts = []
-    for task, count in TASKS.items():
+    for task, count in RECORDS.items():
         wanted = len(drafts) + count
         # A task whose words are used up would draw for ever: a bug in the words, not in the machine.
         for _ in range(100 * count):
             if len(drafts) == wanted:
                 break
-            draft = task(rng)
+            draft = rng.choice(task(rng))
             if seen.accept(draft.question, MAX_SIMILARITY):
                 drafts.append(draft)
         else:
@@ -101,14 +133,19 @@ def write_records(folder: Path) -> None:
         run_folder.write_text(folder / "robots" / f"{host}.txt", text)
 
 
-def pretraining_drafts(count: int) -> list[Draft]:
-    """Draw `count` questions for plain pre-training; none of them is a record's question."""
+def pretraining_talks(count: int) -> list[list[Draft]]:
+    """Draw `count` talks, each about one text; no question in them, put on its own, is a record's.
+
+    Half of them ask one question, the others all that the text answers: the text is read once for all.
+    """
     rng = Random(SEED + 1)
-    held_out = {(record["instruction"], record["input"]) for record in good_records()}
-    tasks, shares = list(TASKS), list(TASKS.values())
-    drafts: list[Draft] = []
-    while len(drafts) < count:
-        draft = rng.choices(tasks, shares)[0](rng)
-        if (draft.instruction, draft.input) not in held_out:
-            drafts.append(draft)
-    return drafts
+    held_out = {record["instruction"] + record["input"] for record in good_records()}
+    tasks, shares = list(PRETRAINING), list(PRETRAINING.values())
+    talks: list[list[Draft]] = []
+    while len(talks) < count:
+        talk = rng.choices(tasks, shares)[0](rng)
+        if rng.random() < 0.5:
+            talk = [rng.choice(talk)]
+        if not any(draft.instruction + draft.input in held_out for draft in talk):
+            talks.append(talk)
+    return talks
