@@ -5,6 +5,7 @@ What is written depends on the chunk alone, so the number of processes never sho
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from so8t_helpers.dataset.dedup import band_keys, banding, exact_hash, signatures
+from so8t_helpers.dataset.dedup import band_keys, banding, signatures
 from so8t_helpers.dataset.reading import Chunk, read_lines
 from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
 
@@ -26,7 +27,6 @@ INDEX = np.dtype(
         ("line", "<u8"),
         ("offset", "<u8"),
         ("question", "<u8"),
-        ("split", "<u8"),
         ("label", "u1"),
         ("format", "u1"),
         ("licence", "<u2"),
@@ -83,21 +83,16 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                 kept.append((line, offset, outcome))
                 offset += rows.write(outcome.row + b"\n")
                 _count(result.counts, outcome)
-            entries = [
-                (
-                    line,
-                    start,
-                    exact_hash(s.question),
-                    s.split_hash,
-                    s.label,
-                    s.format,
-                    licences.setdefault(s.licence, len(licences)),
-                    domains.setdefault(s.domain, len(domains)) if len(domains) < 65535 else 0,
-                    s.tokens,
-                )
-                for line, start, s in kept
-            ]
-            index.write(np.array(entries, dtype=INDEX).tobytes())
+            entries = np.zeros(len(kept), dtype=INDEX)
+            entries["line"] = [line for line, _, _ in kept]
+            entries["offset"] = [start for _, start, _ in kept]
+            entries["question"] = [s.question_hash for _, _, s in kept]
+            entries["label"] = [s.label for _, _, s in kept]
+            entries["format"] = [s.format for _, _, s in kept]
+            entries["licence"] = [licences.setdefault(s.licence, len(licences)) for _, _, s in kept]
+            entries["domain"] = [_number(domains, s.domain) for _, _, s in kept]
+            entries["tokens"] = [s.tokens for _, _, s in kept]
+            index.write(entries.tobytes())
             if sampler.settings.deduplicate and kept:
                 signature = signatures([s.question for _, _, s in kept])
                 keys.write(band_keys(signature, *bands).tobytes())
@@ -136,6 +131,7 @@ _samplers: list[Sampler] = []
 
 def _start_worker(plan: Plan) -> None:
     _samplers.append(Sampler(plan))
+    gc.freeze()  # what is loaded now stays: the collector need not look at it again
 
 
 def _work(chunk: Chunk, work: Path) -> ChunkResult:
@@ -150,6 +146,11 @@ def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Any]]]:
             yield batch
             batch = []
     yield batch
+
+
+def _number(names: dict[str, int], name: str) -> int:
+    """Return a name's number, a new one while there is room: the field holds 16 bits."""
+    return names.setdefault(name, len(names)) if len(names) < 65535 else names.get(name, 0)
 
 
 def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:

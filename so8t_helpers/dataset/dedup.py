@@ -7,7 +7,6 @@ Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", ch. 3. What is here 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 
@@ -68,13 +67,6 @@ def signatures(texts: list[str]) -> np.ndarray:
         np.add(permuted, _ADDENDS[i], out=permuted)
         np.minimum.reduceat(permuted, starts, out=signature[i])
     return np.ascontiguousarray(signature.T)
-
-
-def exact_hash(text: str) -> int:
-    """Return 64 bits of a normalised text; two of a million texts collide with a chance of 3e-8."""
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
 
 
 def banding(threshold: float) -> tuple[int, int]:

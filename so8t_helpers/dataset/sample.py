@@ -87,7 +87,7 @@ class Sample:
     row: bytes
     question: str
     label: int
-    split_hash: int
+    question_hash: int
     format: int
     domain: str
     licence: str

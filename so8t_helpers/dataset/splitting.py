@@ -9,7 +9,7 @@ def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: floa
     """Return which rows are for evaluation: of each label the `share` with the smallest hash.
 
     Args:
-        index: (N,) with fields `split` (hash), `label`, `format`.
+        index: (N,) with fields `question` (hash), `label`, `format`.
         kept: (N,) bool, the rows that are not duplicates.
         plain_format: number of the format without thinking, which is never held out.
         share: of each label's kept rows; at least one row where a label has two or more.
@@ -24,7 +24,7 @@ def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: floa
         wanted = max(wanted, 1) if share > 0 and len(of_label) > 1 else wanted
         wanted = min(wanted, len(candidates))
         if wanted:
-            hashes = index["split"][candidates]
+            hashes = index["question"][candidates]
             cutoff = np.partition(hashes, wanted - 1)[wanted - 1]
             chosen[candidates[hashes <= cutoff]] = True
-    return kept & np.isin(index["split"], index["split"][chosen])
+    return kept & np.isin(index["question"], index["question"][chosen])
