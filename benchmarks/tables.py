@@ -26,7 +26,8 @@ def claims_table(heads: tuple[str, ...], results: Path = RESULTS) -> str:
     for path in sorted(results.glob("*.json")):
         for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", []):
             mark = "" if claim["holds"] else " (**missed**)"
-            measured = f"{claim['value']:.4g} {claim['unit']}{mark}"
+            value = "not measured" if claim["value"] is None else f"{claim['value']:.4g} {claim['unit']}"
+            measured = f"{value}{mark}"
             rows.append((claim["name"], measured, f"{claim['bound']:g}", f"`benchmarks/{path.stem}.py`"))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -53,10 +53,10 @@ class CacheSettings(Section):
 class DatasetSettings(Section):
     """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records.
 
-    `robots_dir` holds `<host>.txt` files (null: `robots/` beside the first input); `robots_fetch` adds missing
-    ones. `nsfw_words` are files of category<TAB>word, `nsfw_training` labelled JSONL for a classifier,
-    `nsfw_model` a text-classification folder. `teacher` is a GGUF file or a model folder that writes thinking
-    for records that have nothing but a label.
+    `robots_dir` holds `<host>.txt` files (null: `robots/` beside the first input); `robots_fetch` adds
+    missing ones. `nsfw_words` are files of category<TAB>word, `nsfw_training` labelled JSONL for a
+    classifier, `nsfw_model` a text-classification folder. `teacher` is a GGUF file or a model folder that
+    writes thinking for records that have nothing but a label.
     """
 
     inputs: list[str] = ["demo"]
