@@ -7,6 +7,7 @@ so rows run on several threads.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import libgguf
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.run_folder import StageError
+
+# Rows are split over our own threads, as many as the profile says; libgguf would start its own in each.
+os.environ.setdefault("LIBGGUF_NUM_THREADS", "1")
 
 _Q = GGMLQuantizationType
 _SAME_BYTES = {("F16", _Q.F16), ("BF16", _Q.BF16), ("F32", _Q.F32)}
