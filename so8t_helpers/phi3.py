@@ -192,6 +192,8 @@ def keep_mask(rows: Tensor, columns: int, seed: Tensor, p: float) -> Tensor:
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
     h = h ^ seed
     h = (h ^ ((h >> 15) & 0x1FFFF)) * -2073254261  # 0x846ca68b as int32
+    # A round more than lowbias32 has: seeds that differ in a few low bits must not give masks alike.
+    h = (h ^ ((h >> 13) & 0x7FFFF)) * 0x2C1B3C6D
     h = h ^ ((h >> 16) & 0xFFFF)
     return (h & 0x7FFFFFFF) >= int(p * 2**31)
 

@@ -1,0 +1,90 @@
+"""Frozen weights and their products, judged in float64 with the dequantised weight."""
+
+from __future__ import annotations
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+
+from so8t_helpers.int8_linear import adapted_product, dequantize, frozen_linear, quantize
+
+GENERATOR = torch.Generator().manual_seed(3)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((found.double() - reference).norm() / reference.norm()).item()
+
+
+def test_int8_rows_are_those_of_bitsandbytes():
+    weight = draw(96, 160).half()
+    weight[5] = 0
+    rows, absmax, _ = bnb.int8_vectorwise_quant(weight)
+    stored = quantize(weight, "int8")
+    assert torch.equal(stored.rows, rows)
+    torch.testing.assert_close(
+        stored.scale[:, 0] * 127, absmax.float().where(absmax > 0, torch.tensor(127.0))
+    )
+
+
+def test_nf4_dequantises_as_bitsandbytes_does():
+    weight = draw(64, 128)
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    assert torch.equal(dequantize(quantize(weight, "nf4"), torch.float32), bnb.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    # float32 sums of 160 products: some 1e-7; bf16 keeps 8 bits of weights and sums, so some 2^-9 each.
+    ("dtype", "bound"),
+    [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)],
+)
+def test_product_and_gradients_equal_float64(kind: str, dtype: torch.dtype, bound: float):
+    weight, rank, s = quantize(draw(192, 128), kind), 8, 2.0
+    x, low = draw(40, 128).to(dtype).requires_grad_(), draw(40, rank).to(dtype).requires_grad_()
+    b, upstream = draw(192, rank).requires_grad_(), draw(40, 192).to(dtype)
+    y = adapted_product(x, low, b, weight, s)
+    y.backward(upstream)
+
+    w, g = dequantize(weight, torch.float64), upstream.double()
+    assert relative(y, x.double() @ w.T + s * low.double() @ b.double().T) < bound
+    assert relative(x.grad, g @ w) < bound
+    assert relative(low.grad, s * g @ b.double()) < bound
+    assert relative(b.grad, s * g.T @ low.double()) < bound
+    assert b.grad.dtype == torch.float32
+
+
+def test_gradients_do_not_need_the_product_itself():
+    weight = quantize(draw(64, 64), "int8")
+    grads = []
+    for wanted in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(n, generator=generator).requires_grad_() for n in ((9, 64), (9, 4), (64, 4))]
+        adapted_product(leaves[0], leaves[1], leaves[2], weight, 1.0, wanted).backward(torch.ones(9, 64))
+        grads.append([leaf.grad for leaf in leaves])
+    for with_product, without in zip(*grads, strict=True):
+        assert torch.equal(with_product, without)
+
+
+def test_only_the_stored_weight_is_saved_for_the_backward_pass():
+    weight, saved = quantize(draw(64, 64), "int8"), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        frozen_linear(draw(4, 64).requires_grad_(), weight)
+    assert not [t for t in saved if t.is_floating_point() and t.shape == (64, 64)]
+    assert any(t.dtype == torch.int8 for t in saved)
+
+
+def test_llm_int8_multiplies_the_same_weight():
+    original = draw(64, 128)
+    x = draw(8, 128)
+    ours = frozen_linear(x, quantize(original, "int8"))
+    theirs = frozen_linear(x, quantize(original, "int8", "llm_int8"))
+    # On a card LLM.int8 rounds activations to 8 bits, about 1% of their size; on the CPU it does not.
+    assert relative(theirs, ours.double()) < 0.02
+
+
+def test_a_weight_that_stays_whole_takes_the_compute_dtype():
+    assert quantize(draw(8, 8), "none", dtype=torch.bfloat16).weight.dtype == torch.bfloat16

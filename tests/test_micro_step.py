@@ -1,0 +1,235 @@
+"""The micro-step against transformers' Phi3 with autograd over the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import Phi3Config, Phi3ForCausalLM
+
+from so8t_helpers import packing, settings
+from so8t_helpers.adapters import Adapters
+from so8t_helpers.gate import gate
+from so8t_helpers.micro_step import MicroStep
+from so8t_helpers.model import load_base, weight_reader
+from so8t_helpers.phi3 import keep_mask, read_shape
+
+CPU = torch.device("cpu")
+LENGTH, MOST = 48, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Phi3 with grouped heads and longrope whose long factors this length calls for."""
+    path = tmp_path_factory.mktemp("phi3")
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=32,
+        rope_scaling={
+            "type": "longrope",
+            "short_factor": [1.0 + 0.1 * i for i in range(8)],
+            "long_factor": [2.0 + i for i in range(8)],
+        },
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    model = Phi3ForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(path)
+    return path
+
+
+def make(
+    folder: Path, dropout: float = 0.0, quantization: str = "none", **plan
+) -> tuple[Adapters, MicroStep]:
+    chosen = settings.validate(
+        {
+            "model": {"quantization": quantization},
+            "lora": {"r": 4, "alpha": 8, "dropout": dropout},
+            "so8t": {"init_scale": 0.3},
+            "training": {"sequence_length": LENGTH},
+        },
+        "test",
+    )
+    shape = read_shape(folder)
+    base = load_base(shape, weight_reader(folder), chosen.model, CPU, torch.float32)
+    adapters = Adapters(shape, chosen, CPU)
+    with torch.no_grad():  # B starts at zero, which would hide most of LoRA's gradient
+        adapters.lora.copy_(
+            torch.randn(adapters.lora.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+        )
+    return adapters, MicroStep(base, adapters, chosen, False, MOST, **plan)
+
+
+def documents() -> list[packing.Sample]:
+    rng = np.random.default_rng(0)
+    found = []
+    for length in (20, 15, 9):
+        tokens = rng.integers(1, 128, length)
+        targets = np.full(length, packing.IGNORE)
+        targets[length // 2 : -1] = tokens[length // 2 + 1 :]
+        found.append(packing.Sample(tokens, targets))
+    return found
+
+
+def run(adapters: Adapters, step: MicroStep, sequences: list[packing.PackedSequence]) -> tuple[float, float]:
+    _, targets, bends = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
+    adapters.zero_grad()
+    step.begin_step(targets, bends, 0.1, 1.0)
+    for sequence in sequences:
+        step.load(sequence, 7)
+        step.run()
+    return step.task_loss.item(), step.pet_loss.item()
+
+
+def relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((found - reference).norm() / reference.norm()).item()
+
+
+def reference(folder: Path, adapters: Adapters) -> tuple[float, float, dict]:
+    """Losses and gradients by transformers' modules, dense rotations, one document at a time."""
+    model, parameters = Phi3ForCausalLM.from_pretrained(folder), {}
+    for i, layer in enumerate(model.model.layers):
+        for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+            linear = getattr(layer.self_attn if name in ("qkv_proj", "o_proj") else layer.mlp, name)
+            a, b = (adapters.matrices[i, name, m].detach().clone().requires_grad_() for m in "ab")
+            turn = None
+            if name == "o_proj":
+                turn = torch.block_diag(*adapters.rotations[i].detach()).requires_grad_()
+            parameters[i, name] = (a, b, turn)
+
+            def forward(x, linear=linear, a=a, b=b, turn=turn):
+                x = x if turn is None else x @ turn.T
+                return x @ linear.weight.T + 2.0 * (x @ a.T @ b.T)
+
+            linear.forward = forward
+    task, bend, targets, bends = 0.0, 0.0, 0, 0
+    for sample in documents():
+        ids = torch.tensor(sample.tokens)[None]
+        # Padded to the run's length, for transformers picks long factors by the length that it sees.
+        hidden = model.model(functional.pad(ids, (0, LENGTH - ids.shape[1]))).last_hidden_state[
+            0, : ids.shape[1]
+        ]
+        goal = torch.tensor(sample.targets)
+        task = task + functional.cross_entropy(model.lm_head(hidden), goal, reduction="sum")
+        bend = bend + (hidden[2:] - 2 * hidden[1:-1] + hidden[:-2]).square().mean(-1).sum()
+        targets, bends = targets + int((goal >= 0).sum()), bends + len(hidden) - 2
+    task, bend = task / targets, bend / bends
+    (task + 0.1 * bend).backward()
+    return task.item(), bend.item(), parameters
+
+
+# float32 on both sides, three layers deep, sums in another order: some 1e-7 each, so 1e-5 with room.
+BOUND = 1e-5
+
+
+@pytest.mark.parametrize(
+    "plan", [{}, {"keep": 1}, {"keep": 3}, {"tiles": 3}], ids=["recompute", "keep 1", "keep all", "tiles"]
+)
+def test_losses_and_gradients_equal_transformers(folder: Path, plan: dict):
+    adapters, step = make(folder, **plan)
+    task, bend = run(adapters, step, [packing.build_sequence(documents(), LENGTH, 0, MOST)])
+    wanted_task, wanted_bend, parameters = reference(folder, adapters)
+    assert task == pytest.approx(wanted_task, rel=BOUND)
+    assert bend == pytest.approx(wanted_bend, rel=BOUND)
+    for (i, name), (a, b, turn) in parameters.items():
+        assert relative(adapters.matrices[i, name, "a"].grad, a.grad) < BOUND
+        assert relative(adapters.matrices[i, name, "b"].grad, b.grad) < BOUND
+        if turn is not None:
+            blocks = torch.stack([turn.grad[8 * k : 8 * k + 8, 8 * k : 8 * k + 8] for k in range(8)])
+            assert relative(adapters.rotations.grad[i], blocks) < BOUND
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_packed_and_unpacked_give_the_same(folder: Path, quantization: str):
+    packed = [packing.build_sequence(documents(), LENGTH, 0, MOST)]
+    alone = [packing.build_sequence([sample], LENGTH, 0, MOST) for sample in documents()]
+    found = []
+    for sequences in (packed, alone):
+        adapters, step = make(folder, quantization=quantization)
+        found.append((*run(adapters, step, sequences), adapters.lora.grad.clone(), adapters.rotations.grad))
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=BOUND)
+    assert relative(found[0][2], found[1][2]) < BOUND
+    assert relative(found[0][3], found[1][3]) < BOUND
+
+
+def test_dropout_is_the_same_recomputed_and_kept_and_new_with_the_seed(folder: Path):
+    packed = [packing.build_sequence(documents(), LENGTH, 0, MOST)]
+    losses = {}
+    for name, plan in {"recompute": {}, "keep": {"keep": 3}, "tiles": {"tiles": 3}}.items():
+        adapters, step = make(folder, dropout=0.2, **plan)
+        losses[name] = run(adapters, step, packed)[0]
+    assert losses["recompute"] == losses["keep"]
+    assert losses["tiles"] == pytest.approx(losses["keep"], rel=BOUND)
+    step.begin_step(1, 1, 0.0, 1.0)
+    step.load(packed[0], 8)
+    step.run()
+    other = step.task_loss.item()
+    step.begin_step(1, 1, 0.0, 1.0)
+    step.load(packed[0], 7)
+    step.run()
+    assert step.task_loss.item() != other
+
+
+def test_the_mask_keeps_the_right_share_without_pattern():
+    rows = torch.arange(2000, dtype=torch.int32)[:, None]
+    masks = [keep_mask(rows, 512, torch.tensor(seed, dtype=torch.int32), 0.05) for seed in (1, 2, 3 << 20)]
+    for mask in masks:
+        # A million draws: the standard error of the share is 2.2e-4, of a row's or column's about 1e-2.
+        assert mask.float().mean().item() == pytest.approx(0.95, abs=1e-3)
+        assert mask.float().mean(0).std().item() == pytest.approx((0.95 * 0.05 / 2000) ** 0.5, rel=0.2)
+        assert mask.float().mean(1).std().item() == pytest.approx((0.95 * 0.05 / 512) ** 0.5, rel=0.2)
+    both = (~masks[0] & ~masks[1]).float().mean().item()
+    assert both == pytest.approx(0.05**2, rel=0.15)
+
+
+def test_gate_gradients_are_exact():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 64, generator=generator, dtype=torch.float64)
+    blocks = torch.randn(8, 8, 8, generator=generator)
+    turned = gate(x.float().requires_grad_(), blocks)
+    dense = torch.block_diag(*blocks.double())
+    assert relative(turned.double(), x @ dense.T) < 1e-6  # float32 sums of eight products
+
+    leaf, free = x.float().requires_grad_(), blocks.clone().requires_grad_()
+    upstream = torch.randn(5, 64, generator=generator)
+    gate(leaf, free).backward(upstream)
+    wanted = torch.stack(
+        [
+            (upstream.double()[:, s].T @ x.float().double()[:, s])
+            for s in (slice(8 * b, 8 * b + 8) for b in range(8))
+        ]
+    )
+    assert relative(leaf.grad.double(), upstream.double() @ dense) < 1e-6
+    assert relative(free.grad.double(), wanted) < 1e-6
+
+
+def test_rotations_send_their_gradient_back_through_the_exponential(folder: Path):
+    adapters, _ = make(folder)
+    weight = torch.randn(adapters.rotations.shape, generator=torch.Generator().manual_seed(4))
+    adapters.zero_grad()
+    adapters.rotations.grad.copy_(weight)
+    adapters.collect_rotation_gradient()
+    step = 1e-6
+    free = adapters.free.detach().double()
+    from so8t_helpers.rotation import rotation
+
+    for index in [(0, 0, 0), (1, 3, 13), (2, 7, 27)]:
+        moved = [free.clone() for _ in range(2)]
+        moved[0][index] += step
+        moved[1][index] -= step
+        slope = sum(
+            sign * (rotation(m) * weight.double()).sum() for sign, m in zip((1, -1), moved, strict=True)
+        )
+        assert adapters.free.grad[index].item() == pytest.approx((slope / (2 * step)).item(), rel=1e-4)
