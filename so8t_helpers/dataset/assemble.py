@@ -15,7 +15,7 @@ from so8t_helpers import run_folder
 from so8t_helpers.dataset import chunk_pass
 from so8t_helpers.dataset.card import Tally
 from so8t_helpers.dataset.chunk_pass import INDEX, ChunkResult, part
-from so8t_helpers.dataset.dedup import PERMUTATIONS, normalise_question
+from so8t_helpers.dataset.dedup import KEPT, normalise_question
 from so8t_helpers.dataset.near import NearFiles, exact_duplicates, near_duplicates
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import FORMATS, Quarantined
@@ -94,7 +94,7 @@ def _duplicates(
     files = NearFiles(rows.work, count, threshold)
     for result in results:
         keys = np.fromfile(part(rows.work, "keys", result.index), np.uint32).reshape(-1, files.bands)
-        low = np.fromfile(part(rows.work, "low", result.index), np.uint8).reshape(-1, PERMUTATIONS)
+        low = np.fromfile(part(rows.work, "low", result.index), np.uint8).reshape(-1, KEPT)
         files.add(keys, low)
     files.close()
     first = exact_duplicates(rows.index["question"])

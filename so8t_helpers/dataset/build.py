@@ -82,9 +82,10 @@ def build(settings: Settings) -> Built:
             raise StageError(
                 f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
             )
-        card = cards.write(
-            tally, files, stage.directory, settings.dataset.model_dump(mode="json"), classifier
-        )
+        hashes = run_folder.HashCache(settings.run_dir / ".hashes.json")
+        chosen = settings.dataset.model_dump(mode="json")
+        card = cards.write(tally, files, stage.directory, hashes, chosen, classifier)
+        hashes.save()
         run_folder.write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
     return Built(settings.run_dir / STAGE, card)

@@ -14,7 +14,7 @@ from so8t_helpers.dataset.chunk_pass import ChunkResult
 from so8t_helpers.dataset.reading import InputFile
 from so8t_helpers.dataset.sample import FORMATS, REASONS
 from so8t_helpers.policy.harm import PURPOSE
-from so8t_helpers.run_folder import sha256_file
+from so8t_helpers.run_folder import HashCache
 
 LENGTH_BINS = 60
 
@@ -69,6 +69,7 @@ def write(
     tally: Tally,
     files: list[InputFile],
     directory: Path,
+    hashes: HashCache,
     settings: dict[str, Any],
     classifier: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def write(
         tally: all counts.
         files: the input files.
         directory: where train.jsonl, eval.jsonl and quarantine.jsonl lie.
+        hashes: the run's, so that the manifest does not read the files again.
         settings: what the profile's dataset section says.
         classifier: figures of the classifier of unsafe text, where one was trained.
 
@@ -110,7 +112,7 @@ def write(
         "inputs": [
             {
                 "name": file.name,
-                "sha256": sha256_file(file.path),
+                "sha256": hashes.sha256(file.path),
                 "bytes": file.path.stat().st_size,
                 "compression": file.compression,
                 "encoding": "utf-8-sig" if file.bom else file.encoding,
@@ -118,7 +120,7 @@ def write(
             for file in files
         ],
         "outputs": {
-            f"{name}.jsonl": sha256_file(directory / f"{name}.jsonl")
+            f"{name}.jsonl": hashes.sha256(directory / f"{name}.jsonl")
             for name in ("train", "eval", "quarantine")
         },
         "settings": settings,

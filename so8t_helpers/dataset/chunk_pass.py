@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from so8t_helpers.dataset.dedup import band_keys, banding, signatures
+from so8t_helpers.dataset.dedup import KEPT, band_keys, banding, signatures
 from so8t_helpers.dataset.reading import Chunk, read_lines
 from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
 
@@ -96,7 +96,7 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
             if sampler.settings.deduplicate and kept:
                 signature = signatures([s.question for _, _, s in kept])
                 keys.write(band_keys(signature, *bands).tobytes())
-                low.write(signature.astype(np.uint8).tobytes())
+                low.write(signature[:, :KEPT].astype(np.uint8).tobytes())
             result.kept += len(kept)
     result.domains, result.licences = list(domains), list(licences)
     return result

@@ -13,7 +13,8 @@ import unicodedata
 import numpy as np
 
 NGRAM = 5
-PERMUTATIONS = 128
+PERMUTATIONS = 256
+KEPT = 128  # minima kept, as their low byte, to estimate a pair's similarity
 _NOISE = re.compile(r"[\W_]+")
 _rng = np.random.default_rng(20240229)
 # Permutations x -> a x + b modulo 2^32 (Dietzfelbinger's multiply-add), with odd a.
@@ -58,7 +59,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def signatures(texts: list[str]) -> np.ndarray:
-    """Return the MinHash signatures of normalised texts: (len(texts), 128) uint32."""
+    """Return the MinHash signatures of normalised texts: (len(texts), 256) uint32."""
     hashes, starts = shingles(texts)
     signature = np.empty((PERMUTATIONS, len(texts)), dtype=np.uint32)
     permuted = np.empty_like(hashes)
@@ -70,10 +71,10 @@ def signatures(texts: list[str]) -> np.ndarray:
 
 
 def banding(threshold: float) -> tuple[int, int]:
-    """Return (bands, rows): the most rows with which 98% of the pairs at `threshold` share a band."""
+    """Return (bands, rows): the most rows with which 99% of the pairs at `threshold` share a band."""
     for rows in range(16, 1, -1):
         bands = PERMUTATIONS // rows
-        if 1.0 - (1.0 - threshold**rows) ** bands >= 0.98:
+        if 1.0 - (1.0 - threshold**rows) ** bands >= 0.99:
             return bands, rows
     return PERMUTATIONS, 1
 

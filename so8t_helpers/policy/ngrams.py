@@ -6,7 +6,6 @@ hashed (Weinberger et al., 2009): nothing of the training text is kept in the fi
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,24 @@ from so8t_helpers.settings import SettingsError
 BUCKETS = 2**18
 SIZES = (2, 3, 4)
 FEWEST = 20  # labelled records of each side; with fewer, precision and recall say nothing
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR, _SHIFT = np.uint32(0x9E3779B1), np.uint32(32 - 18)
 
 
-def features(text: str) -> np.ndarray:
-    """Return the buckets of a text's character 2-, 3- and 4-grams, each once: (k,) int64."""
-    plain = unicodedata.normalize("NFKC", text).lower()
-    points = np.frombuffer(f"^{plain}$".encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(
-        np.uint64
-    )
+def features(plain: str) -> np.ndarray:
+    """Return the buckets of a text's character 2-, 3- and 4-grams, as often as they stand there: (k,) int64.
+
+    Args:
+        plain: the text as `harm.plain` made it.
+    """
+    points = np.frombuffer(f"^{plain}$".encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     parts = []
     hashed = points
-    for size in range(2, max(SIZES) + 1):
+    for size in SIZES:
         if len(points) < size:
             break
-        hashed = (hashed[:-1] * _FACTOR) ^ (points[size - 1 :] + np.uint64(size))
-        parts.append((hashed * _FACTOR) >> np.uint64(46))
-    return np.unique(np.concatenate(parts)).astype(np.int64)
+        hashed = hashed[:-1] * _FACTOR ^ points[size - 1 :]
+        parts.append((hashed * _FACTOR) >> _SHIFT)
+    return np.concatenate(parts).astype(np.int64)
 
 
 class NgramClassifier:
@@ -57,7 +57,7 @@ def train(
     """Train on four fifths, measure on the last fifth, save; return the figures for the report.
 
     Args:
-        texts: labelled texts.
+        texts: labelled texts, as `harm.plain` made them.
         unsafe: their labels.
         path: file to write (safetensors).
         seed: of the division.
