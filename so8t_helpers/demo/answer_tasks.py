@@ -70,27 +70,55 @@ def unit_conversion(rng: Random) -> list[Draft]:
     return scene.drafts
 
 
-def timetable(rng: Random) -> list[Draft]:
-    """The day of an event and the event of a day, among three entries of a timetable."""
-    events = rng.sample(words.EVENTS, 3)
-    kind, days = rng.choice(
+def notice(rng: Random) -> list[Draft]:
+    """What, when, from which hour, where, and who is in charge, out of a notice of an event."""
+    slots = {
+        "event": rng.choice(words.EVENTS),
+        "day": rng.choice(words.MONTH_DAYS),
+        "hour": rng.choice(words.HOURS),
+        "place": rng.choice(words.PLACES),
+        "who": person(rng),
+    }
+    text = rng.choice(
         (
-            ("何曜日", rng.sample(words.WEEKDAYS, 3)),
-            ("何時", rng.sample(words.HOURS, 3)),
-            ("何月何日", rng.sample(words.MONTH_DAYS, 3)),
+            "{event}は{day}の{hour}から{place}で行います。係は{who}です。",
+            "{place}で{day}に{event}があります。{who}が係で、{hour}に始めます。",
+            "{day}のお知らせ。{hour}から{event}です。場所は{place}、係は{who}。",
+            "{who}が係の{event}は、{place}で{day}、{hour}からです。",
+        )
+    ).format(**slots)
+    scene = Scene(rng, "schedule", text)
+    for slot, wanted, asked in (
+        ("event", "行事", ("何がありますか。", "行事は何ですか。")),
+        ("day", "日にち", ("何月何日ですか。", "何月何日にありますか。")),
+        ("hour", "時刻", ("何時からですか。", "何時に始まりますか。")),
+        ("place", "場所", ("場所はどこですか。", "どこでありますか。")),
+        ("who", "係", ("係は誰ですか。", "誰が係ですか。")),
+    ):
+        reasoning = f"聞かれたのは{wanted}。お知らせには{slots[slot]}とある。"
+        scene.ask(rng.choice(asked), slots[slot], reasoning, f"notice {slot}")
+    return rng.sample(scene.drafts, 5)
+
+
+def timetable(rng: Random) -> list[Draft]:
+    """The day of an event and the event of a day, among two entries of a timetable."""
+    days, events = rng.sample(words.WEEKDAYS, 2), rng.sample(words.EVENTS, 2)
+    place, who = rng.choice(words.PLACES), person(rng)
+    entries = list(zip(days, events, strict=True))
+    joint, end = rng.choice((("は", "、"), ("に", "、"), ("：", "。")))
+    listed = end.join(f"{day}{joint}{event}" for day, event in entries)
+    text = rng.choice(
+        (
+            f"{place}の予定です。{listed}。",
+            f"{who}の予定です。{listed}。",
+            f"{listed}。{who}が{place}で書きました。",
         )
     )
-    joint, end = rng.choice((("は", "、"), ("に", "、"), ("：", "。")))
-    text = end.join(f"{d}{joint}{e}" for d, e in zip(days, events, strict=True)) + "。"
     scene = Scene(rng, "schedule", text)
-    for day, event in rng.sample(list(zip(days, events, strict=True)), 3):
+    for day, event in rng.sample(entries, 2):
         reasoning = f"予定では{day}に{event}がある。"
-        if rng.random() < 0.5:
-            asked = rng.choice((f"{event}は{kind}ですか。", f"{event}は{kind}にありますか。"))
-            scene.ask(asked, day, reasoning, "timetable")
-        else:
-            asked = rng.choice((f"{day}の予定は何ですか。", f"{day}には何がありますか。"))
-            scene.ask(asked, event, reasoning, "timetable")
+        scene.ask(f"{event}は何曜日ですか。", day, reasoning, "timetable")
+        scene.ask(f"{day}の予定は何ですか。", event, reasoning, "timetable")
     return scene.drafts
 
 
@@ -138,22 +166,27 @@ def comparison(rng: Random) -> list[Draft]:
 
 
 def yes_or_no(rng: Random) -> list[Draft]:
-    """Whether each of two people attends."""
-    goer, stayer = (f"{name}さん" for name in rng.sample(words.SURNAMES, 2))
-    event, place = rng.choice(words.EVENTS), rng.choice(words.PLACES)
+    """Whether somebody attends an event."""
+    who, event, place = person(rng), rng.choice(words.EVENTS), rng.choice(words.PLACES)
     when = rng.choice(words.WEEKDAYS)
+    attends = rng.random() < 0.5
+    does = "出ます" if attends else "休みます"
     text = rng.choice(
         (
-            f"{when}に{place}で{event}があります。{goer}は出ますが、{stayer}は休みます。",
-            f"{place}の{event}は{when}です。{stayer}は休みますが、{goer}は出ます。",
-            f"{goer}は{when}の{event}に出ます。{stayer}は休みます。場所は{place}です。",
-            f"{stayer}は{when}の{event}を休みます。{goer}は{place}へ行って出ます。",
+            f"{when}に{place}で{event}があり、{who}は{does}。",
+            f"{place}の{event}は{when}です。{who}は{does}。",
+            f"{who}は{when}の{event}を楽しみにしていて、{does}。場所は{place}です。"
+            if attends
+            else f"{who}は{when}の{event}に行けず、{does}。場所は{place}です。",
+            f"{when}のことです。{who}は{place}の{event}に{does}と言いました。"
+            if attends
+            else f"{when}のことです。{who}は{place}の{event}を{does}と言いました。",
         )
     )
     scene = Scene(rng, "schedule", text)
-    for who, answer, does in rng.sample([(goer, "はい", "出る"), (stayer, "いいえ", "休む")], 2):
-        asked = rng.choice((f"{who}は出ますか。", f"{who}は{event}に出ますか。"))
-        scene.ask(asked, answer, f"文には{who}は{does}とある。", "yes or no", "exact")
+    asked = rng.choice((f"{who}は出ますか。", f"{who}は{event}に出ますか。"))
+    reasoning = f"文には{who}は{does}とある。"
+    scene.ask(asked, "はい" if attends else "いいえ", reasoning, "yes or no", "exact")
     return scene.drafts
 
 

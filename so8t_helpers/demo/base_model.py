@@ -25,10 +25,12 @@ from so8t_helpers.demo.tokenizer import ADDED_TOKENS, END_OF_TEXT, VOCAB_SIZE, w
 from so8t_helpers.progress import progress
 from so8t_helpers.settings import Settings
 
-STEPS = 500
+STEPS = 450
 BATCH = 12
 LEARNING_RATE = 1e-3
 WARMUP = 10
+WHY = "なぜですか。判定も教えてください。"
+ASKED_WHY = 0.4  # share of the answers
 SEED = 7
 # A fixed number, since the order of additions, and so the weights' last bits, depends on it.
 THREADS = 2
@@ -170,11 +172,17 @@ def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Te
     encoded = []
     for talk in talks:
         command = THINK_COMMAND if rng.random() < 0.5 else ""
-        messages = []
+        messages: list[dict[str, str]] = []
         for draft in talk:
             question = draft.asked if messages else draft.question
             messages.append({"role": "user", "content": chat_format.user_turn(question, command)})
             messages.append({"role": "assistant", "content": draft.output})
+            # Asked for it afterwards, it can give the reason, as any instructed model can: what tuning then
+            # has to teach is to think first and unasked, in a format, not the words themselves.
+            if rng.random() < ASKED_WHY:
+                reason = chat_format.with_decision(draft.reasoning, draft.label)
+                messages.append({"role": "user", "content": WHY})
+                messages.append({"role": "assistant", "content": reason})
         encoded.append(tokenizer(chat_format.render(messages), add_special_tokens=False)["input_ids"])
     # Rows of like length go together, out of eight batches at a time: much less padding to compute.
     for start in range(0, len(encoded), 8 * BATCH):

@@ -19,13 +19,14 @@ Task = Callable[[Random], list[Draft]]
 
 # How many good records each task gives.
 RECORDS: dict[Task, int] = {
-    answer_tasks.extraction: 320,
-    answer_tasks.unit_conversion: 100,
-    answer_tasks.timetable: 160,
+    answer_tasks.extraction: 280,
+    answer_tasks.notice: 200,
+    answer_tasks.unit_conversion: 120,
     answer_tasks.counting: 100,
-    answer_tasks.comparison: 100,
+    answer_tasks.comparison: 80,
     answer_tasks.yes_or_no: 110,
-    answer_tasks.ordering: 110,
+    answer_tasks.ordering: 80,
+    answer_tasks.timetable: 60,
     guard_tasks.escalation: 270,
     guard_tasks.denial: 270,
     guard_tasks.refusal: 270,
@@ -33,16 +34,17 @@ RECORDS: dict[Task, int] = {
 
 # Shares of the pre-training text: what takes long to learn comes more often than what is learnt in 50 steps.
 PRETRAINING: dict[Task, int] = {
-    answer_tasks.extraction: 26,
-    answer_tasks.unit_conversion: 6,
-    answer_tasks.timetable: 18,
-    answer_tasks.counting: 8,
-    answer_tasks.comparison: 11,
-    answer_tasks.yes_or_no: 9,
-    answer_tasks.ordering: 9,
-    guard_tasks.escalation: 7,
-    guard_tasks.denial: 3,
-    guard_tasks.refusal: 3,
+    answer_tasks.extraction: 18,
+    answer_tasks.notice: 14,
+    answer_tasks.unit_conversion: 5,
+    answer_tasks.counting: 10,
+    answer_tasks.comparison: 10,
+    answer_tasks.yes_or_no: 7,
+    answer_tasks.ordering: 10,
+    answer_tasks.timetable: 8,
+    guard_tasks.escalation: 10,
+    guard_tasks.denial: 4,
+    guard_tasks.refusal: 4,
 }
 
 LICENCE = "self-made"
@@ -78,7 +80,7 @@ class NearDuplicates:
 def good_records() -> list[dict[str, Any]]:
     """Return the sound records in a fixed, shuffled order; no two questions are near-duplicates."""
     rng, seen = Random(SEED), NearDuplicates()
-    drafts = []
+    drafts: list[Draft] = []
     for task, count in RECORDS.items():
         wanted = len(drafts) + count
         # A task whose words are used up would draw for ever: a bug in the words, not in the machine.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece as spm
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as spm_format
 
 PIECES = 1440
 # The pieces, the added tokens and room to spare, as the real model has (32011 of 32064).
@@ -122,7 +122,7 @@ def _merges(pieces: dict[str, int]) -> list[list[str]]:
 
 def _fast_tokenizer(model: bytes, added: list[dict[str, Any]]) -> dict[str, Any]:
     """Return tokenizer.json's content for the `tokenizers` library."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = spm_format.ModelProto.FromString(model)  # type: ignore[attr-defined]
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     normal = {piece.piece: i for i, piece in enumerate(proto.pieces) if piece.type == piece.NORMAL}
     sequence = {"Sequence": {"id": "A", "type_id": 0}}
