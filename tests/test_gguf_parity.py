@@ -25,8 +25,8 @@ from so8t_helpers.gguf_export.weights import gguf_weights
 
 CONVERTED = ("f16", "bf16", "q8_0")
 QUANTISED = ("q4_k_m", "q5_k_m", "q6_k")
-# What ours says on purpose: the profile's name instead of the folder's, and where the model comes from.
-OURS = {"general.name", "general.basename", "so8t.provenance"}
+# What ours says on purpose: the profile's name and no guesses from the folder's, and the model's origin.
+OURS = {"general.name", "general.basename", "general.finetune", "general.version", "so8t.provenance"}
 
 pytestmark = pytest.mark.skipif(
     "SO8T_LLAMA_CPP" not in os.environ,
