@@ -25,11 +25,16 @@ def claims_table(heads: tuple[str, ...], results: Path = RESULTS) -> str:
     rows = [heads, ("---",) * len(heads)]
     for path in sorted(results.glob("*.json")):
         for claim in json.loads(path.read_text(encoding="utf-8")).get("claims", []):
-            mark = "" if claim["holds"] else " (**missed**)"
-            value = "not measured" if claim["value"] is None else f"{claim['value']:.4g} {claim['unit']}"
-            measured = f"{value}{mark}"
-            rows.append((claim["name"], measured, f"{claim['bound']:g}", f"`benchmarks/{path.stem}.py`"))
+            measured = "–"  # a stack that did not get to run
+            if claim["value"] is not None:
+                mark = "" if claim["holds"] else " (**missed**)"
+                measured = f"{_short(claim['value'])} {claim['unit']}{mark}"
+            rows.append((claim["name"], measured, _short(claim["bound"]), f"`benchmarks/{path.stem}.py`"))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def updated(text: str, heads: tuple[str, ...], results: Path = RESULTS) -> str:

@@ -170,7 +170,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     host = getattr(micro_step.inputs, "host", None)
     return found | {
         "speed": machine.summary,
-        "memory_plan": str(plan),
+        "memory_plan": plan.describe(shape.num_layers),
         "pinned_host_gib": round(host.nbytes / GIB, 2) if host is not None else 0.0,
         "losses": losses,
         "shares_ms": shares(micro_step) if length == LENGTH else None,

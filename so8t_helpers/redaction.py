@@ -80,14 +80,17 @@ def final_only(text: str) -> str:
 def final_of_separated(thinking: str, content: str, style: str) -> str:
     """Return the final part where the engine itself parted thinking from content (Ollama, `think: true`).
 
-    The engine's parting is not trusted: its content must hold no further mark, and its thinking, put together
-    again in the format `style` of the engine's template, must close every block that it opens. Without any
-    thinking the engine saw no opening mark, and the content counts as raw text.
+    The engine's parting is not trusted: its content must hold no further mark, and put together again with
+    its thinking, in the format `style` of the engine's template, it must be the final part, word for word: a
+    final mark inside the thinking would open one there. Without any thinking the engine saw no opening mark,
+    and the content counts as raw text.
     """
     if not thinking.strip():
         return final_only(content)
-    content = content.strip().removesuffix("</final>")
-    return REFUSAL_TEXT if contains_markers(content) else final_only(rejoin(thinking, content, style))
+    content = content.strip().removesuffix("</final>").strip()
+    if contains_markers(content) or final_only(rejoin(thinking, content, style)) != content:
+        return REFUSAL_TEXT
+    return content
 
 
 def plain_only(content: str) -> str:

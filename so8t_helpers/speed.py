@@ -101,10 +101,14 @@ class MemoryPlan:
     tiles: int
     on_host: bool
 
-    def __str__(self) -> str:
+    def describe(self, layers: int) -> str:
+        """Say it in words, for the log and the report."""
+        if self.keep >= layers:
+            return "activations of all layers kept"
         where = "on the host" if self.on_host else "on the device"
         tiled = f", MLP in {self.tiles} tiles" if self.tiles > 1 else ""
-        return f"activations of {self.keep} layers kept, the others recomputed from inputs {where}{tiled}"
+        kept = f"activations of {self.keep} of {layers} layers kept"
+        return f"{kept}, the others recomputed from inputs {where}{tiled}"
 
 
 def build_micro_step(
@@ -126,13 +130,13 @@ def build_micro_step(
 
     if machine.device.type != "cuda":
         plan = _host_plan(base.shape, settings)
-        log.info("%s", plan)
+        log.info("%s", plan.describe(base.shape.num_layers))
         return make(plan), plan
     plan = _measure_plan(make, base.shape, settings, adapters)
     while (step := _start(make, plan, machine, adapters)) is None:
         # The graph's own pool is packed less well than the trial's was.
         plan = replace(plan, keep=max(0, plan.keep - 2))
-    log.info("%s", plan)
+    log.info("%s", plan.describe(base.shape.num_layers))
     return step, plan
 
 

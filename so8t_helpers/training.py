@@ -88,7 +88,7 @@ def train(settings: Settings) -> dict[str, Any]:
         loop = Loop(settings, stage, samples, schedule, adapters, micro_step, tokenizer.pad_token_id or 0)
         loop.run()
         loop.write_results()
-        stage.facts |= loop.facts() | {"speed": machine.summary, "memory": str(memory)}
+        stage.facts |= loop.facts() | {"speed": machine.summary, "memory": memory.describe(shape.num_layers)}
         return stage.facts
 
 

@@ -149,7 +149,9 @@ def test_tokenizer_files_are_the_same_every_time(tokenizer_folder, tmp_path):
 def test_only_what_the_assistant_says_is_learnt(tokenizer_folder, talks):
     fast = AutoTokenizer.from_pretrained(tokenizer_folder)
     several = [talk for talk in talks if len(talk) > 1][:40]
-    said = {f"{draft.output}<|end|>" for talk in several for draft in talk}
+    drafts = [draft for talk in several for draft in talk]
+    reasons = {chat_format.with_decision(draft.reasoning, draft.label) for draft in drafts}
+    said = {f"{text}<|end|>" for text in reasons | {draft.output for draft in drafts}}
     for _, labels in base_model.batches(tokenizer_folder, several):
         for row in labels.tolist():
             text = fast.decode([i for i in row if i != base_model.IGNORED])

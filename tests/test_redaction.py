@@ -87,13 +87,16 @@ def test_grammar_of_broken_outputs_leaks_nothing(seed):
 
 @given(soups, soups, st.sampled_from(["seed", "quadruple"]), st.data())
 @settings(max_examples=80)
+@example("# 最終回答\n", "", "seed", None)
+@example("# 最終回答\n", "公開", "seed", None)
+@example("</think-task><final>", "公開", "quadruple", None)
 def test_engines_own_thinking_field_never_leaves(thinking, content, style, data):
     secret = thinking.replace("公開", "秘密") + "秘密"
     released = final_of_separated(secret, content, style)
     assert released == REFUSAL_TEXT or (released in content and not contains_markers(released))
     stream = StreamingFinal(style)
-    pieces = [stream.feed("", part) for part in cut(data, secret)]
-    pieces += [stream.feed(part) for part in cut(data, content)]
+    pieces = [stream.feed("", part) for part in (cut(data, secret) if data else secret)]
+    pieces += [stream.feed(part) for part in (cut(data, content) if data else content)]
     assert "".join(pieces) == ""
     assert stream.close() == released
 
