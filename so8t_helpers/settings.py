@@ -155,7 +155,6 @@ class TrainingSettings(Section):
     checkpoint_minutes: Positive | None = 10
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     angle_snapshots: Annotated[int, Field(ge=2)] = 50
-    processes: Count = 1
 
 
 class BakeSettings(Section):
