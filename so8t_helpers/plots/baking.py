@@ -32,7 +32,7 @@ def logit_differences(proof: dict[str, Any]) -> Figure:
         ax.stairs(share, edges, color=COLORS[color], label=f"{label}: at most {facts['largest']:.1e}")
     ax.axvline(proof["bounds"]["logits"], color=COLORS["edge"], linestyle="--", label="bound of baking")
     ax.set(xscale="log", xlabel="|difference of a logit|", ylabel="share of all logits")
-    fig.legend(loc="outside upper left", ncols=3)
+    fig.legend(loc="outside upper left", ncols=2)
     return fig
 
 
