@@ -134,12 +134,20 @@ def test_a_second_run_stands_beside_the_first(page: Page):
     page.wait_for_function("document.querySelectorAll('img.widget-image')[1].naturalWidth > 1000")
 
 
+def wait_for_readout(page: Page, text: str) -> None:
+    """Wait until the slider stands there: the kernel answers a click in its own time."""
+    page.wait_for_function(
+        "t => document.querySelector('.what-if .widget-readout').innerText === t", arg=text
+    )
+
+
 def test_turning_the_gates_changes_the_picture_and_the_answer(page: Page):
     page.locator(".what-if button >> text=off (0)").click()
+    wait_for_readout(page, "0")
     before = picture(page, WHAT_IF)
     page.locator(".what-if button >> text=doubled (2)").click()
+    wait_for_readout(page, "2")
     wait_for_other_picture(page, before, WHAT_IF)
-    assert page.locator(".what-if .widget-readout").first.inner_text() == "2"
     page.locator(".what-if button >> text=answer at all four").click()
     page.wait_for_function("document.querySelectorAll('.what-if pre').length === 4")
     page.locator(".what-if button:enabled >> text=answer at this t").wait_for()

@@ -132,7 +132,7 @@ def test_no_path_or_user_name_of_this_machine_is_left(shown: tuple[Settings, str
     [
         ("{project}/so8t_helpers/x.py", "so8t/so8t_helpers/x.py"),
         ("file in {home}/data", "file in ~/data"),
-        ("{project}x stays", "{project}x stays"),
+        ("{home}x stays", "{home}x stays"),
         ("data:image/png;base64,AAA{home}BBB", "data:image/png;base64,AAA{home}BBB"),
     ],
 )
