@@ -90,7 +90,6 @@ class Adapters:
             else torch.zeros(0)
         )
         self.free = nn.Parameter(free.to(device))
-        self.start = free.clone()
         self.matrices = self._views()
         self._graph = rotation.rotation(self.free) if self.layers else self.free
         self.rotations = self._graph.detach().clone()
