@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+import importlib.util
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from so8t_helpers.rotation import BLOCK
 # Features multiplied together: eight blocks side by side, seven eighths of it zeros. Wasteful on paper, and
 # ten times as fast as thousands of 8x8 products.
 _GROUP = 64
+_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class _Gate(torch.autograd.Function):
@@ -22,16 +22,27 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: Tensor) -> Tensor:
         ctx.save_for_backward(x, blocks)
-        return _turn(x, blocks)
+        if _has_kernel(x):
+            from so8t_helpers import gate_triton  # noqa: PLC0415  (Triton is not everywhere)
+
+            return gate_triton.turn(x, blocks)
+        return _turn_groups(x, blocks)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, blocks = ctx.saved_tensors
-        return _turn_back(grad, blocks), _outer(grad, x)
+        if _has_kernel(x):
+            from so8t_helpers import gate_triton  # noqa: PLC0415
+
+            return gate_triton.turn_back(grad, x, blocks)
+        return _turn_groups(grad, blocks.transpose(-1, -2)), _outer(grad, x)
 
 
 def gate(x: Tensor, blocks: Tensor) -> Tensor:
-    """Apply a gate: y_b = R_b x_b, in float32, returned in x's dtype.
+    """Apply a gate: y_b = R_b x_b, with float32 sums, returned in x's dtype.
+
+    16-bit activations on a card take `gate_triton`'s kernels where Triton is installed, anything else
+    matrix products.
 
     Args:
         x: (T, d) activations.
@@ -40,24 +51,9 @@ def gate(x: Tensor, blocks: Tensor) -> Tensor:
     return _Gate.apply(x, blocks)
 
 
-def _turn(x: Tensor, blocks: Tensor) -> Tensor:
-    """R x, block by block.
-
-    Compiled, this form and the next fuse into one pass over x (36 and 33 us a layer on an H200); each is four
-    times slower in the other's place, where it reads R across its rows.
-    """
-    if torch.compiler.is_compiling():
-        return (x.float().unflatten(-1, (-1, 1, BLOCK)) * blocks).sum(-1).flatten(-2).to(x.dtype)
-    return _turn_groups(x, blocks)
-
-
-def _turn_back(x: Tensor, blocks: Tensor) -> Tensor:
-    """R^T x, block by block."""
-    if torch.compiler.is_compiling():
-        parts = x.float().unflatten(-1, (-1, BLOCK))  # (T, d/8, 8)
-        terms = [parts[..., j : j + 1] * blocks[:, j] for j in range(BLOCK)]
-        return functools.reduce(operator.add, terms).flatten(-2).to(x.dtype)
-    return _turn_groups(x, blocks.transpose(-1, -2))
+def _has_kernel(x: Tensor) -> bool:
+    small = x.dtype in {torch.float16, torch.bfloat16}
+    return _TRITON and x.is_cuda and small and x.shape[-1] % _GROUP == 0
 
 
 def _turn_groups(x: Tensor, blocks: Tensor) -> Tensor:
@@ -83,10 +79,7 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     group = _group(x)
     left = grad.unflatten(-1, (-1, group)).permute(1, 2, 0)  # (d/group, group, T)
     right = x.unflatten(-1, (-1, group)).permute(1, 0, 2)  # (d/group, T, group)
-    if x.is_cuda and x.dtype != torch.float32:
-        wide = torch.bmm(left, right, out_dtype=torch.float32)
-    else:
-        wide = torch.bmm(left.float(), right.float())
+    wide = torch.bmm(left.float(), right.float())
     count = group // BLOCK
     blocks = wide.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
     return blocks.permute(0, 3, 1, 2).reshape(-1, BLOCK, BLOCK)
