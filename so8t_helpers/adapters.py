@@ -91,8 +91,7 @@ class Adapters:
         )
         self.free = nn.Parameter(free.to(device))
         self.matrices = self._views()
-        self._graph = rotation.rotation(self.free) if self.layers else self.free
-        self.rotations = self._graph.detach().clone()
+        self.rotations = rotation.rotation(self.free.detach()) if self.layers else self.free.detach().clone()
         self.rotations.grad = torch.zeros_like(self.rotations)
         self._leaves = [r.requires_grad_() for r in self.rotations.unbind()]
         for leaf, grad in zip(self._leaves, self.rotations.grad, strict=False):
@@ -123,9 +122,7 @@ class Adapters:
     def refresh_rotations(self) -> None:
         """Compute R = exp(A) of all gates at once after a change of `free`, in place: graphs hold it."""
         if self.layers:
-            with torch.enable_grad():
-                self._graph = rotation.rotation(self.free)
-            self.rotations.copy_(self._graph.detach())
+            self.rotations.copy_(rotation.rotation(self.free.detach()))
 
     def collect_rotation_gradient(self) -> Tensor:
         """Send the rotations' gradient back through the exponential into `free.grad`; add the guard's.
@@ -135,20 +132,23 @@ class Adapters:
         """
         if not self.layers:
             return torch.zeros(())
-        error = rotation.orthogonality_error(self._graph)
-        self.free.grad = None
-        torch.autograd.backward(
-            [self._graph, error * self.settings.so8t.orthogonal_reg], [self.rotations.grad, None]
-        )
+        leaf = self.rotations.detach().requires_grad_()
+        with torch.enable_grad():
+            error = rotation.orthogonality_error(leaf)
+        (guard,) = torch.autograd.grad(error * self.settings.so8t.orthogonal_reg, leaf)
+        assert self.rotations.grad is not None
+        self.free.grad = rotation.free_gradient(self.free.detach(), self.rotations.grad + guard)
         return error.detach()
+
+    def gradients(self) -> list[Tensor]:
+        """Return what micro-steps add up: LoRA's flat gradient, and the rotations' where there are gates."""
+        assert self.lora.grad is not None and self.rotations.grad is not None
+        return [self.lora.grad, self.rotations.grad] if self.layers else [self.lora.grad]
 
     def zero_grad(self) -> None:
         """Clear the gradients in place: captured graphs hold their addresses."""
-        assert self.lora.grad is not None
-        self.lora.grad.zero_()
-        if self.layers:
-            assert self.rotations.grad is not None
-            self.rotations.grad.zero_()
+        for gradient in self.gradients():
+            gradient.zero_()
 
     def gates(self) -> rotation.Gates | None:
         """Return the gates as they are now, or None where there are none."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch.nn import functional
 
 from so8t_helpers.settings import PetSettings
 
@@ -51,22 +51,35 @@ def valid_positions(documents: Tensor) -> Tensor:
     return (left == middle) & (middle == right) & (middle >= 0)
 
 
-def penalty_sum(hidden: Tensor, valid: Tensor, settings: PetSettings) -> Tensor:
-    """Sum over valid positions of the mean over features of rho(second difference).
+def penalty_and_gradient(
+    hidden: Tensor, valid: Tensor, start: int, end: int, settings: PetSettings
+) -> tuple[Tensor, Tensor]:
+    """One stretch of tokens of the sum over valid positions of the mean over features of rho(bend).
+
+    With s_t the derivative of the sum by the second difference at t, its gradient by h_t is
+    s_{t-1} - 2 s_t + s_{t+1}: a second difference once more. Stretch by stretch, float32 copies of the hidden
+    states exist for a few hundred tokens at a time.
 
     Args:
-        hidden: (T, d) output of the final norm.
+        hidden: (T, d) output of the final norm, T >= 3.
         valid: (T - 2,) from `valid_positions`.
+        start, end: the stretch; the sums over stretches that cover 0 ... T make the whole.
 
     Returns:
-        Scalar float32. Divide by the number of valid positions of the whole batch for the mean.
+        Scalar float32, the cost of the stretch's positions (divide by the valid positions of the whole batch
+        for the mean), and (end - start, d) float32, the whole sum's gradient by the stretch's hidden states.
     """
-    states = hidden.float()
-    bend = states[2:] - 2 * states[1:-1] + states[:-2]  # (T - 2, d)
+    low, high = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles whose bend the stretch enters
+    states = hidden[low - 1 : high + 1].float()
+    bend = states[2:] - 2 * states[1:-1] + states[:-2]  # (high - low, d)
+    counted = valid[low - 1 : high - 1, None]
     if settings.penalty == "huber":
-        delta = settings.huber_delta
-        size = bend.abs()
-        cost = torch.where(size <= delta, 0.5 * bend.square(), delta * (size - 0.5 * delta))
+        slope = bend.clamp(-settings.huber_delta, settings.huber_delta)
+        cost = slope * (bend - 0.5 * slope)
     else:
-        cost = bend.square()
-    return (cost.mean(-1) * valid).sum()
+        slope, cost = 2 * bend, bend.square()
+    own = slice(max(start, low) - low, min(end, high) - low)
+    total = (cost[own].mean(-1, keepdim=True) * counted[own]).sum()
+    slope = slope * (counted / hidden.shape[1])
+    slope = functional.pad(slope, (0, 0, low - start + 1, end + 1 - high))  # middles start - 1 ... end
+    return total, slope[2:] - 2 * slope[1:-1] + slope[:-2]

@@ -25,6 +25,10 @@ from so8t_helpers.settings import SettingsError
 
 LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
+# Odd 32-bit factors as int32: lowbias32's two (0x7feb352d, 0x846ca68b), and two to spread small numbers.
+_MIX_1, _MIX_2 = 0x7FEB352D, -2073254261
+_GOLDEN, _COLUMN = -1640531527, 0x2C1B3C6D
+
 
 @dataclass(frozen=True)
 class Phi3Shape:
@@ -153,15 +157,13 @@ class Packed(NamedTuple):
     Attributes:
         cos, sin: (T, rotary_dim) at each token's position in its document.
         bounds: (documents + 1,) int32, where documents begin and end; repeated T at the end as padding.
-        rows: (T, 1) int32 token numbers, for dropout.
-        seed: () int32, new for every micro-step.
+        keys: (T, 1) int32 from `token_keys`, for dropout.
     """
 
     cos: Tensor
     sin: Tensor
     bounds: Tensor
-    rows: Tensor
-    seed: Tensor
+    keys: Tensor
 
 
 @dataclass(frozen=True)
@@ -181,20 +183,34 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight.to(x.dtype) * wide.to(x.dtype)
 
 
-def keep_mask(rows: Tensor, columns: int, seed: Tensor, p: float) -> Tensor:
-    """Dropout's mask as a function of (token, feature, seed) alone: (T, columns) bool, True with 1 - p.
+def token_keys(rows: Tensor, seed: Tensor) -> Tensor:
+    """What dropout's masks know of token and micro-step: rows (T, 1) int32, seed () int32 -> (T, 1) int32.
 
-    A counter-based hash (the constants of Wellons' lowbias32, the seed mixed in between its rounds) instead
-    of a generator's state: recomputed layers, replayed CUDA graphs, compiled and plain code and resumed runs
-    all draw the same mask.
+    Wellons' lowbias32 of the token's number, mixed with that of the seed.
     """
-    h = rows * columns + torch.arange(columns, dtype=torch.int32, device=rows.device)
-    h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
-    h = h ^ seed
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * -2073254261  # 0x846ca68b as int32
-    # A round more than lowbias32 has: seeds that differ in a few low bits must not give masks alike.
-    h = (h ^ ((h >> 13) & 0x7FFFF)) * 0x2C1B3C6D
-    h = h ^ ((h >> 16) & 0xFFFF)
+    return _mix(_mix(rows * _GOLDEN ^ _mix(seed)))
+
+
+def _mix(h: Tensor) -> Tensor:
+    h = (h ^ ((h >> 16) & 0xFFFF)) * _MIX_1
+    h = (h ^ ((h >> 15) & 0x1FFFF)) * _MIX_2
+    return h ^ ((h >> 16) & 0xFFFF)
+
+
+def keep_mask(keys: Tensor, salt: Tensor, columns: int, p: float) -> Tensor:
+    """Dropout's mask as a function of (token, seed, salt, feature) alone: (T, columns), True with 1 - p.
+
+    A counter-based hash instead of a generator's state: recomputed layers, replayed CUDA graphs, compiled and
+    plain code and resumed runs all draw the same mask. It is drawn for every feature of every linear, so
+    the token's part is mixed beforehand and two rounds of lowbias32 remain.
+
+    Args:
+        keys: (T, 1) int32 from `token_keys`.
+        salt: () int32, another number for every linear.
+    """
+    h = keys ^ (salt * _GOLDEN) ^ (torch.arange(columns, dtype=torch.int32, device=keys.device) * _COLUMN)
+    h = (h ^ ((h >> 16) & 0xFFFF)) * _MIX_1
+    h = (h ^ ((h >> 15) & 0x1FFFF)) * _MIX_2
     return (h & 0x7FFFFFFF) >= int(p * 2**31)
 
 
@@ -212,7 +228,7 @@ def adapted_linear(
         return frozen_linear(x, weight)
     seen = x
     if config.dropout:
-        keep = keep_mask(packed.rows, x.shape[-1], packed.seed ^ salt, config.dropout)
+        keep = keep_mask(packed.keys, salt, x.shape[-1], config.dropout)
         seen = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
     low = functional.linear(seen, lora.a.to(x.dtype))
     return adapted_product(x, low, lora.b, weight, config.lora_scale, wanted)
@@ -221,7 +237,7 @@ def adapted_linear(
 def attention_half(
     x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wanted: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d)."""
+    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d); `wanted` as in `adapted_product`."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
     qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)
@@ -242,13 +258,6 @@ def mlp_half(x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wante
     gated, up = both.chunk(2, dim=-1)
     inner = up * functional.silu(gated)
     return x + adapted_linear(inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, wanted)
-
-
-def decoder_layer(
-    x: Tensor, layer: Layer, packed: Packed, config: LayerConfig, wanted: bool = True
-) -> Tensor:
-    """One whole decoder layer. x (T, d) -> (T, d); `wanted` is False when only its gradients are needed."""
-    return mlp_half(attention_half(x, layer, packed, config), layer, packed, config, wanted)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from so8t_helpers.settings import SettingsError
 BLOCK = 8
 FREE = BLOCK * (BLOCK - 1) // 2  # 28 free numbers in a skew-symmetric 8x8 matrix
 GATES_FILE = "so8t_gates.safetensors"
+_AT_A_TIME = 1024  # matrices of 16 x 16 whose exponentials are computed together
 _ROWS, _COLS = torch.triu_indices(BLOCK, BLOCK, offset=1)
 
 
@@ -48,6 +49,30 @@ def skew(free: Tensor) -> Tensor:
 def rotation(free: Tensor) -> Tensor:
     """R = exp(A). free (..., 28) -> R (..., 8, 8), orthogonal with determinant +1; differentiable."""
     return torch.matrix_exp(skew(free))
+
+
+def free_gradient(free: Tensor, slope: Tensor) -> Tensor:
+    """Send a gradient by R = exp(A) back to the free numbers, exactly.
+
+    The adjoint of exp's derivative is the upper right block of exp([[A^T, G], [0, A^T]]) (Mathias 1996, A
+    chain rule for matrix functions), as in autograd; but a few layers' matrices at a time, since 32 layers of
+    the real size would take 150 MiB beside everything else at the end of a step.
+
+    Args:
+        free: (..., 28). slope: (..., 8, 8), G.
+
+    Returns:
+        (..., 28), the gradient by `free`.
+    """
+    parts = []
+    pairs = zip(free.flatten(0, -2).split(_AT_A_TIME), slope.flatten(0, -3).split(_AT_A_TIME), strict=True)
+    for numbers, gradient in pairs:
+        wide = free.new_zeros(len(numbers), 2 * BLOCK, 2 * BLOCK)
+        wide[:, :BLOCK, :BLOCK] = wide[:, BLOCK:, BLOCK:] = skew(numbers).transpose(-1, -2)
+        wide[:, :BLOCK, BLOCK:] = gradient
+        by_a = torch.matrix_exp(wide)[:, :BLOCK, BLOCK:]
+        parts.append(by_a[:, _ROWS, _COLS] - by_a[:, _COLS, _ROWS])
+    return torch.cat(parts).view(free.shape)
 
 
 def rotate(x: Tensor, blocks: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,10 @@ def look_at_machine(settings: Settings) -> Machine:
         best, reason = "plain", why_not
     else:
         best, reason = "graph", "compiled layers" if triton else "layers not compiled: no Triton here"
+    if cuda and _is_long(settings) and os.name == "posix":
+        # Long sequences need large tensors of many sizes; segments that grow hold them without the fragments
+        # that broke an 11 GiB limit at 49,152 tokens. Windows' driver cannot do it.
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     mode = best if training.speed == "auto" else training.speed
     if _SPEEDS.index(mode) > _SPEEDS.index(best):
         raise SettingsError(f"training.speed: {mode} is not possible here ({reason}); use auto")
@@ -73,6 +78,11 @@ def look_at_machine(settings: Settings) -> Machine:
         raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
     summary = f"speed {mode} on {name} in {training.precision} ({reason})"
     return Machine(device, name, dtype, mode, varlen, triton and mode != "plain", summary)
+
+
+def _is_long(settings: Settings) -> bool:
+    """Whether the MLP is recomputed in tiles of the tokens."""
+    return settings.training.sequence_length * settings.training.batch_size > 2 * _TILE
 
 
 def _varlen(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -92,7 +102,7 @@ class MemoryPlan:
     """What happens to activations.
 
     Attributes:
-        keep: the last `keep` layers keep theirs, the others are recomputed.
+        keep: the last `keep` halves of layers (attention or MLP) keep theirs, the others are recomputed.
         tiles: parts of the tokens in which the MLP is recomputed; 1 means layers are recomputed whole.
         on_host: layer inputs wait in pinned host memory.
     """
@@ -103,11 +113,11 @@ class MemoryPlan:
 
     def describe(self, layers: int) -> str:
         """Say it in words, for the log and the report."""
-        if self.keep >= layers:
+        if self.keep >= 2 * layers:
             return "activations of all layers kept"
         where = "on the host" if self.on_host else "on the device"
         tiled = f", MLP in {self.tiles} tiles" if self.tiles > 1 else ""
-        kept = f"activations of {self.keep} of {layers} layers kept"
+        kept = f"activations of {self.keep / 2:g} of {layers} layers kept"
         return f"{kept}, the others recomputed from inputs {where}{tiled}"
 
 
@@ -135,7 +145,7 @@ def build_micro_step(
     plan = _measure_plan(make, base.shape, settings, adapters)
     while (step := _start(make, plan, machine, adapters)) is None:
         # The graph's own pool is packed less well than the trial's was.
-        plan = replace(plan, keep=max(0, plan.keep - 2))
+        plan = replace(plan, keep=max(0, plan.keep - 4))
     log.info("%s", plan.describe(base.shape.num_layers))
     return step, plan
 
@@ -160,13 +170,13 @@ def _host_plan(shape: Phi3Shape, settings: Settings) -> MemoryPlan:
     """Keep as many layers as fit into half of the free host memory, by a count of what autograd saves."""
     training = settings.training
     if not training.gradient_checkpointing:
-        return MemoryPlan(shape.num_layers, 1, False)
+        return MemoryPlan(2 * shape.num_layers, 1, False)
     # Saved for one token and layer: inputs of norms, products and dropouts, q, k, v, both halves of the MLP.
-    features = 10 * shape.hidden_size + 2 * shape.linear_shape("qkv_proj")[0] + 6 * shape.intermediate_size
+    features = 11 * shape.hidden_size + 2 * shape.linear_shape("qkv_proj")[0] + 6 * shape.intermediate_size
     layer = features * 4 * training.sequence_length * training.batch_size
     automatic = psutil.virtual_memory().available / 2
     budget = automatic if training.memory_gib == "auto" else training.memory_gib * 2**30
-    return MemoryPlan(min(shape.num_layers, int(budget // layer)), 1, False)
+    return MemoryPlan(2 * min(shape.num_layers, int(budget // layer)), 1, False)
 
 
 def _measure_plan(
@@ -176,10 +186,10 @@ def _measure_plan(
     training = settings.training
     total = training.sequence_length * training.batch_size
     tiles = 1
-    if total > 2 * _TILE:
+    if _is_long(settings):
         tiles = next(n for n in range(-(-total // _TILE), total + 1) if total % n == 0)
     if not training.gradient_checkpointing:
-        return MemoryPlan(shape.num_layers * (2 if tiles > 1 else 1), tiles, False)
+        return MemoryPlan(2 * shape.num_layers, tiles, False)
     free, _ = torch.cuda.mem_get_info()
     budget = float(free + torch.cuda.memory_reserved())
     if training.memory_gib != "auto":
@@ -190,20 +200,21 @@ def _measure_plan(
         plan = MemoryPlan(0, tiles, True)
         peak = _peak(make, plan, adapters)
         if peak > budget:
+            needed = f"{peak / 2**30:.1f} GiB" if peak < float("inf") else "more"
             raise SettingsError(
-                f"training needs {peak / 2**30:.1f} GiB on the card with everything recomputed, "
-                f"{budget / 2**30:.1f} are to be had; lower training.sequence_length, training.batch_size, "
-                "lora.r, or take model.quantization: nf4"
+                f"training needs {needed} on the card with everything recomputed, "
+                f"{budget / 2**30:.1f} GiB are to be had; lower training.sequence_length, "
+                "training.batch_size, lora.r, or take model.quantization: nf4"
             )
         return plan
     if tiles > 1:
         return plan
     # With few kept layers the peak may lie elsewhere; between four and eight it grows by what layers keep.
-    four, eight = (_peak(make, MemoryPlan(n, 1, False), adapters) for n in (4, 8))
+    four, eight = (_peak(make, MemoryPlan(2 * n, 1, False), adapters) for n in (4, 8))
     if eight == float("inf"):
         return plan
-    each = max(eight - four, 2**20) / 4
-    return MemoryPlan(min(shape.num_layers, max(0, int((budget - _MARGIN - peak) / each))), 1, False)
+    each = max(eight - four, 2**20) / 8
+    return MemoryPlan(min(2 * shape.num_layers, max(0, int((budget - _MARGIN - peak) / each))), 1, False)
 
 
 def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: Adapters) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -48,11 +50,32 @@ def test_penalty_equals_a_plain_loop_within_documents(penalty: str):
                 expected += (bend * bend if penalty == "mse" else huber) / 6
     valid = pet.valid_positions(documents)
     assert int(valid.sum()) == count == 5
-    found = pet.penalty_sum(hidden, valid, settings).item()
-    assert found == pytest.approx(expected, rel=1e-6)  # float32 sum of 30 terms
+    for borders in ((0, 14), (0, 5, 14), (0, 1, 2, 9, 13, 14)):
+        parts = [
+            pet.penalty_and_gradient(hidden, valid, start, end, settings)
+            for start, end in itertools.pairwise(borders)
+        ]
+        assert sum(total.item() for total, _ in parts) == pytest.approx(expected, rel=1e-6)  # float32 sums
+        found = torch.cat([gradient for _, gradient in parts])
+        torch.testing.assert_close(found.double(), slope_of(hidden, documents, settings), rtol=0, atol=1e-6)
+
+
+def slope_of(hidden: torch.Tensor, documents: torch.Tensor, settings: PetSettings) -> torch.Tensor:
+    """The gradient by autograd in float64."""
+    leaf = hidden.double().requires_grad_()
+    bend = leaf[2:] - 2 * leaf[1:-1] + leaf[:-2]
+    if settings.penalty == "huber":
+        zero, delta = torch.zeros_like(bend), settings.huber_delta
+        cost = torch.nn.functional.huber_loss(bend, zero, reduction="none", delta=delta)
+    else:
+        cost = bend.square()
+    (cost.mean(-1) * pet.valid_positions(documents)).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def test_a_straight_line_costs_nothing():
     line = torch.arange(10.0)[:, None] * torch.tensor([[1.0, -2.0]])
     valid = pet.valid_positions(torch.zeros(10, dtype=torch.int32))
-    assert pet.penalty_sum(line, valid, PetSettings()).item() == 0.0
+    total, gradient = pet.penalty_and_gradient(line, valid, 0, 10, PetSettings())
+    assert total.item() == 0.0 and not gradient.any()

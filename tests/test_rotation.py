@@ -164,3 +164,13 @@ def test_other_files_are_refused(tmp_path: Path):
     save_file({"layers.0.free": torch.zeros(4, 28)}, tmp_path / "other.safetensors")
     with pytest.raises(SettingsError, match="expected so8t-gates version 1"):
         rotation.load_gates(tmp_path / "other.safetensors")
+
+
+def test_the_gradient_by_the_free_numbers_is_exact():
+    """Against autograd through torch's exponential in float64, with more matrices than one chunk holds."""
+    generator = torch.Generator().manual_seed(9)
+    free = torch.randn(3, 500, 28, generator=generator, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(3, 500, 8, 8, generator=generator, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(rotation.rotation(free), free, slope)
+    found = rotation.free_gradient(free.detach(), slope)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)  # float64 rounding of the same series
