@@ -1,6 +1,7 @@
 """Training speed and memory at Phi-3.5-mini's real shapes: ours against the libraries and Unsloth.
 
-Each stack runs in a process of its own, on random weights, with the same packed tokens, LoRA and optimizer:
+Each stack runs in a process of its own, on random weights, with the same packed tokens, LoRA and optimizer;
+where the machine has a second card, what is measured alone for its memory runs there meanwhile:
 
     python benchmarks/train_gpu.py --config CONFIG_FOLDER [--scratch FOLDER] [--only NAME ...]
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,39 +38,47 @@ TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 DOCUMENT = 300  # mean tokens of a document
 GIB = 2**30
 
-# name -> (function, arguments, seconds it may take). Every stack compiles in its first step, which its median
-# leaves out: what is compared is the warm speed.
 OURS = "so8t"
+RECOMPUTED = {"training": {"memory_gib": 5.0}}  # room for nothing but what every layer recomputes
+LONG = {"memory_gib": 11.0, "gradient_accumulation": 1}
+
+# name -> (function, arguments, seconds it may take). Every stack compiles in its first step, which its median
+# leaves out: what is compared is the warm speed. The first list runs on the first card.
 STACKS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "so8t int8": (OURS, {"training": {"memory_gib": 5.0}}, 70),
+    "so8t int8": (OURS, RECOMPUTED, 80),
     "unsloth int8": ("unsloth", {"bits": 8}, 240),
-    "so8t int8, second start": (OURS, {"training": {"memory_gib": 5.0}}, 60),
+    "so8t int8, second start": (OURS, RECOMPUTED, 60),
     "so8t int8, no gates, no PET": (
         OURS,
-        {"training": {"memory_gib": 5.0}, "so8t": {"enabled": False}, "pet": {"enabled": False}},
+        {**RECOMPUTED, "so8t": {"enabled": False}, "pet": {"enabled": False}},
         60,
     ),
     "so8t int8, 11 GiB": (OURS, {"training": {"memory_gib": 11.0}, "cap": 11.0}, 70),
-    "so8t nf4": (OURS, {"model": {"quantization": "nf4"}, "training": {"memory_gib": 3.5}}, 60),
+    "so8t nf4": (OURS, {"model": {"quantization": "nf4"}, "training": {"memory_gib": 3.6}}, 60),
     "unsloth nf4": ("unsloth", {"bits": 4}, 120),
-    "so8t int8, 49,152 tokens, 11 GiB": (
+}
+MEMORY_STACKS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "so8t int8 fp16, 11 GiB": (
         OURS,
-        {"training": {"sequence_length": 49152, "memory_gib": 11.0, "gradient_accumulation": 1}, "cap": 11.0},
+        {"training": {"precision": "fp16", "memory_gib": 11.0}, "cap": 11.0},
         80,
     ),
-    "so8t int8 fp16, 11 GiB, all recomputed": (
+    "so8t int8, 49,152 tokens, 11 GiB": (
         OURS,
-        {"training": {"precision": "fp16", "memory_gib": 5.2}, "cap": 11.0},
-        60,
+        {"training": {"sequence_length": 49152, **LONG}, "cap": 11.0},
+        110,
     ),
-    "libraries int8 (LLM.int8 as shipped)": ("libraries", {"oft": False}, 60),
-    "libraries int8 + OFT on o_proj": ("libraries", {"oft": True}, 60),
     "so8t int8, 65,536 tokens, 11 GiB": (
         OURS,
-        {"training": {"sequence_length": 65536, "memory_gib": 11.0, "gradient_accumulation": 1}, "cap": 11.0},
-        90,
+        {"training": {"sequence_length": 65536, **LONG}, "cap": 11.0},
+        120,
     ),
+    "20 steps against float32": ("agreement", {}, 120),
+    "libraries int8 (LLM.int8 as shipped)": ("libraries", {"oft": False}, 110),
+    "libraries int8 + OFT on o_proj": ("libraries", {"oft": True}, 110),
 }
+TWO_CARDS: dict[str, tuple[str, dict[str, Any], int]] = {"so8t int8, 2 GPUs": (OURS, RECOMPUTED, 100)}
+ALL_STACKS = {**STACKS, **MEMORY_STACKS, **TWO_CARDS}
 
 
 def random_tensor(shape: Any, name: str, generator: torch.Generator) -> torch.Tensor:
@@ -88,6 +99,22 @@ def documents(length: int, vocab: int, seed: int) -> list[np.ndarray]:
         found.append(rng.integers(3, vocab, size))
         left -= size
     return found
+
+
+def packed_sequences(length: int, vocab: int, count: int) -> tuple[list[Any], int]:
+    """Sequences for our stack, two thirds of each document with a target, and their most documents."""
+    from so8t_helpers import packing
+
+    sequences = []
+    for seed in range(count):
+        samples = []
+        for ids in documents(length, vocab, seed):
+            targets = np.full(len(ids), packing.IGNORE)
+            targets[len(ids) // 3 : -1] = ids[len(ids) // 3 + 1 :]
+            samples.append(packing.Sample(ids, targets))
+        sequences.append(samples)
+    most = max(map(len, sequences))
+    return [packing.build_sequence(samples, length, 0, most) for samples in sequences], most
 
 
 def measure(step: Callable[[int], None], length: int, accumulation: int, started: float) -> dict[str, Any]:
@@ -113,14 +140,15 @@ def measure(step: Callable[[int], None], length: int, accumulation: int, started
 
 def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Our stack, by the functions that 02_train calls."""
-    from so8t_helpers import packing, settings
+    from so8t_helpers import distributed, settings
     from so8t_helpers.adapters import Adapters
     from so8t_helpers.model import load_base
     from so8t_helpers.optimizing import Optimizer
     from so8t_helpers.phi3 import read_shape
     from so8t_helpers.speed import build_micro_step, look_at_machine
 
-    cap = arguments.pop("cap", None)
+    workers = distributed.join()
+    cap, steps, rate = (arguments.pop(k, d) for k, d in (("cap", None), ("steps", None), ("rate", 1e-4)))
     if cap:
         torch.cuda.set_per_process_memory_fraction(
             cap * GIB / torch.cuda.get_device_properties(0).total_memory
@@ -139,16 +167,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
         machine.dtype,
     )
     torch.cuda.empty_cache()
-    sequences = []
-    for seed in range(accumulation):
-        samples = []
-        for ids in documents(length, shape.vocab_size, seed):
-            targets = np.full(len(ids), packing.IGNORE)
-            targets[len(ids) // 3 : -1] = ids[len(ids) // 3 + 1 :]
-            samples.append(packing.Sample(ids, targets))
-        sequences.append(samples)
-    most = max(map(len, sequences))
-    packed = [packing.build_sequence(samples, length, 0, most) for samples in sequences]
+    packed, most = packed_sequences(length, shape.vocab_size, accumulation)
     counts = [sum(c) for c in zip(*(s.counts() for s in packed), strict=True)]
 
     started = time.perf_counter()
@@ -160,13 +179,24 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     def step(number: int) -> None:
         adapters.zero_grad()
         micro_step.begin_step(counts[1], counts[2], 0.05, optimizer.loss_scale)
-        for index, sequence in enumerate(packed):
-            micro_step.load(sequence, 1000 * number + index)
+        for index in range(workers.rank, accumulation, workers.count):
+            micro_step.load(packed[index], 1000 * number + index)
             micro_step.run()
-        optimizer.step(1e-4)
+        workers.add_up([*adapters.gradients(), micro_step.task_loss])
+        optimizer.step(rate)
         losses.append(round(micro_step.task_loss.item(), 4))
 
+    if steps:
+        for number in range(steps):
+            step(number)
+        return {"losses": losses}
     found = measure(step, length, accumulation, started)
+    if micro_step.graph is not None:  # a replay allocates nothing that the allocator counts: count it once
+        micro_step.graph = None
+        torch.cuda.reset_peak_memory_stats()
+        micro_step.run()
+        peak = round(torch.cuda.max_memory_allocated() / GIB, 3)
+        found["peak_allocated_gib"] = max(found["peak_allocated_gib"], peak)
     host = getattr(micro_step.inputs, "host", None)
     return found | {
         "speed": machine.summary,
@@ -174,6 +204,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
         "pinned_host_gib": round(host.nbytes / GIB, 2) if host is not None else 0.0,
         "losses": losses,
         "shares_ms": shares(micro_step) if length == LENGTH else None,
+        "workers": workers.count,
     }
 
 
@@ -215,7 +246,8 @@ def checkpoint(config: Path, scratch: Path) -> Path:
         names += [weight_path(i, target) for target in TARGETS]
         names += [f"model.layers.{i}.{norm}" for norm in ("input_layernorm", "post_attention_layernorm")]
     tensors = {f"{n}.weight": random_tensor(shape, f"{n}.weight", generator).cpu() for n in names}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.tmp", metadata={"format": "pt"})
+    (folder / "model.tmp").rename(folder / "model.safetensors")
     torch.cuda.empty_cache()
     return folder
 
@@ -302,76 +334,110 @@ def libraries(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[st
     return plain_loop(get_peft_model(model, lora), started)
 
 
+def agreement(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Losses of 20 optimizer steps of a small model: the fast path in bf16 and fp16 against plain float32.
+
+    The bound: with unit roundoff u (2^-9 for bf16, 2^-12 for fp16), some ten roundings a layer on the way of
+    the residual stream and L layers, hidden states are off by about sqrt(10 L) u, and so are the logits,
+    whose spread is about 1, and the gradients. A loss is off by that, and by that share of what was learnt:
+    |loss - loss_32| <= sqrt(10 L) u (1 + first loss - loss).
+    """
+    shape, layers, steps = json.loads((config / "config.json").read_text(encoding="utf-8")), 4, 20
+    shape |= {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 4096}
+    folder = scratch / "phi35-small"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    found: dict[str, Any] = {}
+    for precision, speed in (("fp32", "plain"), ("bf16", "graph"), ("fp16", "graph")):
+        training = {
+            "precision": precision,
+            "speed": speed,
+            "sequence_length": 1024,
+            "gradient_accumulation": 2,
+        }
+        found[precision] = so8t(folder, scratch, {"training": training, "steps": steps, "rate": 1e-3})[
+            "losses"
+        ]
+    ratios = {}
+    for precision, roundoff in (("bf16", 2.0**-9), ("fp16", 2.0**-12)):
+        slack = math.sqrt(10 * layers) * roundoff
+        pairs = zip(found[precision], found["fp32"], strict=True)
+        first = found["fp32"][0]
+        ratios[precision] = max(abs(fast - plain) / (slack * (1 + first - plain)) for fast, plain in pairs)
+    return {"losses": found, "worst_over_bound": {k: round(v, 4) for k, v in ratios.items()}}
+
+
 def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry for each bound that issue 4 names and this machine can measure."""
 
     def get(name: str, key: str) -> float:
         return stacks.get(name, {}).get(key, float("nan"))
 
-    ours, fast = "so8t int8", "tokens_per_s"
-    rest = "so8t int8, no gates, no PET"
+    ours, speed, peak, taken = "so8t int8", "tokens_per_s", "peak_allocated_gib", "peak_reserved_gib"
+    rest, two, second = "so8t int8, no gates, no PET", "so8t int8, 2 GPUs", "so8t int8, second start"
+    # Measured twice; whatever else the host does only slows a run down. The first stands against Unsloth.
+    best = max(get(ours, speed), get(second, speed))
+    losses = [stacks.get(name, {}).get("losses", []) for name in (ours, second, two)]
+    noise, apart = (
+        max((abs(a - b) for a, b in zip(losses[0], other, strict=False)), default=math.nan)
+        for other in losses[1:]
+    )
+    worst = stacks.get("20 steps against float32", {}).get("worst_over_bound", {})
     rows = [
-        ("tokens/s over Unsloth's 8-bit (warm)", get(ours, fast) / get("unsloth int8", fast), True, 3, "x"),
         (
-            "peak memory over Unsloth's 8-bit",
-            get(ours, "peak_allocated_gib") / get("unsloth int8", "peak_allocated_gib"),
-            False,
-            1,
+            "8-bit: tokens/s over Unsloth's (warm)",
+            get(ours, speed) / get("unsloth int8", speed),
+            True,
+            3,
             "x",
         ),
-        ("8-bit, everything recomputed (stretch)", get(ours, fast), True, 20000, "tokens/s"),
+        ("8-bit: peak memory over Unsloth's", get(ours, peak) / get("unsloth int8", peak), False, 1, "x"),
+        ("8-bit, everything recomputed (stretch, on an H200)", get(ours, speed), True, 20000, "tokens/s"),
         (
             "11 GiB over everything recomputed",
-            get("so8t int8, 11 GiB", fast) / get(ours, fast),
+            get("so8t int8, 11 GiB", speed) / best,
             True,
             1.12,
             "x",
         ),
-        ("time for gates and PET", get(rest, fast) / get(ours, fast) - 1, False, 0.03, "of the step"),
-        (
-            "memory for gates and PET",
-            (get(ours, "peak_allocated_gib") - get(rest, "peak_allocated_gib")) * 1024,
-            False,
-            150,
-            "MiB",
-        ),
+        ("time for gates and PET", get(rest, speed) / best - 1, False, 0.03, "of the step"),
+        ("memory for gates and PET", (get(ours, peak) - get(rest, peak)) * 1024, False, 150, "MiB"),
         (
             "fp16, 2,048 tokens, process capped at 11 GiB",
-            get("so8t int8 fp16, 11 GiB, all recomputed", "peak_reserved_gib"),
+            get("so8t int8 fp16, 11 GiB", taken),
+            False,
+            11,
+            "GiB",
+        ),
+        ("49,152 tokens, capped at 11 GiB", get("so8t int8, 49,152 tokens, 11 GiB", taken), False, 11, "GiB"),
+        (
+            "65,536 tokens, capped at 11 GiB (stretch)",
+            get("so8t int8, 65,536 tokens, 11 GiB", taken),
             False,
             11,
             "GiB",
         ),
         (
-            "49,152 tokens, process capped at 11 GiB",
-            get("so8t int8, 49,152 tokens, 11 GiB", "peak_reserved_gib"),
-            False,
-            11,
-            "GiB",
-        ),
-        (
-            "65,536 tokens, process capped at 11 GiB (stretch)",
-            get("so8t int8, 65,536 tokens, 11 GiB", "peak_reserved_gib"),
-            False,
-            11,
-            "GiB",
-        ),
-        (
-            "tokens/s over Unsloth's 4-bit (warm)",
-            get("so8t nf4", fast) / get("unsloth nf4", fast),
+            "4-bit: tokens/s over Unsloth's (warm)",
+            get("so8t nf4", speed) / get("unsloth nf4", speed),
             True,
             1.3,
             "x",
         ),
         (
-            "peak memory over Unsloth's 4-bit",
-            get("so8t nf4", "peak_allocated_gib") / get("unsloth nf4", "peak_allocated_gib"),
+            "4-bit: peak memory over Unsloth's",
+            get("so8t nf4", peak) / get("unsloth nf4", peak),
             False,
             1,
             "x",
         ),
+        ("2 GPUs over one", get(two, speed) / best, True, 1.9, "x"),
+        ("losses on 2 GPUs: off by, over 1 GPU twice", apart / max(noise, 1e-4), False, 3, "x"),
+        ("20 steps in bf16 against float32, over the bound", worst.get("bf16", math.nan), False, 1, "x"),
+        ("20 steps in fp16 against float32, over the bound", worst.get("fp16", math.nan), False, 1, "x"),
         ("first start to first step, weights loaded", get(ours, "first_step_s"), False, 60, "s"),
-        ("second start to first step", get("so8t int8, second start", "first_step_s"), False, 60, "s"),
+        ("second start to first step", get(second, "first_step_s"), False, 60, "s"),
     ]
     return [
         claim(name, round(value, 4), bound, unit, at_least)
@@ -385,28 +451,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", default=list(STACKS))
+    parser.add_argument("--only", nargs="*", default=list(ALL_STACKS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no further stack after this")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", help="measure one stack in this process and print it as JSON")
     options = parser.parse_args()
     if options.one:
-        function, arguments, _ = STACKS[options.one]
+        function, arguments, _ = ALL_STACKS[options.one]
         found = globals()[function](options.config, options.scratch, dict(arguments))
-        print("RESULT " + json.dumps(found), flush=True)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print("RESULT " + json.dumps(found), flush=True)
         return
-    begun = time.time()
+    options.begun = time.time()
     stacks: dict[str, Any] = {}
-    for name in options.only:
-        left = options.seconds - (time.time() - begun)
+    cards = torch.cuda.device_count()
+    beside = threading.Thread(target=run_stacks, args=(options, MEMORY_STACKS, stacks, min(1, cards - 1)))
+    if cards > 1:
+        beside.start()
+    run_stacks(options, STACKS, stacks, 0)
+    if cards > 1:
+        beside.join()
+        run_stacks(options, TWO_CARDS, stacks, None)
+    else:
+        beside.run()
+
+
+def run_stacks(options: argparse.Namespace, names: Any, stacks: dict[str, Any], card: int | None) -> None:
+    """Run one stack after the other on one card (None: on two); write what is known after each."""
+    for name in [n for n in names if n in options.only]:
+        left = options.seconds - (time.time() - options.begun)
         if left < 20:
             stacks[name] = {"error": "not run: no time left on the machine"}
             continue
-        command = [sys.executable, __file__, "--one", name, "--config", str(options.config)]
-        command += ["--scratch", str(options.scratch)]
+        environment = dict(os.environ)
+        if card is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(card)
+        launch = [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+        ]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        command = [sys.executable, *(launch if card is None else []), __file__, "--one", name]
+        command += ["--config", str(options.config), "--scratch", str(options.scratch)]
+        limit = min(ALL_STACKS[name][2], left)
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=min(STACKS[name][2], left), check=False
+                command, capture_output=True, text=True, timeout=limit, check=False, env=environment
             )
             lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             error = {"error": (done.stderr.strip().splitlines() or ["?"])[-1][:400]}
@@ -414,19 +509,19 @@ def main() -> None:
             if not lines:
                 print(done.stderr[-1500:], flush=True)
         except subprocess.TimeoutExpired:
-            stacks[name] = {"error": f"stopped after {min(STACKS[name][2], left):.0f} s"}
+            stacks[name] = {"error": f"stopped after {limit:.0f} s"}
         brief = {
             k: v for k, v in stacks[name].items() if k not in {"losses", "seconds_per_step", "shares_ms"}
         }
-        print(f"{time.time() - begun:6.0f} s  {name}: {brief}", flush=True)
-        write(options, stacks)
+        print(f"{time.time() - options.begun:6.0f} s  {name}: {brief}", flush=True)
+        write(options, dict(stacks))
 
 
 def write(options: argparse.Namespace, stacks: dict[str, Any]) -> None:
     """Write what is known so far; a machine may be taken away at any time."""
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": torch.cuda.get_device_name(),
+        "machine": f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} cards",
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "setup": f"batch 1, {LENGTH} packed tokens, accumulation {ACCUMULATION}, LoRA r={RANK} on all "
         f"linears, dropout {DROPOUT}, bf16, paged 8-bit AdamW",

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -22,16 +23,21 @@ class Progress:
 
     Attributes:
         done, total: in `unit`s.
+        shown: False for the second and further workers of a stage, of whom nobody must hear.
         latest: figures shown beside the bar, such as the last losses.
     """
 
-    def __init__(self, settings: Settings, stage: str, total: int, unit: str, what: str = ""):
+    def __init__(
+        self, settings: Settings, stage: str, total: int, unit: str, what: str = "", shown: bool = True
+    ):
+        self.shown = shown
         self.path = settings.run_dir / STATUS_NAME
         self.stage, self.total, self.unit, self.what = stage, total, unit, what
         self.done, self.latest = 0, dict[str, float]()
         self.started = self._written = time.time()
         self._resumed_at = 0
-        self.bar = tqdm(total=total, unit=unit, desc=what or stage, mininterval=1.0, smoothing=0.05)
+        hidden: dict[str, Any] = {} if shown else {"disable": True}
+        self.bar = tqdm(total=total, unit=unit, desc=what or stage, mininterval=1.0, smoothing=0.05, **hidden)
         self._write("running")
 
     def skip(self, count: int) -> None:
@@ -60,6 +66,8 @@ class Progress:
 
     def _write(self, state: str) -> None:
         self._written = time.time()
+        if not self.shown:
+            return
         status: dict[str, Any] = {
             "stage": self.stage,
             "what": self.what,
@@ -80,10 +88,21 @@ class Progress:
         self._write(state)
 
 
+def read_status(path: Path) -> dict[str, Any] | None:
+    """Return what a run's status file says, None where there is none (yet)."""
+    try:
+        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return status
+
+
 @contextmanager
-def progress(settings: Settings, stage: str, total: int, unit: str, what: str = "") -> Iterator[Progress]:
+def progress(
+    settings: Settings, stage: str, total: int, unit: str, what: str = "", shown: bool = True
+) -> Iterator[Progress]:
     """A `Progress` that is closed at the end, with state "failed" when an exception passes through."""
-    tracker = Progress(settings, stage, total, unit, what)
+    tracker = Progress(settings, stage, total, unit, what, shown)
     try:
         yield tracker
     except BaseException:

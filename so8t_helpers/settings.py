@@ -33,13 +33,17 @@ class Section(BaseModel):
 
 
 class RunSettings(Section):
-    """Where a run lives. Relative folders are taken from the project's root."""
+    """Where and on what a run works. Relative folders are taken from the project's root.
+
+    `processes`: workers that share 02_train's micro-steps, each on a card of its own.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = "demo"
     root: str = "runs"
     reports_root: str = "reports"
     notebooks: str = "notebooks"
     seed: int = 0
+    processes: Count = 1
 
 
 class CacheSettings(Section):

@@ -8,9 +8,9 @@ from typing import Any
 
 import psutil
 
-from so8t_helpers.progress import STATUS_NAME
+from so8t_helpers.progress import STATUS_NAME, read_status
 from so8t_helpers.settings import Settings, resolve
-from so8t_helpers.terminal import clock, describe, read_status
+from so8t_helpers.terminal import clock, describe
 
 
 def print_status(settings: Settings, watch: bool = False, every: float = 2.0) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from so8t_helpers.progress import STATUS_NAME
+from so8t_helpers.progress import STATUS_NAME, read_status
 from so8t_helpers.run_folder import STAGES
 from so8t_helpers.settings import Settings
 
@@ -46,15 +44,6 @@ class ProgressLine:
             text += f" ({clock(time.time() - self.started)})"
             sys.stderr.write(f"\r\x1b[2K{text[:150]}" if self._tty else f"{text}\n")
             sys.stderr.flush()
-
-
-def read_status(path: Path) -> dict[str, Any] | None:
-    """Return a run's status, None where it has none (yet)."""
-    try:
-        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return status
 
 
 def describe(status: dict[str, Any]) -> str:

@@ -1,4 +1,9 @@
-"""02_train: LoRA, SO8T gates and PET on a frozen 8-bit base, in one loop that reads from top to bottom."""
+"""02_train: LoRA, SO8T gates and PET on a frozen 8-bit base, in one loop that reads from top to bottom.
+
+On several cards, `run.processes: N` in the profile; or by hand, on one host or many:
+
+    accelerate launch --multi_gpu --num_processes 2 -m so8t_helpers.training params/h200x2.yaml
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,10 @@ import itertools
 import json
 import logging
 import math
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from so8t_helpers import checkpoints, packing, pet
+from so8t_helpers import checkpoints, distributed, packing, pet
 from so8t_helpers.adapters import Adapters, check_targets, gated_layers
 from so8t_helpers.micro_step import MicroStep
 from so8t_helpers.model import base_folder, load_base, weight_reader
@@ -26,6 +34,7 @@ from so8t_helpers.progress import Progress, progress
 from so8t_helpers.rotation import principal_angles
 from so8t_helpers.run_folder import (
     Stage,
+    StageError,
     atomic_directory,
     atomic_path,
     check_disk,
@@ -35,7 +44,7 @@ from so8t_helpers.run_folder import (
     stage_input,
     stage_settings,
 )
-from so8t_helpers.settings import Settings, SettingsError, resolve
+from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 from so8t_helpers.speed import build_micro_step, look_at_machine
 
 log = logging.getLogger(__name__)
@@ -62,7 +71,10 @@ def train(settings: Settings) -> dict[str, Any]:
     Raises:
         SettingsError, StageError: before any long work, when something does not fit.
     """
-    with open_stage(settings, "02_train") as stage:
+    if settings.run.processes > 1 and not distributed.launched():
+        return distributed.launch(settings, "so8t_helpers.training", "02_train")
+    workers = distributed.join()
+    with _open(settings, workers) as stage:
         data = stage_input(settings, settings.training.dataset_dir, "01_dataset")
         made_by = "run 01_dataset first, or set training.dataset_dir"
         rows = read_jsonl(stage.read_file("01_dataset/train.jsonl", data / "train.jsonl", made_by))
@@ -85,11 +97,26 @@ def train(settings: Settings) -> dict[str, Any]:
         check_disk(stage.directory, 5 * adapters.lora.nbytes + 2**26, "training (adapter and checkpoints)")
         micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
 
-        loop = Loop(settings, stage, samples, schedule, adapters, micro_step, tokenizer.pad_token_id or 0)
+        pad = tokenizer.pad_token_id or 0
+        loop = Loop(settings, stage, workers, samples, schedule, adapters, micro_step, pad)
         loop.run()
-        loop.write_results()
+        if workers.main:
+            loop.write_results()
         stage.facts |= loop.facts() | {"speed": machine.summary, "memory": memory.describe(shape.num_layers)}
         return stage.facts
+
+
+@contextmanager
+def _open(settings: Settings, workers: distributed.Workers) -> Iterator[Stage]:
+    """Open the stage in the first worker; the others read, and begin when it has made what is missing."""
+    if workers.main:
+        with open_stage(settings, "02_train") as stage:
+            base_folder(settings)
+            workers.wait()
+            yield stage
+    else:
+        workers.wait()
+        yield Stage(settings, "02_train")
 
 
 def plan(settings: Settings, samples: list[packing.Sample]) -> Schedule:
@@ -131,6 +158,7 @@ class Loop:
         self,
         settings: Settings,
         stage: Stage,
+        workers: distributed.Workers,
         samples: list[packing.Sample],
         schedule: Schedule,
         adapters: Adapters,
@@ -138,6 +166,7 @@ class Loop:
         pad_token: int,
     ):
         self.settings, self.stage, self.samples, self.schedule = settings, stage, samples, schedule
+        self.workers = workers
         self.adapters, self.micro_step, self.pad_token = adapters, micro_step, pad_token
         self.total = len(schedule.steps)
         self.optimizer = Optimizer(adapters, settings.training, settings.training.precision == "fp16")
@@ -151,9 +180,11 @@ class Loop:
     def run(self) -> None:
         """Train from the newest usable checkpoint, or from the start, to the last step."""
         first = self._resume()
+        self.workers.agree("the step to go on from", first)
         settings = self.settings.training
         saved_at = time.monotonic()
-        with progress(self.settings, "02_train", self.total, "step", "training") as bar:
+        shown = self.workers.main
+        with progress(self.settings, "02_train", self.total, "step", "training", shown) as bar:
             bar.skip(first)
             self._snapshot(first)
             for step in range(first, self.total):
@@ -162,7 +193,7 @@ class Loop:
                 minutes = (time.monotonic() - saved_at) / 60
                 due = settings.checkpoint_steps and (step + 1) % settings.checkpoint_steps == 0
                 late = settings.checkpoint_minutes and minutes >= settings.checkpoint_minutes
-                if (due or late) and step + 1 < self.total:
+                if (due or late) and step + 1 < self.total and self.workers.main:
                     self._save(step + 1)
                     saved_at = time.monotonic()
 
@@ -176,9 +207,10 @@ class Loop:
 
         self.adapters.zero_grad()
         self.micro_step.begin_step(targets, bends, phase.weight, self.optimizer.loss_scale)
-        for number, sequence in enumerate(sequences):
-            self.micro_step.load(sequence, self._seed(step, number))
+        for number in range(self.workers.rank, len(sequences), self.workers.count):
+            self.micro_step.load(sequences[number], self._seed(step, number))
             self.micro_step.run()
+        self.workers.add_up([*self.adapters.gradients(), self.micro_step.task_loss, self.micro_step.pet_loss])
         scale = self.optimizer.loss_scale
         norm, orthogonality = self.optimizer.step(rate)
 
@@ -300,3 +332,13 @@ class Loop:
             "padding unpacked": round(self.schedule.tokens_wasted["unpacked"], 4),
             "gated layers": len(self.adapters.layers),
         }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: accelerate launch -m so8t_helpers.training PROFILE.yaml")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(load_settings(sys.argv[1]))
+    except (SettingsError, StageError) as error:
+        sys.exit(str(error))

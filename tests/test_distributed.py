@@ -1,0 +1,101 @@
+"""Several workers: the same losses and the same adapters as one, started as the notebook starts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from so8t_helpers import distributed, training
+from so8t_helpers.rotation import GATES_FILE
+from so8t_helpers.run_folder import StageError, stale_reason, write_jsonl
+from so8t_helpers.settings import Settings, load_settings, merge
+from tests.phi3_folders import small_folder
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="written for workers on the CPU")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    base = small_folder(tmp_path / "base", hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
+    data = tmp_path / "data"
+    rows = []
+    for i in range(40):
+        answer = f"# 思考ステップ\n数は{i}。\n判定: ALLOW\n\n# 最終回答\n{i}です。"
+        messages = [{"role": "user", "content": f"/think {i}は？"}, {"role": "assistant", "content": answer}]
+        rows.append({"id": str(i), "messages": messages})
+    write_jsonl(data / "train.jsonl", rows)
+    return load_settings(
+        "demo",
+        {
+            "run": {"name": "one", "root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")},
+            "model": {"base": str(base)},
+            "lora": {"r": 4, "alpha": 8},
+            "training": {
+                "dataset_dir": str(data),
+                "sequence_length": 128,
+                "max_steps": 4,
+                "gradient_accumulation": 3,  # two workers: one has two micro-steps, the other one
+                "checkpoint_steps": 1,
+            },
+        },
+    )
+
+
+def outcome(settings: Settings) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    folder = settings.run_dir / "02_train"
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    return pd.read_parquet(folder / "metrics.parquet"), tensors | load_file(folder / "adapter" / GATES_FILE)
+
+
+def test_two_workers_end_where_one_does(settings: Settings):
+    facts = training.train(settings)
+    two = merge(settings, {"run": {"name": "two", "processes": 2}})
+    facts_of_two = training.train(two)
+    assert stale_reason(two, "02_train") is None
+    assert facts_of_two.keys() == facts.keys()
+    assert not (two.run_dir / ".workers.log").exists()
+
+    (metrics, tensors), (metrics_of_two, tensors_of_two) = outcome(settings), outcome(two)
+    # The same micro-steps and dropout masks; only the order of three float32 sums differs, some 1e-7 each.
+    for column in ("task_loss", "pet_loss", "grad_norm"):
+        assert metrics_of_two[column].tolist() == pytest.approx(metrics[column].tolist(), rel=1e-5)
+    assert metrics_of_two["tokens"].tolist() == metrics["tokens"].tolist()
+    for name, tensor in tensors.items():
+        # AdamW's first steps move by the rate whatever the gradient's size; where a gradient is almost zero
+        # that rounding decides its sign, so a number may be two rates a step apart, but hardly any is.
+        apart = (tensors_of_two[name] - tensor).abs()
+        assert apart.max() <= 8.1 * settings.training.learning_rate, name
+        assert (apart > 1e-5).float().mean() < 0.01, name
+
+
+def test_a_worker_that_fails_says_why_and_leaves_no_manifest(settings: Settings):
+    broken = merge(settings, {"run": {"processes": 2}, "lora": {"target_modules": ["q_proj"]}})
+    with pytest.raises(StageError, match=r"a worker failed(.|\n)*q_proj.*matches no linear of Phi-3"):
+        training.train(broken)
+    assert not (broken.run_dir / "02_train" / "manifest.json").exists()
+
+
+def test_workers_that_hold_different_numbers_say_so():
+    distributed.Workers().agree("anything", 3)  # alone, there is nobody to disagree with
+    code = (
+        "from so8t_helpers import distributed as d; w = d.join(); w.agree('the step to go on from', w.rank)"
+    )
+    done = run_two(code)
+    assert done.returncode != 0
+    assert "workers disagree on the step: [0, 1]" in done.stderr
+
+
+def run_two(code: str):
+    import subprocess
+    import sys
+
+    from so8t_helpers.settings import PROJECT_ROOT
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    return subprocess.run(
+        [*command, sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
+    )
