@@ -101,6 +101,9 @@ def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
         have, where = psutil.virtual_memory().available, "free RAM"
     if settings.training.memory_gib != "auto":
         have, where = int(settings.training.memory_gib * GIB), "training.memory_gib"
+    workers = settings.run.processes
+    if torch.cuda.is_available() and torch.cuda.device_count() < workers:
+        yield Finding(BAD, "GPU", f"run.processes: {workers} wants as many cards")
     fits = needs.training <= have
     text = f"training takes about {needs.training / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
     yield Finding(GOOD if fits else BAD, "memory", text)

@@ -16,9 +16,9 @@ PHI35_BYTES = 7_642_159_104
 DEMO_BYTES = 16_000_000
 # Bytes a weight, scales included: ggml's Q8_0 has 34 for 32, the K mixes as measured on Phi-3.5.
 GGUF_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.74, "q4_k_m": 0.63}
-# Peak on the card, measured with Phi-3.5-mini, r=64, batch 1, checkpointing (shared measurements of the
-# training stack): 5.05 GiB at 2,048 tokens and 7.4 GiB at 8,192 in 8-bit; 4-bit weights take half.
-TOKEN_BYTES = (7.4 - 5.05) * GIB / (8192 - 2048)
+# Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
+# and 9.56 GiB at 49,152 in 8-bit; 4-bit weights take half.
+TOKEN_BYTES = (9.56 - 4.80) * GIB / (49152 - 2048)
 WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.55, "none": 2.0}
 
 
@@ -43,8 +43,8 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     """Estimate what the stages will need; what exists already is not counted again."""
     size, present = base_bytes(settings)
     weights = size / 2
-    # LoRA on the four fused linears of Phi-3.5 with r=64 is 50 M weights of 3.82 G; linear in r.
-    lora = 4 * weights * 0.0131 * settings.lora.r / 64
+    # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights beside 3.82 G; linear in r.
+    lora = 4 * weights * 0.0263 * settings.lora.r / 64
     adapter_and_states = lora * (1 + 2 * settings.training.keep_checkpoints)
     parts = {
         "01_dataset": 3 * _input_bytes(settings),
@@ -57,7 +57,8 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     todo = [stage for stage in stages if not (settings.run_dir / stage / "manifest.json").is_file()]
     tokens = settings.training.sequence_length * settings.training.batch_size
     share = weights / (PHI35_BYTES / 2)
-    training = WEIGHT_BYTES[settings.model.quantization] * weights + 3 * lora + tokens * TOKEN_BYTES * share
+    # LoRA, its gradient, and two bytes of optimizer state for four of a weight.
+    training = WEIGHT_BYTES[settings.model.quantization] * weights + 2.5 * lora + tokens * TOKEN_BYTES * share
     return Needs(
         run=int(sum(parts[stage] for stage in todo)),
         download=0 if present else size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from so8t_helpers import distributed, training
 from so8t_helpers.rotation import GATES_FILE
 from so8t_helpers.run_folder import StageError, stale_reason, write_jsonl
-from so8t_helpers.settings import Settings, load_settings, merge
+from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings, merge
 from tests.phi3_folders import small_folder
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="written for workers on the CPU")
@@ -81,21 +83,9 @@ def test_a_worker_that_fails_says_why_and_leaves_no_manifest(settings: Settings)
 
 def test_workers_that_hold_different_numbers_say_so():
     distributed.Workers().agree("anything", 3)  # alone, there is nobody to disagree with
-    code = (
-        "from so8t_helpers import distributed as d; w = d.join(); w.agree('the step to go on from', w.rank)"
-    )
-    done = run_two(code)
+    code = "from so8t_helpers import distributed as d; w = d.join(); w.agree('the step', w.rank)"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    command += [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "workers disagree on the step: [0, 1]" in done.stderr
-
-
-def run_two(code: str):
-    import subprocess
-    import sys
-
-    from so8t_helpers.settings import PROJECT_ROOT
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    return subprocess.run(
-        [*command, sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=False
-    )
