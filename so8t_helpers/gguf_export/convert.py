@@ -1,8 +1,8 @@
 """From a checkpoint's rows to a file's bytes: checked, widened to float32, quantised by ggml's own code.
 
 The quantisers are ggml's reference code (`kernels`); their bytes equal those of the converter (F16, BF16,
-Q8_0) and of llama-quantize but for the last bit of a product (k-quants; both tested). The interpreter's lock is
-released for all but a fraction of the work, so rows run on several threads.
+Q8_0) and of llama-quantize but for the last bit of a product (k-quants; both tested). Nearly all of the work
+releases the interpreter's lock, so rows run on several threads.
 """
 
 from __future__ import annotations

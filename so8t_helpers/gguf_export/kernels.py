@@ -2,8 +2,8 @@
 
 xllamacpp's extension carries all of ggml and, where the system's linker exports it (Linux, macOS), its
 `ggml_quantize_chunk`; its compiler made twice as fast code of Q6_K as libgguf's, and a fifth faster of Q4_K.
-libgguf, the same sources in a package of their own, serves where it is not exported (Windows). Their bytes are
-equal, with and without importance (tested). Both release the interpreter's lock.
+libgguf, the same sources in a package of their own, serves where it is not exported (Windows). Their bytes
+are equal, with and without importance (tested). Both release the interpreter's lock.
 """
 
 from __future__ import annotations
