@@ -19,11 +19,11 @@ from transformers import AutoTokenizer, Phi3ForCausalLM
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.gguf_export import GgufResult, export, kernels, quality, writer
 from so8t_helpers.gguf_export.convert import dequantize, quantize
-from so8t_helpers.gguf_export.forward import read_config
 from so8t_helpers.gguf_export.metadata import general_name
 from so8t_helpers.gguf_export.parity import check_tokens
 from so8t_helpers.gguf_export.types import FILE_TYPES, tensor_type
 from so8t_helpers.gguf_export.weights import gguf_weights
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.run_folder import StageError, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, load_settings
 
