@@ -1,9 +1,12 @@
 """Baking at real size: against copying the same bytes, and against load, dense product, save_pretrained.
 
     python benchmarks/bake.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 24 GB of disk
-    python benchmarks/bake.py --layers 4      # a quick look
+    python benchmarks/bake.py --layers 4      # a quick look, which is not written to the results
 
-Each measured step runs in a process of its own, so that its peak memory is its own; imports are not timed.
+On a shared machine the steps can be run one by one, with the same `--folder`: `--steps make`, then `rounds`
+(again and again, if it must be short), `bake_and_prove`, `dense`, `report`; the folder keeps their figures.
+
+Each program runs in a process of its own, so that its peak memory is its own; imports are not timed.
 Copying and baking take turns, each ends with fsync, and the claim is about their best times.
 """
 
@@ -12,16 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "bake.json"
 HIDDEN, INTERMEDIATE, VOCABULARY, HEADS, RANK = 3072, 8192, 32064, 32, 64
 LINEARS = {
     "self_attn.qkv_proj": (3 * HIDDEN, HIDDEN),
@@ -114,12 +116,13 @@ def bake(folder: Path, out: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started}
 
 
-def bake_and_prove(folder: Path, out: Path) -> dict[str, float]:
-    """Ours with its proof on random tokens."""
+def bake_and_prove(folder: Path, out: Path, count: int) -> dict[str, float]:
+    """Ours with its proof on `count` texts of random tokens."""
     import torch
 
     from so8t_helpers import checkpoint, rotation
-    from so8t_helpers.baking import adapter, layerwise, proof, stream
+    from so8t_helpers.baking import adapter, proof, stream
+    from so8t_helpers.layer_stream import read_config
     from so8t_helpers.progress import progress
     from so8t_helpers.settings import validate
 
@@ -128,13 +131,15 @@ def bake_and_prove(folder: Path, out: Path) -> dict[str, float]:
     base = checkpoint.read_checkpoint(folder / "base")
     gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
     changes = stream.plan_changes(base, adapter.read_adapter(folder / "adapter", base), gates)
-    config = layerwise.read_config(folder / "base")
-    texts = torch.randint(0, VOCABULARY, (PROOF_TEXTS, PROOF_TOKENS)).tolist()
+    config = read_config(folder / "base")
+    texts = torch.randint(0, VOCABULARY, (count, PROOF_TOKENS)).tolist()
     settings = validate({"run": {"name": "bench", "root": str(out)}}, "benchmark")
     with progress(settings, "03_bake", config.num_hidden_layers, "layer", "prove") as bar:
         facts = proof.prove(config, base, changes, gates, checkpoint.read_checkpoint(out), texts, bar)
     return {
         "seconds": time.perf_counter() - started,
+        "tokens": count * PROOF_TOKENS,
+        "logit_scale": facts["logit_scale"],
         "logits_baking": facts["logits"]["baking"]["largest"],
         "logits_rounding": facts["logits"]["rounding"]["largest"],
         "o_proj_difference": max(layer["o_proj_difference"] for layer in facts["layers"]),
@@ -170,7 +175,13 @@ def dense(folder: Path, out: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started}
 
 
-STEPS = {"copy": copy, "bake": bake, "bake_and_prove": bake_and_prove, "dense": dense}
+STEPS = ("make", "rounds", "bake_and_prove", "dense", "report")
+PROGRAMS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "copy": lambda options: copy(options.folder, options.out),
+    "bake": lambda options: bake(options.folder, options.out),
+    "bake_and_prove": lambda options: bake_and_prove(options.folder, options.out, options.texts),
+    "dense": lambda options: dense(options.folder, options.out),
+}
 
 
 def peak_gib() -> float:
@@ -192,21 +203,19 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS counts bytes
 
 
-def measure(step: str, folder: Path) -> dict[str, float]:
-    """Run one step in a process of its own; its output folder is removed afterwards."""
-    out = Path(tempfile.mkdtemp(dir=folder, prefix=f"{step}-"))
-    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--out", str(out)]
+def measure(program: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Run one program in a process of its own; its output folder is removed afterwards."""
+    out = Path(tempfile.mkdtemp(dir=folder, prefix=f"{program}-"))
+    command = [sys.executable, __file__, "--program", program, "--folder", str(folder), "--out", str(out)]
+    command += ["--texts", str(options.texts)]
+    os.sync() if hasattr(os, "sync") else None  # what an earlier one left to write is not this one's
     try:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     finally:
         shutil.rmtree(out)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(step, {k: float(f"{v:.4g}") for k, v in figures.items()}, flush=True)
+    print(program, {k: float(f"{v:.4g}") for k, v in figures.items()}, flush=True)
     return figures
-
-
-def claim(name: str, value: float, bound: float, unit: str) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 9), "bound": bound, "unit": unit, "holds": value <= bound}
 
 
 def main() -> int:
@@ -214,61 +223,57 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--dtype", choices=["F16", "BF16"], default="F16")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to put the model; default: the temporary folder")
-    parser.add_argument("--only", choices=["bake_and_prove", "dense"], action="append", default=None)
-    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--texts", type=int, default=PROOF_TEXTS, help="held-out texts of the proof")
+    parser.add_argument("--folder", type=Path, help="where to put the models; default: a temporary folder")
+    parser.add_argument("--steps", choices=STEPS, nargs="+", default=list(STEPS))
+    parser.add_argument("--program", choices=list(PROGRAMS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.step:
-        figures = STEPS[options.step](options.folder, options.out)
+    if options.program:
+        figures = PROGRAMS[options.program](options)
         print(json.dumps({**figures, "cpu_seconds": time.process_time(), "peak_gib": peak_gib()}))
         return 0
-    extra = options.only or ["bake_and_prove", "dense"]
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="so8t-bake-") as name:
-        folder = Path(name)
-        size = make_model(folder, options.layers, options.dtype)
-        rounds = [{step: measure(step, folder) for step in ("copy", "bake")} for _ in range(options.rounds)]
-        others = {step: measure(step, folder) for step in extra}
-    copying = min(r["copy"]["seconds"] for r in rounds)
-    baking = min(r["bake"]["seconds"] for r in rounds)
-    peak = max(r["bake"]["peak_gib"] for r in rounds)
+    if options.steps != list(STEPS) and options.folder is None:
+        parser.error("--steps needs --folder, where the steps leave what they make")
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="so8t-bake-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "figures.json"
+    figures: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {"rounds": []}
+    for step in options.steps:
+        if step == "make":
+            figures |= {"layers": options.layers, "dtype": options.dtype}
+            figures["weight_bytes"] = make_model(folder, options.layers, options.dtype)
+        elif step == "rounds":
+            for _ in range(options.rounds):
+                figures["rounds"].append({name: measure(name, folder, options) for name in ("copy", "bake")})
+        elif step == "report":
+            shutil.rmtree(folder)
+            return report(figures)
+        else:
+            figures[step] = measure(step, folder, options)
+        kept.write_text(json.dumps(figures))
+    return 0
+
+
+def report(figures: dict[str, Any]) -> int:
+    """Hold the figures against the bounds; figures of the full size become the results."""
+    from claims import claim, write_claims
+
+    copying = min(r["copy"]["seconds"] for r in figures["rounds"])
+    baking = min(r["bake"]["seconds"] for r in figures["rounds"])
+    peak = max(r["bake"]["peak_gib"] for r in figures["rounds"])
+    proof, peer = figures["bake_and_prove"], figures["dense"]
     claims = [
-        claim("bake against copying the same files", baking / copying, MOST_TIMES_COPY, "times"),
-        claim("peak memory of baking", peak, MOST_GIB, "GiB"),
+        claim("bake against copying the same files", round(baking / copying, 3), MOST_TIMES_COPY, "times"),
+        claim("peak memory of baking", round(peak, 2), MOST_GIB, "GiB"),
+        claim("peak memory of baking and proof", round(proof["peak_gib"], 2), MOST_GIB, "GiB"),
+        claim("logits, gated against baked", proof["logits_baking"], 1e-4, "logit"),
+        claim("bake against load, dense product, save", round(baking / peer["seconds"], 3), 1.0, "times"),
     ]
-    if proof := others.get("bake_and_prove"):
-        claims.append(claim("logits, gated against baked", proof["logits_baking"], 1e-4, "logit"))
-    if peer := others.get("dense"):
-        claims.append(claim("bake against load, dense product, save", baking / peer["seconds"], 1.0, "times"))
-    save(options, size, rounds, others, claims)
-    return 0 if all(c["holds"] for c in claims) else 1
-
-
-def save(options: argparse.Namespace, size: int, rounds: Any, others: Any, claims: Any) -> None:
-    import psutil
-
-    from so8t_helpers.run_folder import versions, write_json
-
-    result = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        },
-        "versions": versions(),
-        "figures": {
-            "layers": options.layers,
-            "dtype": options.dtype,
-            "weight_bytes": size,
-            "rounds": rounds,
-            **others,
-        },
-        "claims": claims,
-    }
-    print(json.dumps(claims, indent=1))
-    if options.layers == 32:
-        write_json(RESULTS, result)
+    if figures["layers"] < 32:
+        print(json.dumps(claims, indent=1))
+        return 0
+    return 0 if write_claims("bake", figures, claims) else 1
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
     python benchmarks/gguf.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 30 GB of disk
     python benchmarks/gguf.py --layers 2      # a quick look, which is not written to the results
 
+On a shared machine the steps can be run one by one, with the same `--folder`: `--steps make`, then `ours`,
+`theirs`, `compare`; the folder keeps their figures, and the last one writes the results and empties it.
+
 SO8T_LLAMA_CPP names the folder with llama.cpp's own programs (`.ci/llama_cpp.sh` builds them and prints it).
-Every step is one process, timed with its start, its peak memory sampled; all use the same number of threads.
+Every program is one process, timed with its start, its peak memory sampled; all use as many threads.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,36 +145,46 @@ def equal_shares(out: Path) -> dict[str, float]:
     return shares
 
 
-def measure(folder: Path, out: Path, tools: Path, threads: int) -> dict[str, Any]:
-    """Run ours and theirs; return all figures."""
-    mine: list[str | Path] = [sys.executable, __file__, "--write", folder, out, "--threads", str(threads)]
-    figures: dict[str, Any] = {"ours": run("ours, three files", mine, {})}
-    converter = tools / "converter" / "convert_hf_to_gguf.py"
+def measure_ours(folder: Path, out: Path, threads: int) -> dict[str, Any]:
+    """Run our pass."""
+    command: list[str | Path] = [sys.executable, __file__, "--write", folder, out, "--threads", str(threads)]
+    return {"ours": run("ours, three files", command, {})}
+
+
+def measure_theirs(folder: Path, out: Path, threads: int) -> dict[str, Any]:
+    """Run llama.cpp's converter twice and its quantiser once."""
+    tools = Path(os.environ["SO8T_LLAMA_CPP"])
+    converter, figures = tools / "converter" / "convert_hf_to_gguf.py", {}
+    environment = {"PYTHONPATH": str(tools / "converter"), "OMP_NUM_THREADS": str(threads)}
     for kind in ("f16", "q8_0"):
         target = out / f"theirs-{kind}.gguf"
-        command: list[str | Path] = [
-            sys.executable,
-            converter,
-            folder,
-            "--outtype",
-            kind,
-            "--outfile",
-            target,
-        ]
-        environment = {"PYTHONPATH": str(tools / "converter"), "OMP_NUM_THREADS": str(threads)}
+        command: list[str | Path] = [sys.executable, converter, folder]
+        command += ["--outtype", kind, "--outfile", target]
         figures[f"converter {kind}"] = run(f"converter, {kind}", command, environment)
     source, target = out / "theirs-f16.gguf", out / "theirs-q4_k_m.gguf"
     command = [tools / "bin" / "llama-quantize", source, target, "q4_k_m", str(threads)]
     figures["quantiser q4_k_m"] = run("quantiser, q4_k_m", command, {})
-    figures["equal bytes"] = equal_shares(out)
-    return figures
+    return {**figures, "llama_cpp": tools.name}
+
+
+STEPS: dict[str, Callable[[Path, Path, argparse.Namespace], dict[str, Any]]] = {
+    "make": lambda model, _, options: {
+        "layers": options.layers,
+        "threads": options.threads,
+        "weight_bytes": make_model(model, options.layers),
+    },
+    "ours": lambda model, out, options: measure_ours(model, out, options.threads),
+    "theirs": lambda model, out, options: measure_theirs(model, out, options.threads),
+    "compare": lambda _, out, __: {"equal bytes": equal_shares(out)},
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--folder", type=Path, help="where to put everything; default: the temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to put everything; default: a temporary folder")
+    parser.add_argument("--steps", choices=list(STEPS), nargs="+", default=list(STEPS))
     parser.add_argument("--write", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
@@ -177,15 +192,26 @@ def main() -> int:
         return 0
     if "SO8T_LLAMA_CPP" not in os.environ:
         parser.error("SO8T_LLAMA_CPP must name llama.cpp's tools; .ci/llama_cpp.sh builds them")
-    tools = Path(os.environ["SO8T_LLAMA_CPP"])
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="so8t-gguf-") as name:
-        folder, out = Path(name) / "model", Path(name) / "out"
-        out.mkdir()
-        size = make_model(folder, options.layers)
-        figures = measure(folder, out, tools, options.threads)
+    if options.steps != list(STEPS) and options.folder is None:
+        parser.error("--steps needs --folder, where the steps leave what they make")
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="so8t-gguf-"))
+    model, out, kept = folder / "model", folder / "out", folder / "figures.json"
+    out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for step in options.steps:
+        figures |= STEPS[step](model, out, options)
+        kept.write_text(json.dumps(figures))
+    if "compare" not in options.steps:
+        return 0
+    for path in (model, out):
+        shutil.rmtree(path)
+    kept.unlink()
+    return report(figures)
+
+
+def report(figures: dict[str, Any]) -> int:
+    """Hold the figures against the bounds; figures of the full size become the results."""
     theirs = sum(figures[k]["seconds"] for k in ("converter f16", "converter q8_0", "quantiser q4_k_m"))
-    figures |= {"layers": options.layers, "weight_bytes": size, "threads": options.threads}
-    figures["llama_cpp"] = tools.name
     from claims import claim, write_claims
 
     shares = figures["equal bytes"]
@@ -201,7 +227,7 @@ def main() -> int:
         claim("bytes equal to llama.cpp's, Q8_0", shares["q8_0"], 1.0, "share", at_least=True),
         claim("bytes equal to llama.cpp's, Q4_K_M", shares["q4_k_m"], 0.999, "share", at_least=True),
     ]
-    if options.layers < 32:
+    if figures["layers"] < 32:
         print(json.dumps(claims, indent=1))
         return 0
     return 0 if write_claims("gguf", figures, claims) else 1

@@ -17,6 +17,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from so8t_helpers import checkpoint, origin, rotation
 from so8t_helpers.baking import bake, layerwise, stream
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.run_folder import StageError, read_manifest
 from so8t_helpers.settings import Settings, validate
 
@@ -193,19 +194,33 @@ def test_rank_and_alpha_patterns_follow_peft(tmp_path: Path) -> None:
 
 
 def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
+    """Two texts, one padded, with a sliding window, on the float32 weights that both read."""
     base = make_base(tmp_path / "base", torch.float32, window=5)
-    ids = torch.randint(0, 128, (1, 40))
+    texts = [torch.randint(0, 128, (n,)).tolist() for n in (40, 23)]
     with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)(ids).logits[0]
-        config, weights = layerwise.read_config(base), checkpoint.read_checkpoint(base)
-        positions, hidden = layerwise.Positions(config), [layerwise.embed(ids[0].tolist(), weights)]
-        slot = layerwise.LayerSlot(config)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+        config, weights = read_config(base), checkpoint.read_checkpoint(base)
+        layer, hidden = layerwise.Layer(config), layerwise.embed(texts, weights)
         for index in range(LAYERS):
-            slot.fill(index, weights)
-            slot.run(hidden, positions)
-        logits = layerwise.Head(config, weights)(hidden[0])
-    # The attention kernels sum in another order.
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+            layer.set_norms(index, weights)
+            for name, linear in layer.linears.items():
+                linear.plain(weights[f"model.layers.{index}.{name}.weight"])
+            hidden = layer.run(hidden)
+        for ids, states in zip(texts, hidden, strict=True):
+            logits = layerwise.Head(config, weights)(states[: len(ids)])
+            # transformers' norms and softmax go through float32.
+            expected = model(torch.tensor([ids])).logits[0]
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_proofs_noise_is_far_below_what_it_measures(tmp_path: Path) -> None:
+    """Nothing but LoRA of zeros: gated, baked and rounded are one model, and the figures must say so."""
+    base = make_base(tmp_path / "base", torch.float16)
+    adapter = make_adapter(tmp_path / "adapter", gates=None)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({k: w * ("lora_A" in k) for k, w in weights.items()}, adapter / "adapter_model.safetensors")
+    logits = bake(make_settings(tmp_path, base, adapter)).proof["logits"]
+    assert logits["baking"]["largest"] < 1e-12 and logits["rounding"]["largest"] < 1e-12
 
 
 def test_proof_sees_a_transposed_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +306,7 @@ def _bake_slowly(settings: Settings, flag: Path) -> None:
         flag.touch()
         time.sleep(60)
 
-    layerwise.LayerSlot.run = slow  # type: ignore[assignment]
+    layerwise.Layer.run = slow  # type: ignore[assignment]
     bake(settings)
 
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
-from so8t_helpers.gguf_export import GgufResult, export, quality, writer
+from so8t_helpers.gguf_export import GgufResult, export, kernels, quality, writer
 from so8t_helpers.gguf_export.convert import dequantize, quantize
-from so8t_helpers.gguf_export.forward import read_config
 from so8t_helpers.gguf_export.metadata import general_name
 from so8t_helpers.gguf_export.parity import check_tokens
 from so8t_helpers.gguf_export.types import FILE_TYPES, tensor_type
 from so8t_helpers.gguf_export.weights import gguf_weights
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.run_folder import StageError, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, load_settings
 
@@ -370,3 +370,26 @@ def test_16_and_8_bit_bytes_are_those_of_ggufs_own_code(kind: Q) -> None:
     expected = gguf.quants.quantize(rows, kind).view(np.uint8)
     assert np.array_equal(quantize(rows, kind), expected)
     assert np.array_equal(dequantize(expected, kind), gguf.quants.dequantize(expected, kind))
+
+
+@pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.Q5_0, Q.Q5_1])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_both_builds_of_ggml_give_the_same_bytes(kind: Q, weighed: bool) -> None:
+    fast = kernels.exported()
+    if fast is None:
+        pytest.skip("this platform's xllamacpp exports no symbols")
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((96, 512)).astype(np.float32) * 0.05
+    rows[:4, :256] = [[0.0], [1.0], [-3e-8], [1e4]]  # blocks of one value
+    importance = generator.random(512, dtype=np.float32) if weighed else None
+    assert np.array_equal(fast(rows, kind, importance), kernels.packaged(rows, kind, importance))
+
+
+def test_rows_and_importance_that_do_not_fit_are_refused() -> None:
+    fast = kernels.exported()
+    if fast is None:
+        pytest.skip("this platform's xllamacpp exports no symbols")
+    with pytest.raises(ValueError, match="blocks of 256"):
+        fast(np.zeros((1, 128), dtype=np.float32), Q.Q4_K, None)
+    with pytest.raises(ValueError, match="256 columns"):
+        fast(np.zeros((1, 256), dtype=np.float32), Q.Q4_K, np.ones(8, dtype=np.float32))

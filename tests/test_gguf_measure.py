@@ -19,10 +19,10 @@ from so8t_helpers import rotation
 from so8t_helpers.checkpoint import read_checkpoint
 from so8t_helpers.gguf_export import export, imatrix, o_proj, quality
 from so8t_helpers.gguf_export.convert import dequantize, quantize
-from so8t_helpers.gguf_export.forward import read_config
 from so8t_helpers.gguf_export.layout import collect_tensors
 from so8t_helpers.gguf_export.metadata import read_model
 from so8t_helpers.gguf_export.weights import Read, checkpoint_weights
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.run_folder import StageError, read_manifest
 
 TEXTS = [list(range(5, 45)), list(range(300, 320))]

@@ -126,7 +126,7 @@ def write_card(
         "",
         "## Proof",
         "",
-        f"On {proof['tokens']} tokens of {proof['texts']} held-out texts, in float32:",
+        f"On {proof['tokens']} tokens of {proof['texts']} held-out texts, with float64 activations:",
         "",
         f"- gated and adapted model against baked weights before rounding: logits differ by at most "
         f"{logits['baking']['largest']:.2e}, next token the same for "

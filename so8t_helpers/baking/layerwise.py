@@ -1,138 +1,130 @@
-"""A forward pass that holds one decoder layer at a time, in float32, for models that memory cannot hold.
+"""The forward pass of the proof: float64, one decoder layer at a time, weights straight from the shards.
 
-transformers' own Phi3DecoderLayer does the arithmetic. The gated variant does what training does: it turns
-the activations and adds the LoRA branch; it shares no code with the baking it judges.
+In float32 the noise of 32 layers alone moves logits by more than a bake may, so everything here is float64,
+where that noise is nine digits smaller. Weights are exact in it; a few rows at a time are read, widened, used
+and forgotten, so no layer is ever whole in memory. The gated variant does what training does: it turns the
+activations and adds the LoRA branch; it shares no code with the baking it judges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
+from transformers import Phi3Config
 
 from so8t_helpers import rotation
+from so8t_helpers.baking.stream import Change, bake_rows
 from so8t_helpers.checkpoint import TensorPlace
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.layer_stream import Beside, empty_layer
 
-EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = 1024  # of a weight at once: 64 MiB of down_proj in float64
+_TOKENS = 512  # through a layer at once: 64 MiB of what gate_up_proj gives, in float64
 
 
-class GatedLinear(nn.Module):
-    """y = W R x + s·B·A R x: the gate stands before the linear and its LoRA; both may be None.
+class StreamedLinear(nn.Module):
+    """A linear layer whose weight stays on disk; one of three models, see `plain`, `gate` and `merge`."""
 
-    Attributes:
-        weight: (out, in). lora: (A (r, in), B (out, r), s). blocks: (in/8, 8, 8).
-    """
-
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.place: TensorPlace | None = None
         self.lora: tuple[Tensor, Tensor, float] | None = None
         self.blocks: Tensor | None = None
+        self.merged = Change()
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+    def plain(self, place: TensorPlace) -> None:
+        """Y = W x, as the file has it."""
+        self.place, self.lora, self.blocks, self.merged = place, None, None, Change()
+
+    def gate(self, place: TensorPlace, change: Change, free: Tensor | None) -> None:
+        """Y = W R x + s·B·A R x, as in training: R comes from the gate's own numbers, (d/8, 28) or None."""
+        self.plain(place)
+        if change.lora is not None:
+            a, b = change.lora.load()
+            self.lora = (a.double(), b.double(), change.lora.scale)
+        self.blocks = None if free is None else rotation.rotation(free.double())
+
+    def merge(self, place: TensorPlace, change: Change) -> None:
+        """Y = W' x, with the bake's own float32 arithmetic before its rounding."""
+        self.plain(place)
+        self.merged = change
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out), float64
+        assert self.place is not None
         if self.blocks is not None:
             x = rotation.rotate(x, self.blocks)
-        y = functional.linear(x, self.weight)
+        pair = self.merged.lora.load() if self.merged.lora else None
+        y = x.new_empty(*x.shape[:-1], self.place.shape[0])
+        for start in range(0, y.shape[-1], _ROWS):
+            stop = min(start + _ROWS, y.shape[-1])
+            rows = self.place.read(start, stop).float()
+            lora = None
+            if pair is not None and self.merged.lora is not None:
+                lora = (pair[1][start:stop], pair[0], self.merged.lora.scale)
+            rows = bake_rows(rows, lora, self.merged.blocks)
+            y[..., start:stop] = functional.linear(x, rows.double())
         if self.lora is not None:
             a, b, scale = self.lora
-            y = y + scale * functional.linear(functional.linear(x, a), b)
+            y += scale * functional.linear(functional.linear(x, a), b)
         return y
 
 
-def read_config(folder: Path) -> Phi3Config:
-    """Return a model folder's configuration, set to plain attention.
-
-    Raises:
-        StageError: if it is not a Phi3 model.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, Phi3Config):
-        raise StageError(f"{folder / 'config.json'}: model_type {config.model_type!r}; only phi3 is baked")
-    config._attn_implementation = "eager"
-    return config
-
-
-class LayerSlot:
-    """One decoder layer's memory, filled with the weights of one layer after another.
+class Layer:
+    """One decoder layer, set to the weights of one layer of one model after another.
 
     Attributes:
-        linears: the four gated linears by their names within the layer ("self_attn.o_proj").
+        linears: the four linears by their names within the layer ("self_attn.o_proj").
     """
 
     def __init__(self, config: Phi3Config):
-        with torch.device("meta"):
-            self.layer = Phi3DecoderLayer(config, 0).eval()
-        self.linears: dict[str, GatedLinear] = {}
+        self.layer, self.beside = empty_layer(config), Beside(config)
+        self.linears: dict[str, StreamedLinear] = {}
+        self._norms: dict[str, nn.RMSNorm] = {}
         for name, module in list(self.layer.named_modules()):
+            parent, _, leaf = name.rpartition(".")
             if isinstance(module, nn.Linear):
-                parent, _, leaf = name.rpartition(".")
-                self.linears[name] = GatedLinear(tuple(module.weight.shape))
+                self.linears[name] = StreamedLinear()
                 setattr(self.layer.get_submodule(parent), leaf, self.linears[name])
-        self.layer.to_empty(device="cpu")
+            elif leaf.endswith("norm"):  # transformers' own goes through float32
+                self._norms[name] = _norm(config)
+                setattr(self.layer.get_submodule(parent), leaf, self._norms[name])
 
-    def fill(self, index: int, weights: Mapping[str, TensorPlace]) -> None:
-        """Read the weights of layer `index` as float32, without LoRA and gates."""
-        for name, parameter in self.layer.named_parameters():
-            read_float32(weights[f"model.layers.{index}.{name}"], parameter.data)
-        for linear in self.linears.values():
-            linear.lora = linear.blocks = None
+    def set_norms(self, index: int, weights: Mapping[str, TensorPlace]) -> None:
+        """Read the norms of layer `index`."""
+        for name, norm in self._norms.items():
+            norm.weight.data = weights[f"model.layers.{index}.{name}.weight"].read().double()
 
-    def run(self, hidden: list[Tensor], positions: Positions) -> None:
-        """Send every text through the layer; `hidden` holds one (1, T, d) a text and is changed in place."""
-        for i, x in enumerate(hidden):
-            hidden[i] = self.layer(x, **positions.arguments(x))
-
-
-def read_float32(place: TensorPlace, out: Tensor) -> Tensor:
-    """Read a tensor into `out`, a few rows at a time, so that the 16-bit copy stays small."""
-    for start in range(0, place.shape[0], 1024):
-        stop = min(start + 1024, place.shape[0])
-        out[start:stop] = place.read(start, stop)
-    return out
-
-
-def embed(ids: list[int], weights: Mapping[str, TensorPlace]) -> Tensor:
-    """Look tokens up, row by row on disk. -> (1, T, d) float32."""
-    place = weights[EMBEDDING]
-    return torch.cat([place.read(i, i + 1) for i in ids]).float()[None]
-
-
-class Positions:
-    """Rotary tables and attention masks for texts that stand alone (batch 1, no padding)."""
-
-    def __init__(self, config: Phi3Config):
-        self.rotary, self.window = Phi3RotaryEmbedding(config), config.sliding_window
-
-    def arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what a decoder layer needs beside x (1, T, d)."""
-        position = torch.arange(x.shape[1])
-        distance = position[:, None] - position[None, :]
-        seen = distance >= 0
-        if self.window is not None:
-            seen &= distance < self.window
-        mask = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
-        return {
-            "attention_mask": mask[None, None],
-            "position_embeddings": self.rotary(x, position[None]),
-        }
+    def run(self, hidden: Tensor) -> Tensor:
+        """Send texts (B, T, d) through the layer, a few at a time."""
+        texts = max(1, _TOKENS // hidden.shape[1])
+        return torch.cat([self.layer(x, **self.beside(x)) for x in hidden.split(texts)])
 
 
 class Head:
-    """The last norm and the output projection. Call it with (1, T, d) -> logits (T, V) float32."""
+    """The last norm and the output projection. Call it with (n, d) -> logits (n, V), float64."""
 
     def __init__(self, config: Phi3Config, weights: Mapping[str, TensorPlace]):
-        self.norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.norm.weight = nn.Parameter(weights["model.norm.weight"].read().float(), requires_grad=False)
-        place = weights.get(_HEAD, weights[EMBEDDING])
-        self.weight = read_float32(place, torch.empty(place.shape))
+        self.norm, self.linear = _norm(config), StreamedLinear()
+        self.norm.weight.data = weights["model.norm.weight"].read().double()
+        self.linear.plain(weights.get(_HEAD, weights[_EMBEDDING]))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(self.norm(x[0]), self.weight)
+        logits: Tensor = self.linear(self.norm(x))
+        return logits
+
+
+def embed(texts: list[list[int]], weights: Mapping[str, TensorPlace]) -> Tensor:
+    """Look tokens up, row by row on disk. -> (B, T, d) float64, padded right with zeros."""
+    place = weights[_EMBEDDING]
+    hidden = torch.zeros(len(texts), max(map(len, texts)), place.shape[1], dtype=torch.float64)
+    for text, ids in zip(hidden, texts, strict=True):
+        for position, index in enumerate(ids):
+            text[position] = place.read(index, index + 1)[0]
+    return hidden
+
+
+def _norm(config: Phi3Config) -> nn.RMSNorm:
+    return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=torch.float64)

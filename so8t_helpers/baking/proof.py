@@ -1,8 +1,9 @@
 """The proof of a bake: what baking changed, what rounding to 16 bits changed, and whether the bounds hold.
 
 Three models see the same held-out texts, layer by layer: the gated one (activations turned, LoRA beside the
-weights), the baked one before rounding, and the one in the files, all computed in float32. Gated against
-baked is what baking costs; baked against rounded is what 16 bits cost, however the model was made.
+weights), the baked one before rounding, and the one in the files, all with float64 activations: float32's own
+noise would drown what is measured. Gated against baked is what baking costs; baked against rounded is what 16
+bits cost, however the model was made.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.progress import Progress
 
 SAMPLED_ROWS = 32
-_MERGED_ROWS = 256
-_LOGIT_ROWS = 32  # tokens whose logits are held at once, for three models
+_LOGIT_ROWS = 64  # tokens whose logits are held at once, for three models
 _O_PROJ = "self_attn.o_proj"
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
@@ -49,67 +49,45 @@ def prove(
         bar: counts layers.
     """
     free = dict(zip(gates.layers, gates.free, strict=True)) if gates else {}
-    positions, slot = layerwise.Positions(config), layerwise.LayerSlot(config)
-    gated = [layerwise.embed(ids, base) for ids in texts]
-    baked, rounded = list(gated), [layerwise.embed(ids, stored) for ids in texts]
+    layer = layerwise.Layer(config)
+    gated, rounded = layerwise.embed(texts, base), layerwise.embed(texts, stored)
+    baked = gated.clone()
     layers: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
     for index in range(config.num_hidden_layers):
-        names = {name: f"model.layers.{index}.{name}.weight" for name in slot.linears}
-        slot.fill(index, base)
-        _gate(slot, names, changes, free.get(index))
-        with _recorded(slot.linears[_O_PROJ]) as seen:
-            slot.run(gated, positions)
-        _merge(slot, names, changes)
-        layers.append(
-            {
-                "layer": index,
-                **_rotation_facts(free.get(index)),
-                **_o_proj_facts(slot.linears[_O_PROJ], seen),
-            }
-        )
-        slot.run(baked, positions)
+        names = {name: f"model.layers.{index}.{name}.weight" for name in layer.linears}
+        o_proj = layer.linears[_O_PROJ]
+        layer.set_norms(index, base)
+        for name, linear in layer.linears.items():
+            turned = free.get(index) if linear is o_proj else None
+            linear.gate(base[names[name]], changes.get(names[name], Change()), turned)
+        with _recorded(o_proj) as seen:
+            gated = layer.run(gated)
+        for name, linear in layer.linears.items():
+            linear.merge(base[names[name]], changes.get(names[name], Change()))
+        layers.append({"layer": index, **_rotation_facts(free.get(index)), **_o_proj_facts(o_proj, seen)})
+        baked = layer.run(baked)
         weights += [
             _weight_facts(index, name, base[name], changes[name], free.get(index), stored[name])
             for name in names.values()
             if name in changes
         ]
-        slot.fill(index, stored)
-        slot.run(rounded, positions)
+        layer.set_norms(index, stored)
+        for name, linear in layer.linears.items():
+            linear.plain(stored[names[name]])
+        rounded = layer.run(rounded)
         bar.update(1)
-    del slot
+    # Where a text ends, padding begins.
+    valid = torch.arange(gated.shape[1]) < torch.tensor([len(ids) for ids in texts])[:, None]
+    states = [hidden[valid] for hidden in (gated, baked, rounded)]  # (tokens, d) each
     return {
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
         "gated_layers": sorted(free),
-        **_logit_facts(layerwise.Head(config, stored), gated, baked, rounded),
+        **_logit_facts(layerwise.Head(config, stored), *states),
         "layers": layers,
         "weights": weights,
     }
-
-
-def _gate(
-    slot: layerwise.LayerSlot, names: dict[str, str], changes: Mapping[str, Change], free: Tensor | None
-) -> None:
-    """Attach LoRA and gate beside the base's weights, as in training: R comes from the gates' own numbers."""
-    for name, linear in slot.linears.items():
-        lora = changes.get(names[name], Change()).lora
-        linear.lora = (*lora.load(), lora.scale) if lora else None
-    slot.linears[_O_PROJ].blocks = None if free is None else rotation.rotation(free)
-
-
-def _merge(slot: layerwise.LayerSlot, names: dict[str, str], changes: Mapping[str, Change]) -> None:
-    """Work LoRA and gate into the weights, by the arithmetic of the bake before its rounding."""
-    for name, linear in slot.linears.items():
-        blocks = changes.get(names[name], Change()).blocks
-        for start in range(0, len(linear.weight), _MERGED_ROWS):
-            rows = linear.weight.data[start : start + _MERGED_ROWS]
-            lora = None
-            if linear.lora is not None:
-                a, b, scale = linear.lora
-                lora = (b[start : start + _MERGED_ROWS], a, scale)
-            rows.copy_(bake_rows(rows, lora, blocks))
-        linear.lora = linear.blocks = None
 
 
 @contextmanager
@@ -168,17 +146,15 @@ def _weight_facts(
     }
 
 
-def _logit_facts(
-    head: layerwise.Head, gated: list[Tensor], baked: list[Tensor], rounded: list[Tensor]
-) -> dict[str, Any]:
+def _logit_facts(head: layerwise.Head, gated: Tensor, baked: Tensor, rounded: Tensor) -> dict[str, Any]:
     """Differences of logits of the three models, token agreement, and KL(baked || rounded) in nats.
 
     One head serves all three: baking passes the last norm and the head through byte for byte.
     """
     pairs = {"baking": _Difference(), "rounding": _Difference(), "both": _Difference()}
     scale, kl = 0.0, []
-    for hidden in zip(*(_pieces(model) for model in (gated, baked, rounded)), strict=True):
-        g, b, r = (head(x) for x in hidden)
+    for hidden in zip(*(model.split(_LOGIT_ROWS) for model in (gated, baked, rounded)), strict=True):
+        g, b, r = head(torch.cat(hidden)).chunk(3)  # (tokens, V) each
         pairs["baking"].add(g, b)
         pairs["rounding"].add(b, r)
         pairs["both"].add(g, r)
@@ -191,11 +167,6 @@ def _logit_facts(
         "rounding_kl_mean": float(torch.cat(kl).mean()),
         "histogram_edges_log10": DECADES.tolist(),
     }
-
-
-def _pieces(texts: list[Tensor]) -> Iterator[Tensor]:
-    for text in texts:
-        yield from text.split(_LOGIT_ROWS, dim=1)
 
 
 class _Difference:

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from so8t_helpers import origin, rotation
 from so8t_helpers.baking import folder as model_folder
 from so8t_helpers.baking.adapter import CONFIG_FILE, WEIGHTS_FILE, LoraPair, read_adapter
-from so8t_helpers.baking.layerwise import read_config
 from so8t_helpers.baking.proof import prove
 from so8t_helpers.baking.stream import bake_checkpoint, plan_changes
 from so8t_helpers.checkpoint import TensorPlace, read_checkpoint
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.model import base_folder
 from so8t_helpers.progress import progress
 from so8t_helpers.run_folder import (
@@ -88,7 +88,7 @@ def bake(settings: Settings) -> BakeResult:
                 raise StageError(
                     f"{STAGE}: the proof does not hold: {'; '.join(proof['broken'])}; no baked folder is "
                     f"left, see {stage.directory / 'proof.json'}. If the logits alone break their bound and "
-                    "every layer holds its own, float32's noise at this depth is larger: raise "
+                    "every layer holds its own, float32 weights round more at this depth: raise "
                     "bake.logit_bound"
                 )
         stage.facts |= _facts(proof)

@@ -1,13 +1,12 @@
 """From a checkpoint's rows to a file's bytes: checked, widened to float32, quantised by ggml's own code.
 
-libgguf wraps ggml's reference quantisers; its bytes equal those of the converter (F16, BF16, Q8_0) and of
-llama-quantize but for the last bit of a product (k-quants; both tested). It releases the interpreter lock,
-so rows run on several threads.
+The quantisers are ggml's reference code (`kernels`); their bytes equal those of the converter (F16, BF16,
+Q8_0) and of llama-quantize but for the last bit of a product (k-quants; both tested). Nearly all of the work
+releases the interpreter's lock, so rows run on several threads.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import libgguf
@@ -17,17 +16,12 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from so8t_helpers.checkpoint import TensorPlace
+from so8t_helpers.gguf_export.kernels import Bytes, Rows, best_quantiser
 from so8t_helpers.run_folder import StageError
-
-# Rows are split over our own threads, as many as the profile says; libgguf would start its own in each.
-os.environ.setdefault("LIBGGUF_NUM_THREADS", "1")
 
 _Q = GGMLQuantizationType
 _SAME_BYTES = {("F16", _Q.F16), ("BF16", _Q.BF16), ("F32", _Q.F32)}
 _F16_LIMIT = 65520.0  # from here on, round to nearest gives infinity
-
-Rows = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 
 
 def convert_rows(
@@ -59,7 +53,7 @@ def quantize(rows: Rows, kind: GGMLQuantizationType, importance: Rows | None = N
     """Return (rows, row length) float32 as the bytes of a ggml type, (rows, bytes a row)."""
     if kind == _Q.F32:
         return np.ascontiguousarray(rows).view(np.uint8)
-    return np.asarray(libgguf.quantize_rows(rows, kind, importance)).view(np.uint8)
+    return best_quantiser()(rows, kind, importance)
 
 
 def dequantize(data: Bytes, kind: GGMLQuantizationType) -> Rows:

@@ -1,41 +1,22 @@
-"""A Phi3 forward pass that holds one decoder layer at a time, in float32, over weights by GGUF name.
-
-transformers' own layers do the arithmetic, so what is measured is the weights, not another implementation.
-"""
+"""A Phi3 forward pass that holds one decoder layer at a time, in float32, over weights by GGUF name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
+from transformers import Phi3Config
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 
+from so8t_helpers.gguf_export.layout import BLOCK
 from so8t_helpers.gguf_export.weights import Read
+from so8t_helpers.layer_stream import Beside, empty_layer
 
-# transformers' module of a decoder layer -> its name in a GGUF block.
-LAYER_PARTS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 LINEARS = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 
 Observe = Callable[[str, Tensor], None]
-
-
-def read_config(folder: Path) -> Phi3Config:
-    """Return a model folder's configuration."""
-    config = AutoConfig.from_pretrained(folder)
-    assert isinstance(config, Phi3Config)  # the export has read config.json already
-    config._attn_implementation = "sdpa"
-    return config
 
 
 def best_device() -> torch.device:
@@ -63,12 +44,10 @@ def last_hidden(
     embedding = read("token_embd.weight")
     hidden = [embedding[torch.tensor(ids)][None].to(device) for ids in texts]  # (1, T, d) each
     del embedding
-    rotary = Phi3RotaryEmbedding(config).to(device)
-    with torch.device("meta"):
-        layer = Phi3DecoderLayer(config, 0).eval()
+    beside, layer = Beside(config).to(device), empty_layer(config)
     current = 0
     if observe is not None:
-        for module, part in LAYER_PARTS.items():
+        for module, part in BLOCK.items():
             if part in LINEARS:
                 layer.get_submodule(module).register_forward_pre_hook(
                     lambda _, inputs, part=part: observe(f"blk.{current}.{part}.weight", inputs[0][0])
@@ -76,10 +55,10 @@ def last_hidden(
     for current in range(config.num_hidden_layers):
         weights = {
             f"{module}.weight": read(f"blk.{current}.{part}.weight").to(device)
-            for module, part in LAYER_PARTS.items()
+            for module, part in BLOCK.items()
         }
         layer.load_state_dict(weights, assign=True)
-        hidden = [_run(layer, x, rotary, config) for x in hidden]
+        hidden = [layer(x, **beside(x)) for x in hidden]
         on_layer()
     norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps).to(device)
     norm.weight.copy_(read("output_norm.weight"))
@@ -95,14 +74,3 @@ def output_weight(config: Phi3Config, read: Read) -> Tensor:
 def log_probabilities(hidden: Tensor, output: Tensor) -> Tensor:
     """Hidden (n, d) -> natural-log probabilities of the next token (n, vocabulary)."""
     return functional.log_softmax(functional.linear(hidden, output), dim=-1)
-
-
-def _run(layer: Phi3DecoderLayer, x: Tensor, rotary: Phi3RotaryEmbedding, config: Phi3Config) -> Tensor:
-    length = x.shape[1]
-    position = torch.arange(length, device=x.device)
-    mask = None  # plain causal attention
-    if config.sliding_window is not None and length > config.sliding_window:
-        distance = position[:, None] - position[None, :]
-        mask = ((distance >= 0) & (distance < config.sliding_window))[None, None]
-    out: Tensor = layer(x, attention_mask=mask, position_embeddings=rotary(x, position[None]))
-    return out

@@ -28,7 +28,7 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-_BLOCK = {
+BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
@@ -81,8 +81,8 @@ def gguf_name(name: str) -> str | None:
     if name in _TOP:
         return _TOP[name]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
-    if match and match[2] in _BLOCK:
-        return f"blk.{int(match[1])}.{_BLOCK[match[2]]}.weight"
+    if match and match[2] in BLOCK:
+        return f"blk.{int(match[1])}.{BLOCK[match[2]]}.weight"
     return None
 
 
@@ -128,7 +128,7 @@ def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     if not shape.tie_embeddings:
         expected["output.weight"] = vocabulary
     for layer in range(shape.num_layers):
-        for part, short in _BLOCK.items():
+        for part, short in BLOCK.items():
             linear = part.rpartition(".")[2]
             size = (width,) if linear.endswith("norm") else shape.linear_shape(linear)
             expected[f"blk.{layer}.{short}.weight"] = size

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from so8t_helpers import rotation
 from so8t_helpers.gguf_export import imatrix, o_proj
-from so8t_helpers.gguf_export.forward import read_config
 from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, source_stamps
 from so8t_helpers.gguf_export.quality import States, compare, run_texts, take_tokens
 from so8t_helpers.gguf_export.types import FILE_TYPES
@@ -25,6 +24,7 @@ from so8t_helpers.gguf_export.weights import (
     rounded_weights,
 )
 from so8t_helpers.gguf_export.writer import Importance
+from so8t_helpers.layer_stream import read_config
 from so8t_helpers.progress import Progress, progress
 from so8t_helpers.run_folder import Stage, StageError, read_jsonl, stage_input
 from so8t_helpers.settings import Settings

@@ -2,7 +2,8 @@
 
 Chunks of rows are read, checked and quantised on several threads; this thread puts the results in their
 places in order, so memory holds a few chunks whatever the model's size. A file grows as `.<name>.part`, its
-journal says how many tensors are safely on disk, and an interrupted pass goes on from there.
+journal says how many tensors are safely on disk, and an interrupted pass goes on from there. One more thread
+waits for the disk, which would otherwise hold up the quantisers at every sync.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -32,15 +33,22 @@ _SYNC_BYTES = 1 << 28  # what an interruption may cost each file
 Importance = dict[str, NDArray[np.float32]]
 
 
+def _nothing_to_wait_for() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
 @dataclass
 class _Part:
-    """A file being written: how many of its tensors are done, and how many bytes are not yet synced."""
+    """A file being written: its tensors that are whole, its bytes that are not synced, its last sync."""
 
     plan: PlannedFile
     key: str
     file: IO[bytes]
     done: int
     unsynced: int = 0
+    syncing: Future[None] = field(default_factory=_nothing_to_wait_for)
 
     @property
     def journal(self) -> Path:
@@ -51,13 +59,24 @@ class _Part:
         self.file.write(data.data)
         self.unsynced += data.nbytes
 
-    def tensor_done(self, count: int, last: bool) -> None:
+    def tensor_done(self, count: int, syncer: ThreadPoolExecutor) -> None:
+        """Count a tensor; have all so far synced and journalled if it is time and the disk has kept up."""
         self.done = count
-        if self.unsynced >= _SYNC_BYTES or last:
+        if self.unsynced >= _SYNC_BYTES and self.syncing.done():
+            self.syncing.result()  # raises what the disk refused
             self.file.flush()
-            os.fsync(self.file.fileno())
-            write_json(self.journal, {"key": self.key, "done": count})
             self.unsynced = 0
+            self.syncing = syncer.submit(self._sync, count)
+
+    def settle(self) -> None:
+        """Sync and journal what is left, at the end of a pass or where it is interrupted."""
+        self.syncing.result()
+        self.file.flush()
+        self._sync(self.done)
+
+    def _sync(self, count: int) -> None:
+        os.fsync(self.file.fileno())
+        write_json(self.journal, {"key": self.key, "done": count})
 
 
 @dataclass(frozen=True)
@@ -143,18 +162,24 @@ def write_files(
     """
     importance = importance or {}
     open_plans = unfinished(plans, tensors, importance)
-    with ExitStack() as stack, ThreadPoolExecutor(threads, "gguf") as pool:
+    with (
+        ExitStack() as stack,
+        ThreadPoolExecutor(1, "sync") as syncer,
+        ThreadPoolExecutor(threads, "gguf") as pool,
+    ):
         parts = [_open_part(stack, plan, key, done) for plan, key, done in open_plans]
         waiting: deque[tuple[_Job, Future[list[Bytes]]]] = deque()
         try:
             for job in _jobs(tensors, parts):
                 waiting.append((job, pool.submit(_convert, job, importance)))
                 if len(waiting) > 2 * threads:
-                    _finish(*waiting.popleft(), len(tensors), on_read)
+                    _finish(*waiting.popleft(), on_read, syncer)
             while waiting:
-                _finish(*waiting.popleft(), len(tensors), on_read)
+                _finish(*waiting.popleft(), on_read, syncer)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            for part in parts:
+                part.settle()
     for part in parts:
         part_path(part.plan.path).replace(part.plan.path)
     return [part.plan.path for part in parts]
@@ -199,12 +224,14 @@ def _convert(job: _Job, importance: Importance) -> list[Bytes]:
     return [by_pair[kind, weights is not None] for kind, weights in wanted]
 
 
-def _finish(job: _Job, future: Future[list[Bytes]], tensors: int, on_read: Callable[[int], None]) -> None:
+def _finish(
+    job: _Job, future: Future[list[Bytes]], on_read: Callable[[int], None], syncer: ThreadPoolExecutor
+) -> None:
     for part, data in zip(job.parts, future.result(), strict=True):
         row_bytes = data.nbytes // (job.stop - job.start)
         part.put(part.plan.offsets[job.tensor.name] + job.start * row_bytes, data)
         if job.last:
-            part.tensor_done(job.index + 1, job.index + 1 == tensors)
+            part.tensor_done(job.index + 1, syncer)
     on_read(source_bytes([job.tensor]) * (job.stop - job.start) // _rows(job.tensor))
 
 
