@@ -50,10 +50,11 @@ def profile(inputs: Path, runs: Path, everything: bool) -> Any:
 
 def run_stage(inputs: Path, runs: Path, everything: bool) -> dict[str, Any]:
     """Carry out the stage once; return seconds and the card's line counts."""
-    from so8t_helpers import dataset, model
+    from so8t_helpers import dataset
+    from so8t_helpers.base import base_folder
 
     settings = profile(inputs, runs, everything)
-    model.base_folder(settings)
+    base_folder(settings)
     started = time.perf_counter()
     built = dataset.build(settings)
     return {"seconds": time.perf_counter() - started, "lines": built.card["lines"]}

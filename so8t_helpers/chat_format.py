@@ -113,15 +113,17 @@ def build(text: ThinkText) -> str:
     Raises:
         ValueError: unknown style, an empty final part, a mark inside a part, or a part of the other style.
     """
-    private = {"thinking": text.thinking, "task": text.task, "safety": text.safety, "policy": text.policy}
     if text.style not in STYLES:
         raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
-    own = {"thinking"} if text.style == "seed" else set(private) - {"thinking"}
-    for name, part in {**private, "final": text.final}.items():
-        if name in own | {"final"} and not part.strip():
-            raise ValueError(f"{text.style} format: part {name!r} is empty")
-        if name not in own | {"final"} and part:
+    seed = (("thinking", text.thinking),)
+    quadruple = (("task", text.task), ("safety", text.safety), ("policy", text.policy))
+    own, others = (seed, quadruple) if text.style == "seed" else (quadruple, seed)
+    for name, part in others:
+        if part:
             raise ValueError(f"{text.style} format: part {name!r} belongs to the other format")
+    for name, part in (*own, ("final", text.final)):
+        if not part or part.isspace():
+            raise ValueError(f"{text.style} format: part {name!r} is empty")
         if contains_markers(part):
             raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
     return _join(text)
