@@ -66,7 +66,7 @@ def user_turn(question: str, think_command: str) -> str:
     return f"{think_command} {question}" if think_command else question
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ThinkText:
     """An assistant's turn in parts.
 
@@ -183,9 +183,10 @@ def rejoin(thinking: str, content: str, style: str) -> str:
     return f"<{THINK_TAGS[0]}>{thinking.strip()}\n<{FINAL_TAG}>{content.strip()}</{FINAL_TAG}>"
 
 
+_QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
+
+
 def _join(text: ThinkText) -> str:
     if text.style == "seed":
         return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
-    thoughts = zip(THINK_TAGS, (text.task, text.safety, text.policy), strict=True)
-    lines = [f"<{tag}>{part.strip()}</{tag}>" for tag, part in thoughts]
-    return "\n".join([*lines, f"<{FINAL_TAG}>{text.final.strip()}</{FINAL_TAG}>"])
+    return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

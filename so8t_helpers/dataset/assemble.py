@@ -28,7 +28,7 @@ from so8t_helpers.settings import Settings
 
 OUTPUTS = ("train", "eval", "quarantine")
 _TRAIN, _EVAL, _DUPLICATE = range(3)
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
 
 
 class Rows:

@@ -21,7 +21,7 @@ from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE = "01_dataset"
 # So many lines have the token length of each sample counted for the plot; of more, so many are drawn.
-MEASURED_LINES = 5_000
+MEASURED_LINES = 2_000
 
 
 @dataclass

@@ -217,13 +217,12 @@ class Sampler:
         """Mask personal data in place; return the kinds found."""
         if self.settings.personal_data == "off":
             return []
-        hit = personal_data.looks(plain)
-        if not hit:
+        if not personal_data.looks(plain):
             return []
         kinds: list[str] = []
         for name in records.TEXT_FIELDS:
             value = getattr(record, name)
-            found = personal_data.find(value, hit) if value else []
+            found = personal_data.find(value) if value else []
             if found:
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))

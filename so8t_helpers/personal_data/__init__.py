@@ -105,15 +105,9 @@ def looks(plain: str) -> set[str]:
     return hit
 
 
-def find(text: str, hit: set[str] | None = None) -> list[Found]:
-    """Return the places of personal data in `text`, in order, without overlaps.
-
-    Args:
-        text: any text.
-        hit: what `looks` said of a text that holds this one; None looks first.
-    """
-    if hit is None:
-        hit = looks(unicodedata.normalize("NFKC", text).lower())
+def find(text: str) -> list[Found]:
+    """Return the places of personal data in `text`, in order, without overlaps."""
+    hit = looks(unicodedata.normalize("NFKC", text).lower())
     if not hit:
         return []
     folded = fold(text)
