@@ -1,10 +1,14 @@
 """How fast and how small the dataset stage is on a million records, and how well it finds personal data.
 
-    python benchmarks/dataset.py [--records N] [--datatrove PYTHON] [--folder FOLDER]
+    python benchmarks/dataset.py [--records N] [--folder FOLDER] [--runs RUN ...]
+                                 [--datatrove PYTHON] [--data-juicer PYTHON]
 
-Every run has a process of its own, whose tree's memory is watched. `--datatrove` names a Python that has
-datatrove[processing], orjson and psutil, whose comparable steps then run on the same file. Results go to
-benchmarks/results/dataset.json.
+Every run has a process of its own, whose tree's memory is watched. All runs together take about ten minutes;
+`--folder` keeps the records and the figures, so that `--runs` can take them in several short commands.
+Results go to benchmarks/results/dataset.json.
+
+The peers' comparable steps, ours and theirs on the same records one after the other, are in
+dataset_peers.py, which also says how to install them.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dataset_peers import CORES, run_data_juicer, run_datatrove
 from dataset_records import write_labelled, write_records
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / "tests" / "data" / "personal_data.jsonl"
-CORES = 2
+PEER_RECORDS = 30_000
 
 
 def profile(inputs: Path, runs: Path, everything: bool) -> Any:
@@ -50,10 +55,11 @@ def profile(inputs: Path, runs: Path, everything: bool) -> Any:
 
 def run_stage(inputs: Path, runs: Path, everything: bool) -> dict[str, Any]:
     """Carry out the stage once; return seconds and the card's line counts."""
-    from so8t_helpers import dataset, model
+    from so8t_helpers import dataset
+    from so8t_helpers.base import base_folder
 
     settings = profile(inputs, runs, everything)
-    model.base_folder(settings)
+    base_folder(settings)
     started = time.perf_counter()
     built = dataset.build(settings)
     return {"seconds": time.perf_counter() - started, "lines": built.card["lines"]}
@@ -76,50 +82,22 @@ def run_floor(inputs: Path, runs: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "lines": {"read": lines}}
 
 
-def run_datatrove(inputs: Path, runs: Path) -> dict[str, Any]:
-    """Comparable steps of datatrove: read, mask personal data, MinHash in four stages, write."""
-    from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
-    from datatrove.pipeline.formatters import PIIFormatter
-    from datatrove.pipeline.readers import JsonlReader
-    from datatrove.pipeline.writers import JsonlWriter
-
-    def document(_self: Any, data: dict, path: str, number: int | str) -> dict[str, Any]:
-        text = f"{data.get('instruction', '')}\n{data.get('input', '')}\n{data.get('output', '')}"
-        return {"text": text, "id": f"{path}/{number}", "metadata": {}}
-
-    # Two files, since datatrove shares out whole files.
-    halves = runs / "halves"
-    halves.mkdir()
-    with (
-        inputs.open("rb") as source,
-        (halves / "0.jsonl").open("wb") as a,
-        (halves / "1.jsonl").open("wb") as b,
-    ):
-        for number, line in enumerate(source):
-            if line.rstrip().endswith(b"}"):
-                (a, b)[number % 2].write(line)
-    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
-    signatures, buckets, remove = (str(runs / name) for name in ("signatures", "buckets", "remove"))
-    reader = lambda: JsonlReader(str(halves), adapter=document)
-    steps = [
-        ([reader(), PIIFormatter(), MinhashDedupSignature(signatures, config=config, language="ja")], CORES),
-        ([MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets),
-        ([MinhashDedupCluster(buckets, remove, config=config)], 1),
-        ([reader(), PIIFormatter(), MinhashDedupFilter(remove), JsonlWriter(str(runs / "out"))], CORES),
-    ]
-    started = time.perf_counter()
-    for pipeline, tasks in steps:
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=CORES, logging_dir=None).run()
-    return {"seconds": time.perf_counter() - started, "lines": {}}
-
-
 ONE = {
     "floor": run_floor,
     "policy": lambda inputs, runs: run_stage(inputs, runs, everything=False),
     "everything": lambda inputs, runs: run_stage(inputs, runs, everything=True),
     "datatrove": run_datatrove,
+    "data-juicer": run_data_juicer,
+}
+# run -> (what, file of records)
+RUNS = {
+    "floor": ("floor", "records"),
+    "policy": ("policy", "records"),
+    "everything": ("everything", "records"),
+    "everything, a tenth": ("everything", "tenth"),
+    "everything, the peers' records": ("everything", "peers"),
+    "datatrove": ("datatrove", "peers"),
+    "data-juicer": ("data-juicer", "peers"),
 }
 
 
@@ -170,8 +148,8 @@ def _tree_bytes(process: psutil.Process) -> int:
     return total
 
 
-def personal_data_quality() -> dict[str, float]:
-    """Return precision and recall on our own cases, and those of the worst kind."""
+def personal_data_quality() -> dict[str, dict[str, float]]:
+    """Return precision and recall on our own cases, of each kind and of all."""
     from so8t_helpers import personal_data
 
     found: dict[str, list[int]] = {kind: [0, 0, 0] for kind in personal_data.KINDS}
@@ -183,64 +161,103 @@ def personal_data_quality() -> dict[str, float]:
             for kind, _ in side:
                 found[kind][column] += 1
     right, wanted_all, got_all = (sum(row[i] for row in found.values()) for i in range(3))
+    each = {
+        kind: {"places": w, "precision": round(r / max(g, 1), 4), "recall": round(r / w, 4)}
+        for kind, (r, w, g) in found.items()
+    }
     return {
-        "cases": len(cases),
-        "precision": round(right / got_all, 4),
-        "recall": round(right / wanted_all, 4),
-        "worst precision": round(min(r / max(g, 1) for r, _, g in found.values()), 4),
-        "worst recall": round(min(r / w for r, w, _ in found.values()), 4),
+        "all kinds": {
+            "cases": len(cases),
+            "cases without any": sum(not case["found"] for case in cases),
+            "precision": round(right / got_all, 4),
+            "recall": round(right / wanted_all, 4),
+            "worst precision": min(one["precision"] for one in each.values()),
+            "worst recall": min(one["recall"] for one in each.values()),
+        },
+        **each,
     }
 
 
 def main() -> None:
-    """Measure everything and write the results."""
+    """Measure what is asked for and write the results of all that the folder holds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--datatrove", help="a Python that has datatrove[processing], orjson and psutil")
-    parser.add_argument("--folder", type=Path, help="where the generated records and scratch files go")
+    parser.add_argument("--datatrove", help="a Python that has datatrove, as said above")
+    parser.add_argument("--data-juicer", help="a Python that has data-juicer, as said above")
+    parser.add_argument("--folder", type=Path, help="keeps the generated records and the figures")
+    parser.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS))
     parser.add_argument("--one", choices=ONE, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(ONE[given.one](given.input, given.folder)))
         return
-    folder = Path(tempfile.mkdtemp(prefix="so8t-dataset-", dir=given.folder))
+    pythons = {"datatrove": given.datatrove, "data-juicer": given.data_juicer}
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        _measure(given.records, given.folder, given.runs, pythons)
+        return
+    with tempfile.TemporaryDirectory(prefix="so8t-dataset-") as folder:
+        _measure(given.records, Path(folder), given.runs, pythons)
+
+
+def _measure(records: int, folder: Path, names: list[str], pythons: dict[str, str | None]) -> None:
+    counts = {"records": records, "tenth": records // 10, "peers": min(records, PEER_RECORDS), "warm": 1000}
+    for name, count in counts.items():
+        if not (folder / f"{name}.jsonl").is_file():
+            write_records(folder / f"{name}.jsonl", count)
+    write_labelled(folder / "labelled.jsonl")
+    kept = folder / "runs.json"
+    runs: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    for run in names:
+        what, records_name = RUNS[run]
+        if what in pythons:
+            runs[run] = _peer(what, pythons[what], folder, counts)
+        else:
+            runs[run] = measure(what, folder / f"{records_name}.jsonl", folder, counts[records_name])
+        print(run, runs[run], flush=True)
+        kept.write_text(json.dumps(runs, ensure_ascii=False), encoding="utf-8")
+    if set(RUNS) <= set(runs):
+        _write(runs)
+
+
+def _peer(what: str, python: str | None, folder: Path, counts: dict[str, int]) -> dict[str, Any]:
+    if python is None:
+        return {"installed": False, "why": "no Python with it was given"}
     try:
-        _measure_all(given.records, folder, given.datatrove)
-    finally:
-        shutil.rmtree(folder)
+        measure(what, folder / "warm.jsonl", folder, counts["warm"], python)
+        return measure(what, folder / "peers.jsonl", folder, counts["peers"], python)
+    except RuntimeError as error:
+        return {"installed": False, "why": str(error)[-300:]}
 
 
-def _measure_all(records: int, folder: Path, datatrove: str | None) -> None:
+def _write(runs: dict[str, Any]) -> None:
     from claims import claim, write_claims
 
-    whole, tenth = folder / "records.jsonl", folder / "tenth.jsonl"
-    write_records(whole, records)
-    write_records(tenth, records // 10)
-    write_labelled(folder / "labelled.jsonl")
-    runs = {}
-    for what in ("floor", "policy", "everything", *(["datatrove"] if datatrove else [])):
-        python = datatrove if what == "datatrove" and datatrove else sys.executable
-        runs[what] = measure(what, whole, folder, records, python)
-        print(what, runs[what], flush=True)
-    runs["everything, a tenth"] = measure("everything", tenth, folder, records // 10)
     quality = personal_data_quality()
-    policy, everything = runs["policy"], runs["everything"]
+    policy, everything, same = (
+        runs[name] for name in ("policy", "everything", "everything, the peers' records")
+    )
     growth = round(everything["peak_mib"] / runs["everything, a tenth"]["peak_mib"], 3)
+    whole = quality["all kinds"]
     claims = [
         claim("policy on, duplicates off", policy["lines_per_s"], 20_000, "lines/s", at_least=True),
         claim("everything on", everything["lines_per_s"], 8_000, "lines/s", at_least=True),
         claim("peak memory, everything on", everything["peak_mib"], 1024, "MiB"),
         # The second pass holds a few dozen bytes a row; a quarter more for ten times the rows is flat.
         claim("peak memory against a tenth of the records", growth, 1.25, "times"),
-        claim("personal data: precision of the worst kind", quality["worst precision"], 0.95, "", True),
-        claim("personal data: recall of the worst kind", quality["worst recall"], 0.95, "", True),
+        claim("personal data: cases", whole["cases"], 150, "", True),
+        claim("personal data: precision of the worst kind", whole["worst precision"], 0.95, "", True),
+        claim("personal data: recall of the worst kind", whole["worst recall"], 0.95, "", True),
     ]
-    if datatrove:
-        faster = round(everything["lines_per_s"] / runs["datatrove"]["lines_per_s"], 2)
-        claims.append(claim("everything on against datatrove's PII and MinHash", faster, 1.0, "times", True))
+    for peer in ("datatrove", "data-juicer"):
+        if "lines_per_s" in runs[peer]:
+            faster = round(same["lines_per_s"] / runs[peer]["lines_per_s"], 2)
+            claims.append(
+                claim(f"everything on against {peer}'s comparable steps", faster, 1.0, "times", True)
+            )
     write_claims("dataset", {"runs": runs, "personal data": quality}, claims)
 
 

@@ -66,7 +66,7 @@ def user_turn(question: str, think_command: str) -> str:
     return f"{think_command} {question}" if think_command else question
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ThinkText:
     """An assistant's turn in parts.
 
@@ -113,15 +113,17 @@ def build(text: ThinkText) -> str:
     Raises:
         ValueError: unknown style, an empty final part, a mark inside a part, or a part of the other style.
     """
-    private = {"thinking": text.thinking, "task": text.task, "safety": text.safety, "policy": text.policy}
     if text.style not in STYLES:
         raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
-    own = {"thinking"} if text.style == "seed" else set(private) - {"thinking"}
-    for name, part in {**private, "final": text.final}.items():
-        if name in own | {"final"} and not part.strip():
-            raise ValueError(f"{text.style} format: part {name!r} is empty")
-        if name not in own | {"final"} and part:
+    seed = (("thinking", text.thinking),)
+    quadruple = (("task", text.task), ("safety", text.safety), ("policy", text.policy))
+    own, others = (seed, quadruple) if text.style == "seed" else (quadruple, seed)
+    for name, part in others:
+        if part:
             raise ValueError(f"{text.style} format: part {name!r} belongs to the other format")
+    for name, part in (*own, ("final", text.final)):
+        if not part or part.isspace():
+            raise ValueError(f"{text.style} format: part {name!r} is empty")
         if contains_markers(part):
             raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
     return _join(text)
@@ -181,9 +183,10 @@ def rejoin(thinking: str, content: str, style: str) -> str:
     return f"<{THINK_TAGS[0]}>{thinking.strip()}\n<{FINAL_TAG}>{content.strip()}</{FINAL_TAG}>"
 
 
+_QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
+
+
 def _join(text: ThinkText) -> str:
     if text.style == "seed":
         return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
-    thoughts = zip(THINK_TAGS, (text.task, text.safety, text.policy), strict=True)
-    lines = [f"<{tag}>{part.strip()}</{tag}>" for tag, part in thoughts]
-    return "\n".join([*lines, f"<{FINAL_TAG}>{text.final.strip()}</{FINAL_TAG}>"])
+    return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

@@ -23,12 +23,13 @@ WINDOW = 64
 LINE_START = 80
 
 # Where a mark may begin. An ASCII character (a kana after 思) that cannot go on a mark, or
-# a tag of three letters, rules it out at once.
+# a tag of three letters, rules it out at once. The first class stands outside of the case-blind part: then
+# the engine skips to one of its characters, which halves the time on a text that has none.
 CANDIDATE = re.compile(
-    r"""<(?!/?[a-z]{1,3}>)(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|&(?![^l#\x80-\U0010ffff])"""
-    r"""|[＜﹤‹〈〈《⟨❮◁［【＃﹟＆]|\[(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])"""
-    r"""|\#(?![^#\ \t*_\[\x80-\U0010ffff])|思(?![ぁ-ん])""",
-    re.IGNORECASE,
+    r"""[<&＜﹤‹〈〈《⟨❮◁［【＃﹟＆\[#思](?i:"""
+    r"""(?<=<)(?!/?[a-z]{1,3}>)(?![^\s/\\|a-z\-_*'"`\x80-\U0010ffff])|(?<=&)(?![^l#\x80-\U0010ffff])"""
+    r"""|(?<=[＜﹤‹〈〈《⟨❮◁［【＃﹟＆])|(?<=\[)(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])"""
+    r"""|(?<=\#)(?![^#\ \t*_\[\x80-\U0010ffff])|(?<=思)(?![ぁ-ん]))"""
 )
 
 # What models and serving stacks call private text; longest first, so that a prefix match is specific.

@@ -173,6 +173,11 @@ class HashCache:
             self.entries[key] = entry
         return str(entry[2])
 
+    def put(self, path: Path, digest: str) -> None:
+        """Remember the digest of a file that was hashed while it was written."""
+        stat = path.stat()
+        self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+
     def save(self) -> None:
         """Write the cache beside the run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)

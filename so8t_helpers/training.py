@@ -26,8 +26,9 @@ from torch import Tensor
 
 from so8t_helpers import checkpoints, distributed, packing, pet
 from so8t_helpers.adapters import Adapters, check_targets, gated_layers
+from so8t_helpers.base import base_folder
 from so8t_helpers.micro_step import MicroStep
-from so8t_helpers.model import base_folder, load_base, weight_reader
+from so8t_helpers.model import load_base, weight_reader
 from so8t_helpers.optimizing import Optimizer, learning_rate
 from so8t_helpers.phi3 import read_shape
 from so8t_helpers.progress import Progress, progress

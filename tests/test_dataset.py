@@ -1,18 +1,23 @@
 """The dataset stage as a whole: nothing lost, nothing doubled, the same bytes however many processes work."""
 
 import gzip
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import zstandard
-from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
+from dataset_inputs import LABELS, character_tokenizer, many, outputs, profile, record, write
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from so8t_helpers import chat_format, dataset
 from so8t_helpers import settings as so8t_settings
-from so8t_helpers.dataset import dedup, reading
+from so8t_helpers.dataset import assemble, dedup, reading
 from so8t_helpers.dataset.sample import REASONS, Plan, Quarantined, Sampler
 from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
@@ -37,6 +42,47 @@ def test_every_line_ends_in_exactly_one_file(tmp_path, base):
     assert sorted(seen) == list(range(1, len(rows) + 1))
     reasons = {name: entry["lines"] for name, entry in built.card["quarantine"].items()}
     assert reasons == {"bad_json": 1, "not_an_object": 1, "duplicate": 1, "unknown_label": 1}
+    manifest = json.loads((built.directory / "manifest.json").read_text(encoding="utf-8"))
+    for name, content in outputs(built.directory).items():
+        digest = hashlib.sha256(content).hexdigest()
+        assert digest == built.card["outputs"][name] == manifest["outputs"][name]
+
+
+def test_globs_folders_and_many_files_are_read_in_order_each_once(tmp_path, base):
+    for n, name in enumerate(("b/two.jsonl", "a/one.jsonl", "a/deep/one.jsonl", "a/notes.txt")):
+        write(tmp_path / name, [record(10 * n + k, LABELS[k % 4]) for k in range(4)])
+    patterns = [tmp_path / "a", tmp_path / "*" / "*.jsonl", tmp_path / "b" / "two.jsonl"]
+    built = dataset.build(profile(tmp_path, base, patterns, eval_share=0.0))
+    names = ["deep/one.jsonl", "a/one.jsonl", "b/two.jsonl"]
+    assert [entry["name"].split("/", 1)[-1] for entry in built.card["inputs"]] == [
+        name.split("/", 1)[-1] for name in names
+    ]
+    rows = read_jsonl(built.directory / "train.jsonl")
+    assert len(rows) == built.card["lines"]["read"] == 12
+    assert len({row["source"]["file"] for row in rows}) == 3
+
+
+def test_lines_up_to_ten_mebibytes_are_read_and_longer_ones_cost_no_other(tmp_path, base):
+    room = reading.MAX_LINE_BYTES - len(json.dumps(record(1, padding=""), ensure_ascii=False).encode())
+    rows = [record(1, padding="x" * room), record(2, padding="x" * (room + 1)), record(3, "DENY")]
+    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], eval_share=0.0))
+    assert [row["source"]["line"] for row in read_jsonl(built.directory / "train.jsonl")] == [1, 3]
+    assert [(row["line"], row["reason"]) for row in read_jsonl(built.directory / "quarantine.jsonl")] == [
+        (2, "line_too_long")
+    ]
+
+
+def test_the_stage_does_without_torch(tmp_path, base):
+    source = write(tmp_path / "in.jsonl", many(8))
+    code = (
+        "import sys; from pathlib import Path; from dataset_inputs import profile; "
+        "from so8t_helpers import dataset; "
+        "dataset.build(profile(*map(Path, sys.argv[1:3]), [Path(sys.argv[3])])); "
+        "sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(base), str(source)]
+    here = Path(__file__).parent
+    subprocess.run(command, check=True, cwd=here, env=os.environ | {"PYTHONPATH": str(here.parent)})
 
 
 def test_split_is_stratified_and_plain_is_train_only(tmp_path, base):
@@ -83,6 +129,7 @@ def test_same_bytes_with_one_and_two_processes(tmp_path, base, monkeypatch):
     source = write(tmp_path / "in.jsonl", [*many(300), b"{", *many(10)])
     assert len(reading.split(reading.inspect([source]))) > 3
     one = dataset.build(profile(tmp_path, base, [source], "one", workers=1))
+    monkeypatch.setattr(assemble, "BLOCK_BYTES", 3_000)
     two = dataset.build(profile(tmp_path, base, [source], "two", workers=2))
     assert outputs(one.directory) == outputs(two.directory)
     assert one.card["lines"] == two.card["lines"]

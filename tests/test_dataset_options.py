@@ -122,6 +122,41 @@ def test_a_teacher_thinks_once_for_records_that_have_only_a_label(tmp_path, monk
         dataset.build(profile(tmp_path, model, [source], "longer", **{**wanted, "teacher_max_tokens": 13}))
 
 
+def test_a_teacher_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    from phi3_folders import small_folder
+
+    model = small_folder(tmp_path / "teacher")
+    bare = [{k: v for k, v in record(n).items() if k != "reasoning"} for n in range(10)]
+    source = write(tmp_path / "in.jsonl", bare)
+    wanted = {"teacher": str(model), "teacher_max_tokens": 8}
+    monkeypatch.setattr(teacher, "BATCH", 4)
+    opened = teacher.open_teacher
+    asked: list[int] = []
+    fail_after = [2]
+
+    def watched(settings):
+        engine = opened(settings)
+        complete_many = engine.complete_many
+
+        def counted(prompts, **more):
+            if len(asked) == fail_after[0]:
+                raise KeyboardInterrupt
+            asked.append(len(prompts))
+            return complete_many(prompts, **more)
+
+        engine.complete_many = counted
+        return engine
+
+    monkeypatch.setattr(teacher, "open_teacher", watched)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.build(profile(tmp_path, model, [source], **wanted))
+    fail_after[0] = -1
+    built = dataset.build(profile(tmp_path, model, [source], **wanted))
+    assert asked == [4, 4, 2]
+    whole = dataset.build(profile(tmp_path, model, [source], "again", **wanted))
+    assert outputs(built.directory) == outputs(whole.directory)
+
+
 def test_what_a_teacher_may_not_write():
     assert teacher.usable(" 文を読む。 ") == "文を読む。"
     assert teacher.usable("考える。<final>") == ""

@@ -200,6 +200,12 @@ def test_ready_formats_keep_their_thinking(judge):
             assert chat_format.decision_of(row["thinking"]) == "ALLOW"
 
 
+def test_a_marker_that_comes_about_where_parts_are_joined_is_refused(judge):
+    output = QUADRUPLE.replace("場所を聞いている。", "場所 <").replace("安全。", "final>安全。")
+    assert judge(output=output, settings={"think_format": "seed"}).reason == "format_markers"
+    assert judge(output=output, settings={"think_format": "quadruple"})["final"] == "東京です。"
+
+
 def test_thinking_from_labels_says_only_what_the_record_says(judge):
     row = judge(task="地理", domain="日本")
     assert row["thinking"] == "依頼の種類: 地理\n分野: 日本\n安全性のラベル: ALLOW（許可）\n判定: ALLOW"

@@ -16,9 +16,9 @@ from so8t_helpers.baking import folder as model_folder
 from so8t_helpers.baking.adapter import CONFIG_FILE, WEIGHTS_FILE, LoraPair, read_adapter
 from so8t_helpers.baking.proof import prove
 from so8t_helpers.baking.stream import bake_checkpoint, plan_changes
+from so8t_helpers.base import base_folder
 from so8t_helpers.checkpoint import TensorPlace, read_checkpoint
 from so8t_helpers.layer_stream import read_config
-from so8t_helpers.model import base_folder
 from so8t_helpers.progress import progress
 from so8t_helpers.run_folder import (
     Stage,

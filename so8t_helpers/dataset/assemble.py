@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +23,12 @@ from so8t_helpers.dataset.near import NearFiles, exact_duplicates, near_duplicat
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import FORMATS, Quarantined
 from so8t_helpers.dataset.splitting import held_out
+from so8t_helpers.run_folder import HashCache
 from so8t_helpers.settings import Settings
+
+OUTPUTS = ("train", "eval", "quarantine")
+_TRAIN, _EVAL, _DUPLICATE = range(3)
+BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
 
 
 class Rows:
@@ -46,41 +54,107 @@ class Rows:
             return normalise_question(orjson.loads(file.readline())["question"])
 
 
+class _Output:
+    """One of the stage's files, hashed by another thread while it is written."""
+
+    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor):
+        self._file, self._pool = file, pool
+        self._hash = hashlib.sha256()
+        self._hashing: Future[None] | None = None
+
+    def write(self, content: bytes) -> None:
+        """Append some bytes; at most one block waits to be hashed."""
+        if self._hashing is not None:
+            self._hashing.result()
+        self._hashing = self._pool.submit(self._hash.update, content)
+        self._file.write(content)
+
+    def digest(self) -> str:
+        """Return the hash of all that was written, once the other thread is done."""
+        if self._hashing is not None:
+            self._hashing.result()
+        return self._hash.hexdigest()
+
+
 def assemble(
-    settings: Settings, directory: Path, chunks: list[Chunk], results: list[ChunkResult], work: Path
+    settings: Settings,
+    directory: Path,
+    chunks: list[Chunk],
+    results: list[ChunkResult],
+    work: Path,
+    hashes: HashCache,
 ) -> Tally:
-    """Write train.jsonl, eval.jsonl and quarantine.jsonl from the chunks' files; return the counts."""
+    """Write train.jsonl, eval.jsonl and quarantine.jsonl from the chunks' files; return the counts.
+
+    A chunk's rows are removed as soon as they are where they belong; `hashes` gets the new files' digests.
+    """
     rows = Rows(chunks, results, work)
     tally = Tally(settings.training.sequence_length)
     earlier, exact = _duplicates(settings, rows, results, tally)
     held = held_out(rows.index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
-    with ExitStack() as stack:
-        out: dict[str, IO[bytes]] = {}
-        for name in ("train", "eval", "quarantine"):
-            scratch = stack.enter_context(run_folder.atomic_path(directory / f"{name}.jsonl"))
-            out[name] = stack.enter_context(scratch.open("wb"))
+    with _outputs(directory, hashes) as (*splits, quarantine):
         for chunk, result in zip(chunks, results, strict=True):
-            here = slice(rows.starts[chunk.index], rows.starts[chunk.index + 1])
+            first = int(rows.starts[chunk.index])
+            here = slice(first, first + result.kept)
             index, kept, in_eval = rows.index[here], earlier[here] < 0, held[here]
+            targets = np.where(kept, np.where(in_eval, _EVAL, _TRAIN), _DUPLICATE)
+            path = part(work, "rows", chunk.index)
             duplicates: list[tuple[int, bytes]] = []
-            # 0 train, 1 eval, 2 duplicate
-            targets = np.where(kept, in_eval.astype(np.uint8), 2).tolist()
-            with part(work, "rows", chunk.index).open("rb") as file:
-                for i, (row, target) in enumerate(zip(file, targets, strict=True), start=int(here.start)):
-                    if target == 2:
-                        reason = "duplicate" if exact[i] else "near_duplicate"
-                        digest = orjson.loads(row)["source"]["sha256"]
-                        item = Quarantined(reason, f"of {rows.where(int(earlier[i]))}", digest)
-                        line = int(rows.index["line"][i])
-                        duplicates.append((line, chunk_pass.quarantine_line(chunk.file.name, line, item)))
-                        tally.reasons[reason] += 1
-                    else:
-                        out["eval" if target else "train"].write(row)
-            _merge_quarantine(out["quarantine"], part(work, "quarantine", chunk.index), duplicates)
+            for start, edges, block in _blocks(path, index["offset"]):
+                chosen = targets[start : start + len(edges) - 1]
+                for split, out in enumerate(splits):
+                    out.write(_taken(block, edges, chosen == split))
+                for i in np.flatnonzero(chosen == _DUPLICATE).tolist():
+                    row = first + start + i
+                    reason = "duplicate" if exact[row] else "near_duplicate"
+                    digest = orjson.loads(block[edges[i] : edges[i + 1]])["source"]["sha256"]
+                    item = Quarantined(reason, f"of {rows.where(int(earlier[row]))}", digest)
+                    line = int(rows.index["line"][row])
+                    duplicates.append((line, chunk_pass.quarantine_line(chunk.file.name, line, item)))
+                    tally.reasons[reason] += 1
+            path.unlink()
+            quarantine.write(_quarantined(part(work, "quarantine", chunk.index), duplicates))
             tally.add_chunk(result)
             tally.add_rows("train", index[kept & ~in_eval], result)
             tally.add_rows("eval", index[kept & in_eval], result)
     return tally
+
+
+@contextmanager
+def _outputs(directory: Path, hashes: HashCache) -> Iterator[list[_Output]]:
+    """Open the stage's files; on success they are in place, and `hashes` knows them."""
+    with ThreadPoolExecutor(1) as pool:
+        outputs = []
+        with ExitStack() as stack:
+            for name in OUTPUTS:
+                scratch = stack.enter_context(run_folder.atomic_path(directory / f"{name}.jsonl"))
+                outputs.append(_Output(stack.enter_context(scratch.open("wb")), pool))
+            yield outputs
+        for name, output in zip(OUTPUTS, outputs, strict=True):
+            hashes.put(directory / f"{name}.jsonl", output.digest())
+
+
+def _blocks(path: Path, offsets: np.ndarray) -> Iterator[tuple[int, list[int], bytes]]:
+    """Yield a chunk's rows some megabytes at a time: (first row, edges, bytes).
+
+    Row `first row + i` is `bytes[edges[i] : edges[i + 1]]`. One chunk may be a whole compressed file.
+    """
+    edges = np.append(offsets.astype(np.int64), path.stat().st_size)
+    start = 0
+    with path.open("rb") as file:
+        while start < len(offsets):
+            stop = int(np.searchsorted(edges, edges[start] + BLOCK_BYTES, side="right")) - 1
+            stop = max(start + 1, stop)
+            own = (edges[start : stop + 1] - edges[start]).tolist()
+            yield start, own, file.read(own[-1])
+            start = stop
+
+
+def _taken(block: bytes, edges: list[int], wanted: np.ndarray) -> bytes:
+    """Return the wanted rows of a block."""
+    view = memoryview(block)
+    turns = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
+    return b"".join(view[edges[a] : edges[b]] for a, b in zip(turns[::2], turns[1::2], strict=True))
 
 
 def _duplicates(
@@ -105,10 +179,13 @@ def _duplicates(
     return np.where(exact, first, near), exact
 
 
-def _merge_quarantine(out: IO[bytes], path: Path, duplicates: list[tuple[int, bytes]]) -> None:
-    """Write a chunk's quarantined lines and its duplicates in the order of their lines."""
-    lines = [(orjson.loads(raw)["line"], raw) for raw in path.read_bytes().splitlines(keepends=True)]
-    out.writelines(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
+def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
+    """Return a chunk's quarantined lines and its duplicates in the order of their lines."""
+    content = path.read_bytes()
+    if not duplicates:
+        return content
+    lines = [(orjson.loads(raw)["line"], raw) for raw in content.splitlines(keepends=True)]
+    return b"".join(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
 
 
 def _joined(work: Path, kind: str, count: int) -> np.ndarray:

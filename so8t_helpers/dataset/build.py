@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers import progress, run_folder
+from so8t_helpers.base import base_folder
 from so8t_helpers.dataset import card as cards
 from so8t_helpers.dataset import chunk_pass, gathering, reading, teacher
 from so8t_helpers.dataset.assemble import assemble
@@ -20,7 +21,7 @@ from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE = "01_dataset"
 # So many lines have the token length of each sample counted for the plot; of more, so many are drawn.
-MEASURED_LINES = 5_000
+MEASURED_LINES = 2_000
 
 
 @dataclass
@@ -75,14 +76,14 @@ def build(settings: Settings) -> Built:
             for result in chunk_pass.run(plan, chunks, work, workers):
                 results.append(result)
                 bar.update(result.lines, kept=sum(r.kept for r in results))
-        tally = assemble(settings, stage.directory, chunks, results, work)
+        hashes = run_folder.HashCache(settings.run_dir / ".hashes.json")
+        tally = assemble(settings, stage.directory, chunks, results, work, hashes)
         shutil.rmtree(work)
         if not tally.total("train"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
             raise StageError(
                 f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
             )
-        hashes = run_folder.HashCache(settings.run_dir / ".hashes.json")
         chosen = settings.dataset.model_dump(mode="json")
         card = cards.write(tally, files, stage.directory, hashes, chosen, classifier)
         hashes.save()
@@ -119,9 +120,7 @@ def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], beside: Path)
 
 def _tokenizer(settings: Settings, stage: Stage) -> Path:
     """Return the base's tokenizer.json, registered as an input."""
-    from so8t_helpers import model  # noqa: PLC0415  (torch is heavy, and only this look needs it)
-
-    folder = model.base_folder(settings)
+    folder = base_folder(settings)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise SettingsError(

@@ -35,6 +35,7 @@ INDEX = np.dtype(
     ]
 )
 BATCH = 512
+WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row
 
 
 @dataclass
@@ -67,7 +68,7 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     bands = banding(sampler.settings.near_duplicate_threshold)
     offset = 0
     with (
-        part(work, "rows", chunk.index).open("wb") as rows,
+        part(work, "rows", chunk.index).open("wb", WRITE_BUFFER) as rows,
         part(work, "quarantine", chunk.index).open("wb") as bad,
         part(work, "index", chunk.index).open("wb") as index,
         part(work, "keys", chunk.index).open("wb") as keys,
@@ -81,7 +82,7 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                     result.counts["reason", outcome.reason] += 1
                     continue
                 kept.append((line, offset, outcome))
-                offset += rows.write(outcome.row + b"\n")
+                offset += rows.write(outcome.row)
                 _count(result.counts, outcome)
             entries = np.zeros(len(kept), dtype=INDEX)
             entries["line"] = [line for line, _, _ in kept]
@@ -131,11 +132,16 @@ _samplers: list[Sampler] = []
 
 def _start_worker(plan: Plan) -> None:
     _samplers.append(Sampler(plan))
-    gc.freeze()  # what is loaded now stays: the collector need not look at it again
+    # What is loaded now stays: the collector need not look at it again. Records make no cycles: looking for
+    # them once a chunk is enough.
+    gc.freeze()
+    gc.disable()
 
 
 def _work(chunk: Chunk, work: Path) -> ChunkResult:
-    return process_chunk(_samplers[0], chunk, work)
+    result = process_chunk(_samplers[0], chunk, work)
+    gc.collect()
+    return result
 
 
 def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Any]]]:

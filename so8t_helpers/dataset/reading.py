@@ -149,8 +149,9 @@ def read_lines(chunk: Chunk) -> Iterator[tuple[int, bytes | None]]:
 
 def _limited_line(file: IO[bytes]) -> bytes | None:
     raw = file.readline(MAX_LINE_BYTES + 2)
-    if len(raw) <= MAX_LINE_BYTES or raw.endswith(b"\n"):
-        return raw.rstrip(b"\r\n")
+    if len(raw) < MAX_LINE_BYTES + 2 or raw.endswith(b"\n"):
+        line = raw.rstrip(b"\r\n")
+        return line if len(line) <= MAX_LINE_BYTES else None
     while raw and not raw.endswith(b"\n"):
         raw = file.readline(2**20)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -33,10 +34,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
-_FIELD_OF = {key: (field, rank) for field, keys in FIELDS.items() for rank, key in enumerate(keys)}
+_texts_of = attrgetter(*TEXT_FIELDS)
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
 _Picked = dict[str, tuple[str, Any]]
+_Layout = tuple[tuple[str, tuple[str, ...]], ...]
+# Records of one file have few sets of keys: what each set holds is worked out once.
+_layouts: dict[tuple[str, ...], _Layout] = {}
+_MOST_LAYOUTS, _LONGEST_KEYS = 1000, 1000
 
 
 class RejectedError(Exception):
@@ -70,7 +75,7 @@ class Record:
 
     def texts(self) -> str:
         """Return all text that a model may come to read, joined."""
-        return "\n".join(value for name in TEXT_FIELDS if (value := getattr(self, name)))
+        return "\n".join(filter(None, _texts_of(self)))
 
 
 def to_utf8(raw: bytes, encoding: str) -> bytes:
@@ -173,16 +178,26 @@ def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
 
 def _pick(data: dict[str, Any]) -> _Picked:
     """Return field -> (key, value): of several names of one field, the first in `FIELDS` that has a value."""
+    keys = tuple(data)
+    layout = _layouts.get(keys)
+    if layout is None:
+        layout = _layout(data)
+        if len(_layouts) < _MOST_LAYOUTS and sum(map(len, keys)) < _LONGEST_KEYS:
+            _layouts[keys] = layout
     picked: _Picked = {}
-    ranks: dict[str, int] = {}
-    for key, value in data.items():
-        known = _FIELD_OF.get(key)
-        if known is None or value is None or value == "":
-            continue
-        field, rank = known
-        if rank < ranks.get(field, len(_FIELD_OF)):
-            picked[field], ranks[field] = (key, value), rank
+    for field, candidates in layout:
+        for key in candidates:
+            value = data[key]
+            if value is not None and value != "":
+                picked[field] = (key, value)
+                break
     return picked
+
+
+def _layout(data: dict[str, Any]) -> _Layout:
+    """Return the fields that an object's keys can fill, each with its keys in the order of `FIELDS`."""
+    found = ((field, tuple(key for key in keys if key in data)) for field, keys in FIELDS.items())
+    return tuple((field, keys) for field, keys in found if keys)
 
 
 def _from_fields(picked: _Picked) -> tuple[str, str]:
@@ -245,7 +260,10 @@ def _label(picked: _Picked) -> str:
 def _text(picked: _Picked, field: str) -> str:
     """Return a field's text, "" where the record has none."""
     found = picked.get(field)
-    return "" if found is None else _as_text(*found)
+    if found is None:
+        return ""
+    key, value = found
+    return value.strip() if type(value) is str else _as_text(key, value)
 
 
 def _as_text(key: str, value: Any) -> str:
@@ -284,7 +302,9 @@ def _check(picked: _Picked) -> dict[str, str] | None:
 def _may_hold_controls(raw: bytes) -> bool:
     """Look for how a control character can stand in a line of JSON, escaped or not; most lines hold none."""
     escaped = b"\\" in raw and (b"\\u" in raw or b"\\r" in raw or b"\\b" in raw or b"\\f" in raw)
-    return escaped or b"\x7f" in raw or (b"\xe2" in raw and b"\xe2\x80" in raw) or b"\xef\xbb\xbf" in raw
+    separators = b"\xe2" in raw and b"\xe2\x80" in raw
+    mark = b"\xef" in raw and b"\xef\xbb\xbf" in raw
+    return escaped or separators or mark or b"\x7f" in raw
 
 
 def _without_controls(value: Any) -> Any:

@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Sample:
-    """A kept record: its row as a JSON line, and what the later passes need of it."""
+    """A kept record: its row as a JSON line with its line end, and what the later passes need of it."""
 
     row: bytes
     question: str
@@ -180,7 +180,7 @@ class Sampler:
             "source": {"file": file, "line": line, "sha256": digest, "licence": judged.licence},
         }
         return Sample(
-            orjson.dumps(row),
+            orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
             question,
             chat_format.LABELS.index(record.label),
             draw,
@@ -217,13 +217,12 @@ class Sampler:
         """Mask personal data in place; return the kinds found."""
         if self.settings.personal_data == "off":
             return []
-        hit = personal_data.looks(plain)
-        if not hit:
+        if not personal_data.looks(plain):
             return []
         kinds: list[str] = []
         for name in records.TEXT_FIELDS:
             value = getattr(record, name)
-            found = personal_data.find(value, hit) if value else []
+            found = personal_data.find(value) if value else []
             if found:
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))
@@ -279,7 +278,10 @@ class Sampler:
     def _render(self, record: Record, parts: ThinkText, unthinking: bool) -> _Fitted:
         system = record.system or self.settings.system_prompt
         command = "" if unthinking else self.settings.think_command
-        answer = parts.final if unthinking else chat_format.build(parts)
+        try:
+            answer = parts.final if unthinking else chat_format.build(parts)
+        except ValueError as error:  # a mark that only came about where two parts were joined
+            raise RejectedError("format_markers", str(error)) from None
         messages = [{"role": "system", "content": system}] if system else []
         messages += [
             {"role": "user", "content": chat_format.user_turn(record.question, command)},

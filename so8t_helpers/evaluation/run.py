@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from so8t_helpers import model
 from so8t_helpers.audit import AuditLog
+from so8t_helpers.base import base_folder
 from so8t_helpers.chat_format import parse
 from so8t_helpers.engines.base import Completion, Engine
 from so8t_helpers.engines.discovery import GgufHost, modelfile_of
@@ -93,7 +93,7 @@ def _source(stage: Stage, name: str) -> Path:
     settings = stage.settings
     if name in _FOLDERS:
         folder = (
-            model.base_folder(settings)
+            base_folder(settings)
             if name == "base"
             else stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
         )

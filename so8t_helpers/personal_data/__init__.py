@@ -55,7 +55,7 @@ def _folds() -> dict[int, str]:
 _FOLDS = _folds()
 
 # Cheap looks at NFKC text in lower case: a finder runs only where its look finds something.
-_DIGITS = re.compile(r"[0-9](?:[\Wー]{0,2}[0-9]){6}")
+_DIGITS = re.compile(r"[0-9](?=[0-9\Wー]{6})(?:[\Wー]{0,2}[0-9]){6}")
 _DOTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 _PREFECTURE = re.compile(r"[都道府県].{0,20}[市区町村郡].{0,24}[丁番号の0-9-]")
 _ZIP = re.compile(r"[a-z]{2},? [0-9]{5}")
@@ -105,15 +105,9 @@ def looks(plain: str) -> set[str]:
     return hit
 
 
-def find(text: str, hit: set[str] | None = None) -> list[Found]:
-    """Return the places of personal data in `text`, in order, without overlaps.
-
-    Args:
-        text: any text.
-        hit: what `looks` said of a text that holds this one; None looks first.
-    """
-    if hit is None:
-        hit = looks(unicodedata.normalize("NFKC", text).lower())
+def find(text: str) -> list[Found]:
+    """Return the places of personal data in `text`, in order, without overlaps."""
+    hit = looks(unicodedata.normalize("NFKC", text).lower())
     if not hit:
         return []
     folded = fold(text)

@@ -13,8 +13,21 @@ from matplotlib.figure import Figure
 
 from so8t_helpers.chat_format import LABELS
 from so8t_helpers.plots.style import COLORS, new_figure
+from so8t_helpers.settings import DatasetSettings
 
 Card = dict[str, Any]
+
+
+def rules(settings: DatasetSettings) -> pd.DataFrame:
+    """The settings that decide, as one would say them: lists by their entries, null as "not set"."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list):
+            return ", ".join(value) or "none"
+        return {None: "not set", True: "yes", False: "no"}.get(value, str(value))
+
+    items = [(name, said(value)) for name, value in settings.model_dump().items()]
+    return pd.DataFrame(items, columns=["setting", "value"])
 
 
 def flow(card: Card) -> Figure:
@@ -75,7 +88,9 @@ def lengths(card: Card) -> Figure:
         axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=COLORS[label], label=label)
         bottom += counts
     axes.axvline(edges[-1], color=COLORS["bad"], linestyle="--", label=f"limit: {edges[-1]:.0f}")
-    axes.set(xlabel="tokens of the whole sample", ylabel="samples")
+    measured = card["lengths"]["measured"]
+    axes.set(xlabel="tokens of the whole sample", ylabel=f"samples ({measured:,} counted)")
+    axes.margins(y=0.08)
     axes.legend()
     return figure
 
@@ -115,7 +130,8 @@ def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
             seen[row["reason"]] = seen.get(row["reason"], 0) + 1
             if seen[row["reason"]] <= most:
                 rows.append({k: row[k] for k in ("file", "line", "reason", "detail")})
-    return pd.DataFrame(rows, columns=["file", "line", "reason", "detail"]).sort_values("reason")
+    table = pd.DataFrame(rows, columns=["file", "line", "reason", "detail"])
+    return table.sort_values(["reason", "line"], ignore_index=True)
 
 
 def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:

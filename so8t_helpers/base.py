@@ -1,0 +1,48 @@
+"""Where the base model lies: the demo's own, a local folder, or a hub snapshot.
+
+Apart from `model`, since the dataset stage needs the folder alone, and torch would be most of its memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from so8t_helpers.settings import Settings, SettingsError, resolve
+
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
+
+
+def base_folder(settings: Settings) -> Path:
+    """Return the folder of the base model: the demo's own, a local one, or a hub snapshot (downloaded once).
+
+    Raises:
+        SettingsError: no such folder, and not a hub id that can be fetched or found in the cache.
+    """
+    name = settings.model.base
+    if name == "demo":
+        from so8t_helpers import demo  # noqa: PLC0415  (the demo's maker itself uses this module's floor)
+
+        return demo.ensure_base(settings)
+    local = resolve(name)
+    if local.is_dir():
+        return local
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise SettingsError(f"model.base: no folder {local}, and {name!r} is not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        # Only these files: weights as safetensors, nothing that could be executed.
+        folder = snapshot_download(
+            name, revision=settings.model.revision, allow_patterns=_HUB_FILES, cache_dir=_hub_cache(settings)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise SettingsError(
+            f"model.base: {name!r} is neither a folder nor could it be fetched from the hub "
+            f"({type(error).__name__}); check the name, the network, or name a local folder"
+        ) from error
+    return Path(folder)
+
+
+def _hub_cache(settings: Settings) -> Path | None:
+    return resolve(settings.cache.hf_home) / "hub" if settings.cache.hf_home else None
