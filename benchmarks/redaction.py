@@ -1,22 +1,26 @@
 """Redaction under fire: generated model outputs, broken in every way we know, cut at random places.
 
 Claims: no text that is not in a final part leaves; no exception; every chunking gives the one-shot result;
-more than 5 MB/s on one core. `python benchmarks/redaction.py [--outputs N] [--seed S]`
+more than 5 MB/s on one core. `python benchmarks/redaction.py [--outputs N] [--seed S] [--processes P]`
+Several processes share the outputs; the speed is bytes over the CPU seconds of all, so of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import string
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 from so8t_helpers.chat_format import parse
 from so8t_helpers.markers import THINK_TAGS
 from so8t_helpers.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
 
-BATCH = 2000
+BATCH, PART = 2000, 50_000
 
 SECRET, PUBLIC = "秘密", "公開"
 FULL_WIDTH = str.maketrans({c: chr(ord(c) + 0xFEE0) for c in string.ascii_letters + "<>/-#|"})
@@ -31,6 +35,15 @@ FILLINGS = (
     "\n## 見出し\n",
     "思う",
     "。\n\n",
+)
+LOOK_ALIKES = str.maketrans("thiknasfpoy", "тһіκпаѕƒрοу")
+OTHER_BRACKETS = (
+    ("«", "»"),
+    ("≪", "≫"),
+    ("《", "》"),
+    ("\\u003c", "\\u003e"),
+    ("%3C", "%3E"),
+    ("&lt", "&gt"),
 )
 CONTROL_TOKENS = ("<|end|>", "<|user|>\n", "<|assistant|>\n", "<｜end▁of▁sentence｜>")
 
@@ -49,6 +62,12 @@ def slip(rng: Rng, word: str, letters: str) -> str:
     new = rng.choice([c for c in letters if c not in word])
     ways = (word[:i] + word[i + 1 :], word[:i] + new + word[i:], word[:i] + new + word[i + 1 :])
     return rng.choice((*ways, word[:i] + word[i + 1] + word[i] + word[i + 2 :]))
+
+
+def odd_sign(rng: Rng, word: str) -> str:
+    """Replace one letter by what is none, or put such a sign in."""
+    i = rng.randrange(1, len(word))
+    return word[:i] + rng.choice("01347!.?$@~\ufffd") + word[i + rng.randrange(2) :]
 
 
 def variant(rng: Rng, mark: str) -> str:
@@ -73,7 +92,9 @@ def bad_tag(rng: Rng, name: str, close: bool = False) -> str:
     """A tag that is not one any more: misspelt or without its bracket; it still takes permission away."""
     slash = "/" if close else ""
     misspelt = f"<{slash}{slip(rng, name, string.ascii_lowercase)}>"
-    ways = [misspelt, f"<{slash}{name}\n", f"&lt;{slash}{name}&gt;"]
+    before, after = rng.choice(OTHER_BRACKETS)
+    ways = [misspelt, f"<{slash}{name}\n", f"&lt;{slash}{name}&gt;", f"{before}{slash}{name}{after}"]
+    ways += [f"<{slash}{odd}>" for odd in (name.translate(LOOK_ALIKES), odd_sign(rng, name), f"x:{name}")]
     return rng.choice([*ways, f"<{slash}{name.replace('-', '_')}>"] if "-" in name else ways)
 
 
@@ -122,6 +143,7 @@ def intruder(rng: Rng) -> str:
             f"\n## {slip(rng, heading, 'アイウエオ')}\n",
             f" ＃{heading}:",
             "\n思考ステップ:\n",
+            rng.choice(("\n■ 思考ステップ\n", "\n# 思考\n", "\n# 思考すてっぷ\n", "\n＜思考＞")),
         )
     )
     return mark + prose(rng, SECRET)
@@ -171,6 +193,15 @@ def seed(rng: Rng) -> str:
     return f"{text}\n\n{heading}\n{final_body(rng)}"
 
 
+def in_passing(rng: Rng) -> str:
+    """A thinking that was never opened and speaks of the final tag; it may be closed and an answer follow."""
+    text = prose(rng, SECRET) + rng.choice(("次に", "「", "**")) + tag(rng, "final") + prose(rng, SECRET)
+    if rng.random() < 0.3:
+        return text
+    name = rng.choice(THINK_TAGS)
+    return text + tag(rng, name, close=True) + "\n" + tag(rng, "final") + final_body(rng)
+
+
 def soup(rng: Rng) -> str:
     """Marks and private text in any order; no final part can begin, since the first block never ends."""
     marks = [f"<{s}{n}>" for n in (*THINK_TAGS, "think") for s in ("", "/")]
@@ -181,7 +212,7 @@ def soup(rng: Rng) -> str:
 
 def write_output(rng: Rng) -> str:
     """One model output."""
-    return rng.choices((quadruple, seed, soup), weights=(5, 4, 1))[0](rng)
+    return rng.choices((quadruple, seed, soup, in_passing), weights=(5, 4, 1, 1))[0](rng)
 
 
 def cut(rng: Rng, text: str) -> list[str]:
@@ -206,9 +237,9 @@ def fault(text: str, one_shot: str, in_pieces: str) -> str | None:
     return "leak" if SECRET in one_shot or one_shot not in text else None
 
 
-def run(outputs: int, first_seed: int) -> dict[str, float]:
+def run(outputs: int, first_seed: int) -> Counter[str]:
     """Redact `outputs` generated texts; raise AssertionError with the seed of the first bad one."""
-    count = {"outputs": 0, "released": 0, "bytes": 0, "chunks": 0, "one_shot_seconds": 0.0, "seconds": 0.0}
+    count: Counter[str] = Counter()
     for start in range(first_seed, first_seed + outputs, BATCH):
         seeds = range(start, min(start + BATCH, first_seed + outputs))
         texts = [write_output(Rng(s)) for s in seeds]
@@ -241,13 +272,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    count = run(options.outputs, options.seed)
+    starts = range(options.seed, options.seed + options.outputs, PART)
+    sizes = [min(PART, options.seed + options.outputs - start) for start in starts]
+    with ProcessPoolExecutor(options.processes) as pool:
+        count = sum(pool.map(run, sizes, starts), Counter())
     speed, one_shot = (count["bytes"] / count[key] / 1e6 for key in ("seconds", "one_shot_seconds"))
     figures = {
-        **count,
+        **{key: round(value, 1) for key, value in count.items()},
+        "processes": options.processes,
         "one_shot_mb_per_s": round(one_shot, 2),
-        "mean_chunk_bytes": count["bytes"] / count["chunks"],
+        "mean_chunk_bytes": round(count["bytes"] / count["chunks"], 1),
     }
     claims = [
         # `run` stops at the first output that breaks one of the first three.

@@ -155,10 +155,13 @@ def _verify_audit(log: Path, head: str | None) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Start the /think service."""
-    from so8t_helpers import think_service
+    """Start the /think service; when it has stopped, the run's index publishes the head of its log."""
+    from so8t_helpers import report, think_service
 
-    think_service.serve(_settings(options, options.profile))
+    settings = _settings(options, options.profile)
+    think_service.serve(settings)
+    if (settings.reports_dir / "index.html").is_file():
+        report.write_run_index(_run(options, settings.run.name))
     return 0
 
 

@@ -24,8 +24,9 @@ from typing import IO, Any
 
 from so8t_helpers.audit_key import AuditError, hmac_code, key_name, load_key
 from so8t_helpers.run_folder import write_text
+from so8t_helpers.settings import Settings, resolve
 
-__all__ = ["AuditError", "AuditLog", "Verdict", "published_head", "verify_audit"]
+__all__ = ["AuditError", "AuditLog", "Verdict", "published_head", "service_log", "verify_audit"]
 
 NO_LINE = "0" * 64
 _OWN_FIELDS = frozenset({"seq", "time", "previous", "mac"})
@@ -193,6 +194,12 @@ def published_head(path: Path) -> str | None:
     """Return the head that lies beside a log, for a report to print; None where there is no log yet."""
     file = _beside(path, "head")
     return file.read_text("ascii").strip() if file.is_file() else None
+
+
+def service_log(settings: Settings) -> Path:
+    """Return where the /think service's log lies: outside of the stages, which a later run makes anew."""
+    chosen = settings.serve.audit_log
+    return resolve(chosen) if chosen else settings.run_dir / "serve" / "audit.jsonl"
 
 
 def canonical(data: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ class StreamingFinal:
 
     def _release(self, pieces: list[tuple[str, str]]) -> str:
         """Join the final pieces; white space at the end waits until more text follows it."""
-        text = "".join([piece for part, piece in pieces if part == "final"])
+        text = "".join([piece for part, piece in pieces if part == "final"]) if pieces else ""
         if not text:
             return ""
         kept = text.rstrip()

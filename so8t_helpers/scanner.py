@@ -3,8 +3,11 @@
 It works on a stream, in linear time, holds back no more than `markers.WINDOW` characters, and what it says
 never depends on how the stream was cut.
 
-Every thinking block that was opened must be closed by its own name before a final part can begin. A mark
-inside a final part, of whatever kind, ends it, and after a final part nothing counts any more.
+A final part begins where the thinking is over and nowhere else: every block that was opened has been closed
+by its own name, some block has been closed unless nothing at all stands before, and only white space stands
+before the final mark on its line (or since the last closing mark). A thinking that was never opened and
+speaks of `<final>` in passing therefore opens nothing. A mark inside a final part, of whatever kind, ends it,
+and after a final part nothing counts any more.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 from so8t_helpers.markers import CANDIDATE, LINE_START, WINDOW, Marker, More, find_marker
 
 _GLANCE = 16
+# Only headings mind what stands before them on their line.
+_HEADING_STARTS = frozenset("#＃﹟思")
 
 
 class Scanner:
@@ -32,11 +37,24 @@ class Scanner:
         self.state = "outside"
         self._held = ""
         self._open: list[str] = []
-        self._line = ""  # what is settled of the current line; its first `LINE_START` characters count
+        self._nothing_yet = True  # white space aside
+        self._closed_one = False
+        # The current line: what earlier chunks hold of it (the first `LINE_START` characters count), and
+        # where it goes on in this one. A closing mark begins a line too.
+        self._line = ""
+        self._line_from = 0
 
     def feed(self, chunk: str) -> list[tuple[str, str]]:
         """Take the next characters; return what they settle."""
-        return self._scan(chunk, at_end=False)
+        if self._held or self._nothing_yet or CANDIDATE.search(chunk) or self.state == "ended" or not chunk:
+            return self._scan(chunk, at_end=False)
+        # Most chunks hold nothing that even looks like a mark: the short way to what `_scan` would do.
+        newline = chunk.rfind("\n")
+        if newline >= 0:
+            self._line = chunk[newline + 1 :]
+        elif len(self._line) < LINE_START:
+            self._line += chunk
+        return [(self._part(), chunk)]
 
     def close(self) -> list[tuple[str, str]]:
         """Settle what was held back: no more text will come."""
@@ -45,51 +63,58 @@ class Scanner:
     def _scan(self, chunk: str, at_end: bool) -> list[tuple[str, str]]:
         if self.state == "ended":
             return []
-        text = self._held + chunk
+        text = self._held + chunk if self._held else chunk
         pieces: list[tuple[str, str]] = []
         self._held = ""
-        taken = 0  # text[:taken] is settled; text[taken:found.start()] holds no mark
+        taken, end = 0, len(text)  # text[:taken] is settled
         found = CANDIDATE.search(text)
         while found:
             start = found.start()
-            if start > taken:
-                self._take(text[taken:start], pieces)
-                taken = start
             marker = self._marker(text, start, at_end)
             if isinstance(marker, More):
-                self._held = text[start:]
+                self._held, end = text[start:], start
+                break
+            if marker is None:
+                found = CANDIDATE.search(text, start + 1)
+                continue
+            self._take(text[taken:start], pieces)
+            self._apply(marker, text, start)
+            if self.state == "ended":
                 return pieces
-            if marker is not None:
-                self._apply(marker)
-                if self.state == "ended":
-                    return pieces
-                taken = start + marker.length
-                self._follow_line(text[start:taken])
-            found = CANDIDATE.search(text, max(taken, start + 1))
-        if taken < len(text):
-            self._take(text[taken:], pieces)
+            taken = start + marker.length
+            found = CANDIDATE.search(text, taken)
+        self._take(text[taken:end], pieces)
+        self._line, self._line_from = self._line_before(text, end)[:LINE_START], 0
         return pieces
 
     def _marker(self, text: str, start: int, at_end: bool) -> Marker | More | None:
         """Decide on few characters where that is enough: most candidates are none, or are short."""
+        line = self._line_before(text, start) if text[start] in _HEADING_STARTS else ""
         if start + _GLANCE < len(text):
-            marker = find_marker(text[start : start + _GLANCE], False, self._line)
+            marker = find_marker(text[start : start + _GLANCE], False, line)
             if not isinstance(marker, More):
                 return marker
-        return find_marker(text[start : start + WINDOW], at_end, self._line)
+        return find_marker(text[start : start + WINDOW], at_end, line)
 
     def _take(self, text: str, pieces: list[tuple[str, str]]) -> None:
-        pieces.append((self._open[-1] if self._open and self.state == "outside" else self.state, text))
-        self._follow_line(text)
+        if not text:
+            return
+        if self._nothing_yet and not text.isspace():
+            self._nothing_yet = False
+        pieces.append((self._part(), text))
 
-    def _follow_line(self, text: str) -> None:
-        newline = text.rfind("\n")
+    def _part(self) -> str:
+        return self._open[-1] if self._open and self.state == "outside" else self.state
+
+    def _line_before(self, text: str, end: int) -> str:
+        """What stands on the line before `text[end]`; of a long one, `LINE_START` characters or more."""
+        start = max(self._line_from, end - LINE_START)
+        newline = text.rfind("\n", start, end)
         if newline >= 0:
-            self._line = text[newline + 1 :]
-        elif len(self._line) < LINE_START:
-            self._line += text
+            return text[newline + 1 : end]
+        return text[start:end] if start > self._line_from else self._line + text[start:end]
 
-    def _apply(self, marker: Marker) -> None:
+    def _apply(self, marker: Marker, text: str, start: int) -> None:
         self.marks += 1
         kind, name = marker.kind, marker.name
         if self.style is None and kind != "special":
@@ -98,12 +123,26 @@ class Scanner:
             self.state = "ended"
         elif kind == "open":
             self._open.append(name)
-        elif kind == "close" and marker.exact and name in self._open:
-            del self._open[len(self._open) - 1 - self._open[::-1].index(name)]
-        elif kind == "final" and marker.exact and all(block == name for block in self._open):
-            # Only the seed format's final heading closes a block, its own: the others must be closed before.
+        elif kind == "close" and marker.exact:
+            self._close(name, start + marker.length)
+        elif kind == "final" and marker.exact and self._thinking_is_over(name, text, start):
             self._open = []
             self.state = "final"
+        self._nothing_yet = False
+
+    def _close(self, name: str, end: int) -> None:
+        if name in self._open:
+            del self._open[len(self._open) - 1 - self._open[::-1].index(name)]
+        self._closed_one = True
+        self._line, self._line_from = "", end
+
+    def _thinking_is_over(self, name: str, text: str, start: int) -> bool:
+        # Only the seed format's final heading closes a block, its own: the others must be closed before.
+        if self._open:
+            return all(block == name for block in self._open)
+        line = self._line_before(text, start)
+        alone = len(line) < LINE_START and not line.strip()
+        return alone and (self._closed_one or self._nothing_yet)
 
 
 def contains_markers(text: str) -> bool:

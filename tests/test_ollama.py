@@ -13,6 +13,7 @@ import taught_model
 
 from so8t_helpers.engines import EngineError, collect
 from so8t_helpers.engines.base import chat_prompt
+from so8t_helpers.engines.discovery import GgufHost
 from so8t_helpers.engines.modelfile import Modelfile
 from so8t_helpers.engines.ollama import Ollama, open_ollama
 from so8t_helpers.engines.ollama_server import (
@@ -24,6 +25,7 @@ from so8t_helpers.engines.ollama_server import (
     start_server,
 )
 from so8t_helpers.engines.transformers_engine import open_transformers
+from so8t_helpers.evaluation.run import open_source
 from so8t_helpers.gguf_export import export
 from so8t_helpers.settings import Settings, load_settings
 
@@ -145,6 +147,21 @@ def test_a_file_that_is_no_gguf_is_refused(server: OllamaServer, tmp_path: Path)
     broken.write_bytes(b"not a gguf at all")
     with pytest.raises(EngineError, match=r"so8t-test:broken"):
         open_ollama(server, broken, "so8t-test:broken", Modelfile(), timeout=60)
+
+
+@pytest.mark.slow
+def test_the_way_to_ollama_has_a_progress_bar(
+    server: OllamaServer, seed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.gguf"
+    # One more byte at the end makes it a file that the server does not have yet.
+    other.write_bytes(seed[1].read_bytes() + b"\0")
+    chosen = {"ollama_url": server.url, "engine": "ollama"}
+    settings = load_settings("demo", {"run": {"root": str(tmp_path)}, "eval": chosen})
+    with GgufHost(settings) as host, open_source(settings, host, "f16", other) as engine:
+        assert engine.name == "Ollama"
+    said = capsys.readouterr().err
+    assert "f16 to Ollama:   0%" in said and "100%" in said
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 import importlib.util
 import random
+import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from so8t_helpers.chat_format import ThinkText, build, contains_markers, parse
+from so8t_helpers.folding import fold
 from so8t_helpers.markers import WINDOW
 from so8t_helpers.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only, plain_only
 
@@ -33,7 +36,43 @@ FRAGMENTS = [
         " ",
     ),
     *("<think-task>", "</think-task>", "<think-policy>", "</think-policy>", "<final>", "</final>", "<fnal>"),
-    *("#", "# ", "＃", "思考ステップ", "思考ｽﾃｯﾌﾟ", "思", "最終回答", "最終解答", "\n", "\r\n", ":", "**"),
+    *(
+        "≪",
+        "≫",
+        "≮",
+        "\\u003c",
+        "%3C",
+        "&",
+        "amp;",
+        "lt",
+        "&#0060",
+        "т",
+        "1",
+        "!",
+        "\x00",
+        "\u3164",
+        "\ufffd",
+        "ns:",
+    ),
+    *(
+        "#",
+        "# ",
+        "＃",
+        "■",
+        "1. ",
+        "＜思考＞",
+        "<思考",
+        "思考すてっぷ",
+        "思考ステップ",
+        "思考ｽﾃｯﾌﾟ",
+        "思",
+        "最終回答",
+        "最終解答",
+        "\n",
+        "\r\n",
+        ":",
+        "**",
+    ),
     *("# 思考ステップ\n", "# 最終回答\n", "秘密", "公開", "a < b", "x" * (WINDOW - 3), " " * (WINDOW + 2)),
 ]
 soups = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=25).map("".join)
@@ -61,7 +100,7 @@ def test_every_chunking_gives_the_one_shot_result(text, data):
 
 
 @given(soups)
-@settings(max_examples=120)
+@settings(max_examples=150)
 @example("<final>公開<think-task>秘密")
 def test_output_is_unmarked_text_of_the_input_or_the_refusal(text):
     released = final_only(text)
@@ -70,15 +109,27 @@ def test_output_is_unmarked_text_of_the_input_or_the_refusal(text):
     assert not contains_markers(released)
 
 
+def test_every_sign_that_is_folded_into_the_first_of_a_mark_is_looked_at():
+    follow = {"<": "think-task>", "«": "think-task»", "[": "think]", "#": " 思考ステップ\n", "&": "lt;think>"}
+    follow |= {"思": "考ステップ\n", "%": "3cthink>"}
+    unseen = []
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(code)) not in {"Cn", "Co", "Cs"}:
+            rest = follow.get(fold(chr(code)))
+            if rest and final_only(f"<final>公開\n{chr(code)}{rest}秘密") != "公開":
+                unseen.append(chr(code))
+    assert unseen == []
+
+
 @given(soups, soups)
-@settings(max_examples=80)
+@settings(max_examples=100)
 def test_nothing_after_a_final_part_counts(private, after):
     text = f"<think-task>秘密</think-task><final>公開</final>{private}"
     assert final_only(text) == final_only(text + after) == "公開"
 
 
 @given(st.integers(1, 2**40))
-@settings(max_examples=120)
+@settings(max_examples=150)
 def test_grammar_of_broken_outputs_leaks_nothing(seed):
     text = benchmark.write_output(random.Random(seed))
     chunks = benchmark.cut(random.Random(-seed), text)
@@ -86,7 +137,7 @@ def test_grammar_of_broken_outputs_leaks_nothing(seed):
 
 
 @given(soups, soups, st.sampled_from(["seed", "quadruple"]), st.data())
-@settings(max_examples=80)
+@settings(max_examples=100)
 @example("# 最終回答\n", "", "seed", None)
 @example("# 最終回答\n", "公開", "seed", None)
 @example("</think-task><final>", "公開", "quadruple", None)
@@ -158,6 +209,9 @@ def test_good_outputs_give_their_answer(text):
         "考えるステップは 3 つ。思考ステップという言葉は文中なら残る。",
         "[link](x) & [1] <thead><tr><td>表</td></tr></thead> <title>題</title>",
         "if (i < final_value) return;",
+        "$\\xi \\le \\underline{x}$、R&amp;D、100% 3割、/usr/bin、«引用»、1≤2、<3",
+        "思考実験とは。\n# 思考力を鍛える\n- 思考の流れ\n「思考ステップ」を書く。\n**思考**: 考えること",
+        "C:\\users\\taro、\\u0041、50%、a<5、x <y、[note]、{final}、(think)",
         "改行\n\n\n終わり",
     ],
 )
@@ -213,6 +267,40 @@ TABLE = {
     "book brackets close": ("<final>公開《/final》秘密", "公開"),
     "attributes": ("<think-task id='1'>秘密</think-task><final lang='ja'>秘密", REFUSED),
     "underscore": ("<final>公開<think_task>秘密", "公開"),
+    "a digit for a letter": ("<final>公開<th1nk-task>秘密", "公開"),
+    "a sign for a letter": ("<final>公開<th!nk-task>秘密", "公開"),
+    "a sign between letters": ("<final>公開<thi.nk>秘密", "公開"),
+    "half a character inside": ("<final>公開<thi\ufffdnk-task>秘密", "公開"),
+    "a control character first": ("<final>公開<\x00think-task>秘密", "公開"),
+    "a filler letter inside": ("<final>公開<th\u3164ink-task>秘密", "公開"),
+    "letters that look alike": ("<final>公開<тһіnк-tаsк>秘密", "公開"),
+    "look-alikes open nothing": ("<think-task>秘密</think-task><fіnal>秘密", REFUSED),
+    "look-alikes close nothing": ("<think-task>秘密</thіnk-task><final>秘密", REFUSED),
+    "a name space": ("<final>公開<ns:thinking>秘密", "公開"),
+    "a comment": ("<final>公開<!-- think-task -->秘密", "公開"),
+    "quotation marks as brackets": ("<final>公開«think-task»秘密", "公開"),
+    "signs of comparison as brackets": ("<final>公開≪think-task≫秘密", "公開"),
+    "an entity without its end": ("<final>公開&ltthink-task&gt秘密", "公開"),
+    "an entity with zeros": ("<final>公開&#0060;think-task&#62;秘密", "公開"),
+    "an entity, escaped again": ("<final>公開&amp;lt;think-task&amp;gt;秘密", "公開"),
+    "an escape of JSON": ("<final>公開\\u003cthink-task\\u003e秘密", "公開"),
+    "an escape of addresses": ("<final>公開%3Cthink-task%3E秘密", "公開"),
+    "another slash": ("<final>公開<⧸final>秘密", "公開"),
+    "a control token with spaces": ("<final>公開<| end |>秘密", "公開"),
+    "a control token without its end": ("<final>公開<|user\n秘密", "公開"),
+    # A thinking that was never opened and speaks of the final tag.
+    "final in passing": ("まず<final>に書く事。秘密</think-task><final>公開</final>", "公開"),
+    "final in passing, nothing closed": ("秘密。次に<final>を書く。秘密", REFUSED),
+    "final in passing, on a line of its own": ("秘密\n<final>秘密</final>", REFUSED),
+    "final in passing, between blocks": (
+        "<think-task>秘密</think-task>次に<final>を書く。秘密<think-safety>秘密</think-safety>\n<final>公開",
+        "公開",
+    ),
+    "close and final in passing": (
+        "<think-task>終わりは</think-task>で、次に<final>を書く。秘密</think-task><final>公開",
+        "公開",
+    ),
+    "words before final": ("<think-task>秘密</think-task>\nでは答えます。\n<final>公開", "公開"),
     "control token in final": ("<final>公開<|end|>\n<|user|>\n秘密", "公開"),
     "control token before": ("<think-task>秘密</think-task><|end|><final>秘密</final>", REFUSED),
     "seed: no final": ("# 思考ステップ\n秘密", REFUSED),
@@ -225,6 +313,14 @@ TABLE = {
     "seed: misspelt thinking in final": ("# 最終回答\n公開\n# 思老ステップ\n秘密", "公開"),
     "seed: full width": ("＃ 思考ｽﾃｯﾌﾟ\n秘密\n＃　最終回答\n公開\n＃思考ステップ\n秘密", "公開"),
     "seed: bold heading in final": ("# 最終回答\n公開\n**思考ステップ**\n秘密", "公開\n**"),
+    "seed: thinking never opened": ("秘密\n# 最終回答\n秘密", REFUSED),
+    "seed: half a heading in final": ("# 最終回答\n公開\n# 思考：\n秘密", "公開"),
+    "seed: hiragana heading in final": ("# 最終回答\n公開\n# 思考すてっぷ\n秘密", "公開"),
+    "seed: Chinese heading in final": ("# 最終回答\n公開\n# 思考步骤\n秘密", "公開"),
+    "seed: bullet before heading": ("# 最終回答\n公開\n1. 思考ステップ\n秘密", "公開\n1."),
+    "seed: heading with a number": ("# 最終回答\n公開\n思考ステップ１: 秘密", "公開"),
+    "seed: heading with a dash": ("# 最終回答\n公開\n思考ステップ - 秘密", "公開"),
+    "seed: heading in brackets": ("# 最終回答\n公開\n＜思考＞秘密", "公開\n＜"),
     "seed: tag opened in thinking": ("# 思考ステップ\n<think-task>秘密\n# 最終回答\n秘密", REFUSED),
     "seed: final tag in thinking": ("# 思考ステップ\n<final>秘密</final>\n# 最終回答\n公開", "公開"),
     "seed heading in a tag": ("<think-task>秘密\n# 最終回答\n秘密</think-task><final>公開", "公開"),

@@ -11,6 +11,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from so8t_helpers import batch, report
+from so8t_helpers.audit import AuditLog, service_log
 from so8t_helpers.report.notebook_html import slim_svg
 from so8t_helpers.report.page import japanese_font, scrub
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
@@ -190,3 +191,14 @@ def test_the_index_lists_every_run_with_what_differs(tmp_path: Path):
         (tmp_path / "reports" / "small" / "index.html").read_text(encoding="utf-8"), "html.parser"
     )
     assert [span.get_text() for span in run.select(".state")] == ["done"] + ["not run"] * 4
+
+
+def test_the_runs_index_publishes_the_heads_of_its_audit_logs(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    assert "Audit logs" not in report.write_run_index(settings).read_text("utf-8")
+    evaluated = AuditLog(settings.run_dir / "05_ollama_eval" / "audit.jsonl", b"k" * 32)
+    served = AuditLog(service_log(settings), b"k" * 32)
+    before = served.head
+    served.append({"event": "asked"})
+    page = report.write_run_index(settings).read_text("utf-8")
+    assert evaluated.head in page and served.head in page and before not in page

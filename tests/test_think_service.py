@@ -14,12 +14,13 @@ import httpx
 import pytest
 import uvicorn
 
-from so8t_helpers.audit import AuditLog, verify_audit
+from so8t_helpers.audit import AuditLog, service_log, verify_audit
 from so8t_helpers.chat_format import ThinkText, build, contains_markers, decision_of
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
 from so8t_helpers.redaction import REFUSAL_TEXT
+from so8t_helpers.report import write_run_index
 from so8t_helpers.run_folder import StageError, read_jsonl
-from so8t_helpers.settings import Settings, SettingsError, merge
+from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
 from so8t_helpers.think_service import create_app, serve
 from so8t_helpers.think_service.limits import RateLimit, is_loopback, token_fits
 from so8t_helpers.think_service.server import find_gguf
@@ -506,8 +507,12 @@ def test_the_openapi_page_asks_and_shows_a_stream_in_a_browser(service):
 @pytest.mark.slow
 def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     monkeypatch.setenv("SO8T_AUDIT_KEY", KEY.decode())
-    log = tmp_path / "audit.jsonl"
-    chosen = [f"run.root={demo_run.run.root}", "serve.port=0", f"serve.audit_log={log}"]
+    # The service writes into its run and the run's index: a copy is for that.
+    folders = {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}
+    run = load_settings("demo", {"run": folders})
+    shutil.copytree(demo_run.run_dir, run.run_dir)
+    index, log = write_run_index(run), service_log(run)
+    chosen = [*(f"run.{key}={value}" for key, value in folders.items()), "serve.port=0"]
     command = [sys.executable, "-m", "so8t_helpers", "serve", "demo"]
     command += [part for item in chosen for part in ("--set", item)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -532,5 +537,6 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     assert verify_audit(log, head, KEY).lines == 1 + 4 * len(rows)
     if sys.platform != "win32":  # there, to terminate is to kill
         assert head in said
+        assert head in index.read_text("utf-8")
     assert "思考" not in logged
     assert "判定" not in logged

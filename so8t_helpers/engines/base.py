@@ -7,6 +7,7 @@ Ollama server. The evaluation and the /think service know this interface alone.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,36 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class RawTextEngine(ABC):
+    """What the engines share that hand over the model's own text, marks and thinking included.
+
+    Attributes:
+        think_command: what stands before a question that is to be thought about.
+    """
+
+    separates = False
+    think_command: str
+
+    def generate(
+        self,
+        messages: list[dict[str, str]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        think: bool = True,
+    ) -> Iterator[Piece]:
+        """Answer a chat, streamed: render it, then go on after it."""
+        prompt = chat_prompt(messages, self.think_command, think)
+        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    @abstractmethod
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Piece]:
+        """Go on after a rendered prompt, streamed."""
 
 
 def threads_for(gguf: Path) -> int:

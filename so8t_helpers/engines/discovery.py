@@ -55,7 +55,7 @@ class GgufHost:
         whose = "started for this run" if self.server.own else f"running at {self.server.url}"
         return f"Ollama {self.version}, {whose}"
 
-    def open(self, gguf: Path, kind: str, on_bytes: Callable[[int], None] | None = None) -> Engine:
+    def open(self, gguf: Path, kind: str, on_bytes: Callable[[int], object] | None = None) -> Engine:
         """Load a GGUF; `kind` ("q4_k_m") becomes the tag of its name in Ollama."""
         chosen = self.settings.eval
         if self.server is None:

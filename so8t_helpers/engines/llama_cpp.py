@@ -20,16 +20,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.engines.base import STOPS, EngineError, EngineTimeoutError, Piece, chat_prompt, threads_for
+from so8t_helpers.engines.base import (
+    STOPS,
+    EngineError,
+    EngineTimeoutError,
+    Piece,
+    RawTextEngine,
+    threads_for,
+)
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.settings import PROJECT_ROOT
 
 
-class LlamaCpp(HttpEngine):
+class LlamaCpp(RawTextEngine, HttpEngine):
     """One GGUF in llama.cpp; see `open_llama_cpp`."""
 
     can_score = True
-    separates = False
 
     def __init__(self, process: _Process, gguf: Path, timeout: float, parallel: int, think_command: str):
         self.process, self.think_command = process, think_command
@@ -38,19 +44,6 @@ class LlamaCpp(HttpEngine):
         super().__init__(
             "llama.cpp", f"xllamacpp {version}", gguf.name, process.url, timeout, parallel, secret
         )
-
-    def generate(
-        self,
-        messages: list[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        think: bool = True,
-    ) -> Iterator[Piece]:
-        """Answer a chat, streamed, as the model writes it: marks and thinking included."""
-        prompt = chat_prompt(messages, self.think_command, think)
-        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0

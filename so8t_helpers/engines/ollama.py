@@ -158,7 +158,7 @@ def open_ollama(
     timeout: float = 600.0,
     parallel: int = 4,
     keep: bool = False,
-    on_bytes: Callable[[int], None] | None = None,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> Ollama:
     """Import a finished GGUF into Ollama and return it ready to answer.
 
@@ -198,7 +198,7 @@ def open_ollama(
     return engine
 
 
-def _send_blob(engine: Ollama, gguf: Path, digest: str, on_bytes: Callable[[int], None] | None) -> None:
+def _send_blob(engine: Ollama, gguf: Path, digest: str, on_bytes: Callable[[int], object] | None) -> None:
     def chunks() -> Iterator[bytes]:
         with gguf.open("rb") as file:
             while chunk := file.read(_CHUNK):

@@ -14,15 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from so8t_helpers.engines.base import STOPS, Completion, EngineError, Piece, chat_prompt
+from so8t_helpers.engines.base import STOPS, Completion, EngineError, Piece, RawTextEngine
 
 
-class Transformers:
+class Transformers(RawTextEngine):
     """A model folder in this process; see `open_transformers`."""
 
     name = "transformers"
     can_score = True
-    separates = False
 
     def __init__(self, model: Any, tokenizer: Any, label: str, parallel: int, think_command: str):
         self.version = importlib.metadata.version("transformers")
@@ -30,19 +29,6 @@ class Transformers:
         self.model, self.parallel, self.think_command = label, parallel, think_command
         known = tokenizer.get_vocab()
         self.stop_ids = torch.tensor([known[stop] for stop in STOPS if stop in known], device=model.device)
-
-    def generate(
-        self,
-        messages: list[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        think: bool = True,
-    ) -> Iterator[Piece]:
-        """Answer a chat, streamed, as the model writes it: marks and thinking included."""
-        prompt = chat_prompt(messages, self.think_command, think)
-        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0

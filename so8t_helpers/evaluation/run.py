@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from so8t_helpers.audit import AuditLog
 from so8t_helpers.base import base_folder
@@ -58,7 +59,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
             for name, source in sources.items():
                 tracker.what = name
-                with _open(settings, host, name, source) as engine:
+                with open_source(settings, host, name, source) as engine:
                     parity.check(name, engine)
                     completions, seconds = _answer(settings, engine, prompts, tracker)
                     rows = _judge(settings, name, prompts, completions, audit)
@@ -112,10 +113,20 @@ def _source(stage: Stage, name: str) -> Path:
     return stage.read_file(f"04_gguf/{path.name}", path, hint)
 
 
-def _open(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:
+def open_source(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:
+    """Load a model of `eval.models`: a folder in transformers, a file in the host; its way there has a bar.
+
+    Raises:
+        EngineError: the engine cannot load it.
+    """
     if name in _FOLDERS:
         return open_transformers(source, think_command=settings.dataset.think_command)
-    return host.open(source, name)
+    if host.server is None:
+        return host.open(source, name)
+    # A file of some gigabytes takes a while to Ollama; one that is there already is not sent again.
+    size = source.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"{name} to Ollama", leave=False) as bar:
+        return host.open(source, name, bar.update)
 
 
 def _served(settings: Settings) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from so8t_helpers.audit import published_head, service_log
 from so8t_helpers.report.page import render
 from so8t_helpers.report.records import flat, known_runs, stage_states
 from so8t_helpers.run_folder import STAGES, read_manifest, write_text
@@ -35,11 +36,21 @@ def write_run_index(settings: Settings) -> Path:
         profile=settings.profile,
         stages=stage_states(settings),
         versions=manifests[-1]["versions"] if manifests else {},
+        heads=_audit_heads(settings),
         chosen=[(key, value, default[key]) for key, value in flat(settings).items() if value != default[key]],
     )
     path = settings.reports_dir / "index.html"
     write_text(path, text)
     return path
+
+
+def _audit_heads(settings: Settings) -> dict[str, str]:
+    """The audit logs of a run, each with its head: a log whose tail is cut later no longer fits it."""
+    logs = {
+        "Evaluation": settings.run_dir / "05_ollama_eval" / "audit.jsonl",
+        "/think service": service_log(settings),
+    }
+    return {name: head for name, path in logs.items() if (head := published_head(path))}
 
 
 def write_index(settings: Settings) -> Path:

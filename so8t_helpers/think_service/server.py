@@ -15,10 +15,10 @@ from typing import Any
 
 import uvicorn
 
-from so8t_helpers.audit import AuditLog
+from so8t_helpers.audit import AuditLog, service_log
 from so8t_helpers.engines.discovery import GgufHost
 from so8t_helpers.run_folder import StageError, sha256_file, stage_input
-from so8t_helpers.settings import Settings, SettingsError, merge, resolve
+from so8t_helpers.settings import Settings, SettingsError, merge
 from so8t_helpers.think_service.app import create_app
 from so8t_helpers.think_service.limits import TOKEN_VARIABLE, is_loopback
 
@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
         GgufHost(settings) as host,
         host.open(gguf, chosen.model) as engine,
     ):
-        audit = AuditLog(audit_path(settings))
+        audit = AuditLog(service_log(settings))
         app = create_app(settings, engine, audit, sha256_file(gguf))
         config = uvicorn.Config(
             app,
@@ -84,12 +84,6 @@ def find_gguf(settings: Settings) -> Path:
             f"run stage 04_gguf with this type in gguf.types, or choose another"
         )
     return found[0]
-
-
-def audit_path(settings: Settings) -> Path:
-    """Return where the service's audit log lies: outside of the stages, which a later run makes anew."""
-    chosen = settings.serve.audit_log
-    return resolve(chosen) if chosen else settings.run_dir / "serve" / "audit.jsonl"
 
 
 def _listen(host: str, port: int) -> socket.socket:
