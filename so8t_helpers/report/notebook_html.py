@@ -16,8 +16,20 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from so8t_helpers.report.page import TEMPLATE_DIR
+from so8t_helpers.wording import plain
 
 INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
+# plots.style's palette, which the page turns into its own colours: lighter ones on a dark page.
+COLOURS = {
+    "#0072b2": "blue",
+    "#e69f00": "orange",
+    "#009e73": "green",
+    "#d55e00": "vermilion",
+    "#56b4e9": "sky",
+    "#cc79a7": "purple",
+    "#888888": "grey",
+}
+COLUMN_POINTS = 7.2 * 72  # width of a figure that fills a report's column of 47rem
 
 # Cells that a report shows elsewhere or not at all.
 _ELSEWHERE = {"answer", "parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
@@ -67,8 +79,10 @@ def convert(notebook: Path) -> Fragments:
     soup = BeautifulSoup(rendered, "html.parser")
     title, lead = _take_head(soup)
     toc = _number_headings(soup)
+    _fold_below(soup)
     _reachable_by_keyboard(soup)
-    return Fragments(title, lead, _markdown(answer), str(soup), toc, figures)
+    _plain_numbers(soup)
+    return Fragments(title, lead, plain(_markdown(answer)), str(soup), toc, figures)
 
 
 class _Renderer(IPythonRenderer):
@@ -150,6 +164,12 @@ def slim_svg(svg: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(re.escape(INK), "currentColor", svg, flags=re.IGNORECASE)
+    svg = re.sub("|".join(COLOURS), lambda m: f"var(--{COLOURS[m[0].lower()]})", svg, flags=re.IGNORECASE)
+    width = re.match(r'<svg[^>]*? width="([\d.]+)pt"', svg)
+    if width and float(width[1]) < COLUMN_POINTS - 1:
+        # A narrow figure stays narrow: its letters are as large as those of the others.
+        rem = 47 * float(width[1]) / COLUMN_POINTS
+        svg = svg.replace("max-width: 100%", f"max-width: {rem:.1f}rem; min-width: 0", 1)
     # Paths come with six decimals of a point; two are a hundredth of a pixel.
     svg = re.sub(r'(?<= d=")[^"]+', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0].replace("\n", " ")), svg)
     return re.sub(r">\s+<", "><", svg)
@@ -174,6 +194,52 @@ def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
         heading["id"] = f"s{number}"
         toc.append((f"s{number}", heading.get_text(), int(heading.name[1])))
     return toc
+
+
+def _fold_below(soup: BeautifulSoup) -> None:
+    """Put the folded code under what it shows; a cell that shows nothing lends its code to the next one.
+
+    So a report reads as text, figure, text, with one small fold after each figure.
+    """
+    waiting: list[Tag] = []
+    headed = False  # what stands before the first heading may go under it
+    for part in soup.select("div.prose, div.cell"):
+        if "prose" in part["class"]:
+            if part.find(["h2", "h3"]):
+                if headed and waiting:
+                    part.insert_before(_folds(soup, waiting))
+                    waiting = []
+                headed = True
+            continue
+        folds = part.find_all("details", class_=["source", "messages"], recursive=False)
+        waiting += [fold.extract() for fold in folds]
+        if part.find(True) is None:
+            part.extract()
+        else:
+            part.append(_folds(soup, waiting))
+            waiting = []
+    if waiting:
+        soup.append(_folds(soup, waiting))
+
+
+def _folds(soup: BeautifulSoup, found: list[Tag]) -> Tag:
+    """One fold for all code and one for all messages."""
+    frame = soup.new_tag("div", attrs={"class": "folds"})
+    for kind in ("source", "messages"):
+        alike = [fold for fold in found if kind in fold["class"]]
+        for other in alike[1:]:
+            for block in other.find_all(["div", "pre"], recursive=False):
+                alike[0].append(block.extract())
+        if alike:
+            frame.append(alike[0])
+    return frame
+
+
+def _plain_numbers(soup: BeautifulSoup) -> None:
+    """Write machine's exponents as powers of ten, outside code."""
+    for text in soup.find_all(string=re.compile(r"\de[+-]?\d")):
+        if text.find_parent(["pre", "code", "math", "script", "style"]) is None:
+            text.replace_with(plain(str(text)))
 
 
 def _reachable_by_keyboard(soup: BeautifulSoup) -> None:

@@ -16,8 +16,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
+from so8t_helpers.wording import plain, short
 
 TEMPLATE_DIR = Path(__file__).parent / "template"
+# Key figures of the stages that are shares of one.
+_SHARES = re.compile(r"(format|answer|padding|next-token agreement)\b")
 # Scripts, frames, fonts and pictures from elsewhere are refused by the browser, so that a leak would show.
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
@@ -93,23 +96,28 @@ def _font_subset(characters: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def show(value: Any) -> str:
-    """Put a value of a manifest or a profile into words."""
+def show(value: Any, name: str = "") -> str:
+    """Put a value of a manifest or a profile into words; by its name a share is known, shown in percent."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int | float) and _SHARES.match(name):
+        return f"{value:.1%}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return short(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        return ", ".join(show(item) for item in value)
-    return str(value)
+        return ", ".join(show(item) for item in value) or "–"
+    return plain(str(value))
 
 
-def difference(value: Any, first: Any) -> str:
+def difference(value: Any, first: Any, name: str = "") -> str:
     """How far a number is from the first run's, as " (+0.12)"; "" for anything else."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first))
-    return f" ({value - first:+.3g})" if numbers else ""
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first)):
+        return ""
+    if _SHARES.match(name):
+        return f" ({100 * (value - first):+.1f} points)"
+    return f" ({plain(f'{value - first:+.3g}')})"
 
 
 def duration(seconds: float) -> str:
