@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from so8t_helpers.settings import PROJECT_ROOT
 
 CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
 TOKEN = "so8t-test"
@@ -77,6 +80,27 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], headless=True)
         yield browser
         browser.close()
+
+
+def explorer_copy(folder: Path, root: Path, name: str) -> Path:
+    """Write explore_rotations.ipynb into `folder`, set to a run; return its path."""
+    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / "explore_rotations.ipynb", as_version=4)
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters.source = f"root = {str(root)!r}\nname = {name!r}"
+    path = folder / "explore_rotations.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def run_explorer(browser: Browser, lab: str) -> Page:
+    """Open that copy and run it to its end; the explorer is in view then."""
+    page = open_notebook(browser, lab, "explore_rotations.ipynb")
+    run_all(page)
+    page.locator("text=the principal angles moved by").wait_for(state="attached", timeout=PATIENCE)
+    explorer = page.locator("img.widget-image").first
+    explorer.wait_for(state="attached")
+    explorer.scroll_into_view_if_needed()
+    return page
 
 
 def open_notebook(browser: Browser, lab: str, path: str, height: int = 1100) -> Page:

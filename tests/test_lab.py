@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import nbformat
 import pytest
 from playwright.sync_api import Page
 
-from benchmarks.lab_browser import PATIENCE, chromium, open_notebook, run_all, running_lab
-from so8t_helpers.settings import PROJECT_ROOT, Settings
+from benchmarks.lab_browser import chromium, explorer_copy, run_explorer, running_lab
+from so8t_helpers.settings import Settings
 
 pytestmark = pytest.mark.slow
 WHAT_IF = 2  # its picture, after those of the explorer's two runs
@@ -19,10 +18,7 @@ WHAT_IF = 2  # its picture, after those of the explorer's two runs
 def lab(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab on a copy of the notebook that looks at the demo run; gives its address."""
     home = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / "explore_rotations.ipynb", as_version=4)
-    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = f"root = {str(demo_run.run_dir.parent)!r}\nname = {demo_run.run.name!r}"
-    nbformat.write(notebook, home / "explore_rotations.ipynb")
+    explorer_copy(home, demo_run.run_dir.parent, demo_run.run.name)
     with running_lab(home, tmp_path_factory.mktemp("lab-settings")) as address:
         yield address
 
@@ -31,13 +27,7 @@ def lab(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def page(lab: str) -> Iterator[Page]:
     """The notebook, opened and run to its end."""
     with chromium() as browser:
-        page = open_notebook(browser, lab, "explore_rotations.ipynb")
-        run_all(page)
-        page.locator("text=the principal angles moved by").wait_for(state="attached", timeout=PATIENCE)
-        explorer = page.locator("img.widget-image").first
-        explorer.wait_for(state="attached")
-        explorer.scroll_into_view_if_needed()
-        yield page
+        yield run_explorer(browser, lab)
 
 
 def picture(page: Page, which: int = 0) -> str | None:

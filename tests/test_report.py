@@ -12,8 +12,9 @@ from bs4 import BeautifulSoup
 
 from so8t_helpers import batch, report
 from so8t_helpers.report.notebook_html import slim_svg
-from so8t_helpers.report.page import japanese_font, scrub
+from so8t_helpers.report.page import difference, japanese_font, scrub, show
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
+from so8t_helpers.wording import plain, short
 from tests.small_notebooks import code, small_settings, write_notebook
 
 FIGURE = """from so8t_helpers.plots import style
@@ -145,8 +146,47 @@ def test_windows_paths_are_scrubbed_in_both_spellings(monkeypatch: pytest.Monkey
     from pathlib import PureWindowsPath
 
     monkeypatch.setattr(Path, "home", lambda: PureWindowsPath(r"C:\Users\hanako"))
-    for spelling in (r"C:\Users\hanako\runs", "C:/Users/hanako/runs", r"C:\\Users\\hanako\\runs"):
-        assert "hanako" not in scrub(f"in {spelling}", Settings())
+    spellings = [r"C:\Users\hanako\runs", "C:/Users/hanako/runs", r"C:\\Users\\hanako\\runs"]
+    spellings += [r"c:\users\hanako\runs", "file:///C:/Users/hanako/runs"]
+    for spelling in spellings:
+        assert "hanako" not in scrub(f"in {spelling}", Settings()).lower()
+
+
+def test_folders_that_a_profile_names_are_cut_to_their_last_part():
+    named = {"inputs": [r"D:\study\hanako\records.jsonl"], "teacher": "/srv/models/teacher.gguf"}
+    settings = merge(Settings(), {"dataset": named})
+    text = r"D:\study\hanako\records.jsonl, d:/study/hanako/records.jsonl, /srv/models/teacher.gguf, /think"
+    assert scrub(text, settings) == "…/records.jsonl, …/records.jsonl, …/teacher.gguf, /think"
+
+
+def test_code_is_folded_under_what_it_shows(shown: tuple[Settings, str]):
+    soup = BeautifulSoup(shown[1], "html.parser")
+    folds = soup.select("main .folds")
+    figure, table = soup.select_one("figure:has(svg)"), soup.select_one("main .cell table")
+    assert figure.find_parent(class_="cell").contents[-1] in folds
+    assert table.find_parent(class_="cell").contents[-1] in folds
+    # The cells that show nothing (settings, the stage itself) lend theirs to the first that does.
+    first = folds[0].get_text()
+    assert first.index("from_parameters") < first.index("open_stage") < first.index("new_figure")
+    assert all(len(fold.select("details.source")) == 1 for fold in folds)
+
+
+def test_numbers_are_written_for_readers():
+    assert plain("no more than 4.2e-05 (bound 1e-04)") == "no more than 4.2×10⁻⁵ (bound 1×10⁻⁴)"
+    assert plain("sha 3e5f0a1, 1e5x, v1.2e3") == "sha 3e5f0a1, 1e5x, v1.2e3"
+    assert [short(v) for v in (0.0, 0.12345, 1303.6, 1e-5, 10000.0)] == [
+        "0", "0.1235", "1,304", "1×10⁻⁵", "10,000",
+    ]  # fmt: skip
+    assert (show(0.98, "format q8_0"), show(0.98, "last task loss")) == ("98.0%", "0.98")
+    assert difference(0.6, 0.8, "answer q8_0") == " (−20.0 points)"
+
+
+def test_a_narrow_figure_keeps_the_size_of_its_letters():
+    from so8t_helpers.plots import style
+
+    wide, narrow = (slim_svg(style.to_svg(style.new_figure(width=w)[0], "x")) for w in (7.2, 3.6))
+    assert "max-width: 100%" in wide
+    assert "max-width: 23.5rem" in narrow
 
 
 def test_the_embedded_font_has_the_page_s_japanese_and_only_where_needed():

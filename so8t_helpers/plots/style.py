@@ -146,6 +146,15 @@ def new_figure(
     return figure, figure.subplots(nrows, ncols, **kw)
 
 
+def log_where_wide(ax: Axes, series: list[pd.Series], ratio: float = 20.0) -> None:
+    """Give the y axis a logarithmic scale where values span more than `ratio`, so that small ones show."""
+    values = pd.concat(series)
+    if values.min() > 0 and values.max() > ratio * values.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: short(value))
+        ax.yaxis.set_minor_formatter(lambda _value, _: "")
+
+
 def text_on(color: Any) -> str:
     """Return the ink that reads on a filled cell of `color` (WCAG's relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]

@@ -9,8 +9,9 @@ import io
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -58,13 +59,31 @@ def scrub(text: str, settings: Settings) -> str:
     }
     spellings: dict[str, str] = {}
     for path, word in places.items():
-        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\")):
-            spellings[html.escape(text_form)] = word
-    # The longest first: a run folder may lie inside the home folder.
+        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\"), _quoted(path)):
+            spellings[html.escape(text_form).lower()] = word
+    for text_form in _absolute_settings(settings):
+        last = re.split(r"[/\\]+", text_form)[-1]
+        spellings.setdefault(html.escape(text_form).lower(), f"…/{last}")
+    # The longest first: a run folder may lie inside the home folder. Windows writes c:\ as well as C:\.
     alternatives = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True) if len(s) > 1)
-    pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])({alternatives})(?![\w-])")
-    text = pattern.sub(lambda m: m[1] or spellings[m[2]], text)
+    pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])((?i:{alternatives}))(?![\w-])")
+    text = pattern.sub(lambda m: m[1] or spellings[m[2].lower()], text)
     return re.sub(r"tmp/ipykernel_\d+/\d+\.py", "cell", text)
+
+
+def _quoted(path: PurePath) -> str:
+    """The path as it stands in a file:// address, "" where it has no such form."""
+    return path.as_uri().removeprefix("file://") if path.is_absolute() else ""
+
+
+def _absolute_settings(settings: Settings) -> Iterator[str]:
+    """Folders and files outside the project that a profile names, in their spellings of Unix and Windows."""
+    for section in settings.model_dump(mode="json").values():
+        for value in section.values() if isinstance(section, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and re.match(r"/[^/\s]+/|[A-Za-z]:[/\\]|\\\\\w", text):
+                    clean = text.rstrip("/\\")
+                    yield from {clean, clean.replace("\\", "/"), clean.replace("\\", "\\\\")}
 
 
 def japanese_font(text: str) -> str:
@@ -115,9 +134,9 @@ def difference(value: Any, first: Any, name: str = "") -> str:
     """How far a number is from the first run's, as " (+0.12)"; "" for anything else."""
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first)):
         return ""
-    if _SHARES.match(name):
-        return f" ({100 * (value - first):+.1f} points)"
-    return f" ({plain(f'{value - first:+.3g}')})"
+    share = _SHARES.match(name)
+    text = f"{100 * (value - first):+.1f} points" if share else plain(f"{value - first:+.3g}")
+    return f" ({text.replace('-', '−')})"
 
 
 def duration(seconds: float) -> str:
