@@ -15,7 +15,14 @@ import pytest
 import yaml
 from playwright.sync_api import Browser
 
-from benchmarks.lab_browser import PATIENCE, chromium, open_notebook, run_all, running_lab
+from benchmarks.lab_browser import (
+    chromium,
+    open_notebook,
+    run_all,
+    running_lab,
+    show_every_cell,
+    wait_for_end,
+)
 from so8t_helpers.run_folder import STAGES
 from so8t_helpers.settings import PROJECT_ROOT, Settings
 
@@ -70,7 +77,9 @@ def lab(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         command = lab_command(project, monkeypatch)
         monkeypatch.setitem(os.environ, "BROWSER", f"{sys.executable} {script} %s")
         monkeypatch.setitem(os.environ, "PYTHONPATH", str(project))
-        with running_lab(project, tmp_path_factory.mktemp("settings"), command, browser=True) as address:
+        settings = tmp_path_factory.mktemp("settings")
+        show_every_cell(settings)
+        with running_lab(project, settings, command, browser=True) as address:
             yield address, opened
 
 
@@ -98,9 +107,7 @@ def test_run_all_carries_a_notebook_through(
 ):
     page = open_notebook(browser, lab[0], f"notebooks/{name}.ipynb")
     run_all(page)
-    status = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator")
-    page.wait_for_timeout(1500)
-    status.and_(page.locator("[data-status=idle]")).wait_for(timeout=PATIENCE)
+    wait_for_end(page)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(1000)
     page.close()

@@ -294,9 +294,12 @@ def _all_numbers(column: pd.Series) -> bool:
 
 
 def _td(value: Any, side: str) -> str:
-    # A figure with its interval, "98.0 (95–100)", is read as one.
-    whole = isinstance(value, str) and len(value) < 28 and re.match(r"[+−-]?\d", value)
-    return f'<td style="text-align:{side}{"; white-space:nowrap" if whole else ""}">{_cell(value)}</td>'
+    extra = ""
+    if isinstance(value, str) and len(value) < 28 and re.match(r"[+−-]?\d", value):
+        extra = "; white-space:nowrap"  # a figure with its interval, "98.0 (95–100)", is read as one
+    elif isinstance(value, str) and len(value) > 24:
+        extra = "; min-width:11rem"  # on a phone, Japanese would else run down one character a line
+    return f'<td style="text-align:{side}{extra}">{_cell(value)}</td>'
 
 
 def _missing(value: Any) -> bool:
