@@ -11,8 +11,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from so8t_helpers import batch, report
-from so8t_helpers.report.notebook_html import slim_svg
-from so8t_helpers.report.page import difference, japanese_font, scrub, show
+from so8t_helpers.report.page import TEMPLATE_DIR, difference, japanese_font, scrub, show
+from so8t_helpers.report.svg import COLOURS, slim_svg
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
 from so8t_helpers.wording import plain, short
 from tests.small_notebooks import code, small_settings, write_notebook
@@ -181,6 +181,24 @@ def test_numbers_are_written_for_readers():
     assert difference(0.6, 0.8, "answer q8_0") == " (−20.0 points)"
 
 
+def test_every_colour_of_a_figure_has_one_for_dark_pages_that_stands_out():
+    from matplotlib.colors import to_rgb
+
+    from so8t_helpers.plots import style
+
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert set(COLOURS) == {color.lower() for color in style.SERIES}
+    css = (TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")
+    for color, name in COLOURS.items():
+        light, dark, paper = re.findall(rf"--{name}: (#\w+)", css)  # paper: what is printed
+        assert light == paper == color
+        # 3 : 1 is what WCAG asks of graphics.
+        assert (luminance(dark) + 0.05) / (luminance("#14171a") + 0.05) > 4
+
+
 def test_a_narrow_figure_keeps_the_size_of_its_letters():
     from so8t_helpers.plots import style
 
@@ -222,6 +240,7 @@ def test_the_index_lists_every_run_with_what_differs(tmp_path: Path):
     soup = BeautifulSoup((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert {a["href"] for a in soup.select("main h2 a")} == {"small/index.html", "large/index.html"}
     text = soup.get_text()
+    assert "2 runs, newest first; 0 with all five stages done." in text
     assert "lora.r" in text
     assert "lora.alpha" not in text
     for link in soup.select("main a"):

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from so8t_helpers.plots import comparison as plots
 from so8t_helpers.plots.style import to_svg
-from so8t_helpers.report.notebook_html import slim_svg
 from so8t_helpers.report.page import render
 from so8t_helpers.report.records import STAGE_TITLES, flat, stage_states
+from so8t_helpers.report.svg import slim_svg
 from so8t_helpers.run_folder import STAGES, StageError, read_jsonl, read_manifest, write_text
 from so8t_helpers.settings import Settings, resolve
 

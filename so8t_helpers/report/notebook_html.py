@@ -16,20 +16,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from so8t_helpers.report.page import TEMPLATE_DIR
+from so8t_helpers.report.svg import slim_svg
 from so8t_helpers.wording import plain
-
-INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
-# plots.style's palette, which the page turns into its own colours: lighter ones on a dark page.
-COLOURS = {
-    "#0072b2": "blue",
-    "#e69f00": "orange",
-    "#009e73": "green",
-    "#d55e00": "vermilion",
-    "#56b4e9": "sky",
-    "#cc79a7": "purple",
-    "#888888": "grey",
-}
-COLUMN_POINTS = 7.2 * 72  # width of a figure that fills a report's column of 47rem
 
 # Cells that a report shows elsewhere or not at all.
 _ELSEWHERE = {"answer", "parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
@@ -156,23 +144,6 @@ def _store_svg(svg: str, figures: list[str]) -> str:
     """Keep an SVG apart (parsing megabytes of paths as HTML is slow) and leave its place."""
     figures.append(slim_svg(svg))
     return f"<!--figure {len(figures) - 1}-->"
-
-
-def slim_svg(svg: str) -> str:
-    """Make an SVG part of a page: the page's ink, no URL, no more digits than a screen can show."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(re.escape(INK), "currentColor", svg, flags=re.IGNORECASE)
-    svg = re.sub("|".join(COLOURS), lambda m: f"var(--{COLOURS[m[0].lower()]})", svg, flags=re.IGNORECASE)
-    width = re.match(r'<svg[^>]*? width="([\d.]+)pt"', svg)
-    if width and float(width[1]) < COLUMN_POINTS - 1:
-        # A narrow figure stays narrow: its letters are as large as those of the others.
-        rem = 47 * float(width[1]) / COLUMN_POINTS
-        svg = svg.replace("max-width: 100%", f"max-width: {rem:.1f}rem; min-width: 0", 1)
-    # Paths come with six decimals of a point; two are a hundredth of a pixel.
-    svg = re.sub(r'(?<= d=")[^"]+', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0].replace("\n", " ")), svg)
-    return re.sub(r">\s+<", "><", svg)
 
 
 def _take_head(soup: BeautifulSoup) -> tuple[str, str]:
