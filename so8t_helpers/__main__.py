@@ -244,7 +244,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--grid", action="append", default=[], metavar="SECTION.KEY=VALUE,VALUE", help="one axis"
     )
-    verb.add_argument("--processes", type=int, default=2, help="how many stages at once on this machine")
+    verb.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="stages at once on this machine; default: 1 with a GPU, else 2",
+    )
     verb.add_argument("--engine", choices=("process", "ray"), default="process")
     verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="the last stage of each point")
     verb.set_defaults(from_stage=STAGES[0], only=None)

@@ -97,7 +97,7 @@ def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool) -> l
     for stage in stages:
         reason = "asked for" if force else due_reason(settings, stage)
         if reason is None:
-            _complete_report(settings, stage)
+            complete_report(settings, stage)
             outcomes.append(Outcome(stage, "fresh", "nothing changed"))
             continue
         outcome = run_notebook(settings, stage, reason)
@@ -239,7 +239,7 @@ def _keep(settings: Settings, stage: str, state: str, error: str, seconds: float
     write_json(report.record_path(settings, stage), asdict(record))
 
 
-def _complete_report(settings: Settings, stage: str) -> None:
+def complete_report(settings: Settings, stage: str) -> None:
     """Make a fresh stage's report again where someone removed it; the executed notebook has it all."""
     if not report.stage_path(settings, stage).is_file():
         report.write_stage(settings, stage)

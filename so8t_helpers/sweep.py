@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -79,9 +81,9 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
     Args:
         swept: from `points`.
         stages: which of `STAGES`, without a gap.
-        mapper: carries out commands and gives their exit statuses in order; default: two at once here.
+        mapper: carries out commands and gives their exit statuses in order; default: `processes()`.
     """
-    mapper = mapper or processes(2)
+    mapper = mapper or processes()
     for point in swept:
         batch.preflight(point.settings, stages)
         write_yaml(point.settings.run_dir / "params.yaml", point.settings.model_dump())
@@ -97,7 +99,8 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
             if status != 0:
                 point.stopped = f"{stage} ended with {status}"
         for leader, group in zip(leaders, groups.values(), strict=True):
-            leader.states.setdefault(stage, "fresh")
+            if leader.states.setdefault(stage, "fresh") == "fresh":
+                batch.complete_report(leader.settings, stage)
             for point in group:
                 if point is not leader:
                     _follow(point, leader, stage)
@@ -105,12 +108,21 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
         report.write_run_index(point.settings)
 
 
-def processes(count: int) -> Mapper:
-    """Return a mapper that carries out `count` commands at once on this machine."""
+def processes(count: int | None = None) -> Mapper:
+    """Return a mapper that carries out `count` commands at once on this machine, which share out its cores.
+
+    Two trainings do not fit on one card, so the default is one where there is a GPU, else two. Threads of two
+    processes on the same cores would wait for each other: OMP_NUM_THREADS (or the cores) is divided.
+    """
+    most = count or (1 if shutil.which("nvidia-smi") else 2)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(allowed) if allowed.isdecimal() else os.cpu_count() or 1
 
     def carry_out_here(tasks: list[Task]) -> Iterable[int]:
-        with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(run_command, tasks))
+        at_once = max(1, min(most, len(tasks)))
+        share = {"OMP_NUM_THREADS": str(max(1, threads // at_once))}
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(lambda task: run_command(task, share), tasks))
 
     return carry_out_here
 
@@ -137,12 +149,23 @@ def ray_cluster() -> Mapper:
     return carry_out_there
 
 
-def run_command(task: Task) -> int:
-    """Carry out one command with its output in a log file; return its exit status."""
+def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
+    """Carry out one command with its output in a log file; return its exit status.
+
+    Args:
+        task: the command and the log's path.
+        environment: variables to set beside those of this process.
+    """
     command, log = task
     with open(log, "a", encoding="utf-8") as output:  # noqa: PTH123  # a str travels between hosts
         return subprocess.run(
-            command, cwd=PROJECT_ROOT, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False
+            command,
+            cwd=PROJECT_ROOT,
+            env=os.environ | (environment or {}),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            check=False,
         ).returncode
 
 
@@ -154,6 +177,7 @@ def _leader(group: list[Point], stage: str) -> Point:
 def _follow(point: Point, leader: Point, stage: str) -> None:
     if batch.due_reason(point.settings, stage) is None:
         point.states[stage] = "fresh"
+        batch.complete_report(point.settings, stage)
     elif leader.stopped:
         point.stopped = f"{stage} failed in {leader.settings.run.name}, which computes the same"
         point.states[stage] = "failed"
@@ -172,10 +196,13 @@ def _task(point: Point, stage: str) -> Task:
 
 
 def _name(run: str, chosen: dict[str, Any]) -> str:
-    """The run's name with its values, in letters that every file system takes, cut to the 80 allowed."""
+    """The run's name with its values, in letters that every file system takes.
+
+    Cut to 64 of them: Ollama allows 80 for a model's name, Windows 260 for a whole path.
+    """
     texts = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") or "none" for value in chosen.values()]
     parts = [f"{key.partition('.')[2]}-{text}" for key, text in zip(chosen, texts, strict=True)]
     name = "-".join([run, *parts])
-    if len(name) <= 80:
+    if len(name) <= 64:
         return name
-    return f"{name[:71]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -9,7 +9,7 @@ import pytest
 
 from so8t_helpers import batch
 from so8t_helpers.__main__ import main, stage_name
-from so8t_helpers.run_folder import STAGES, StageError, read_manifest
+from so8t_helpers.run_folder import STAGES, StageError, read_manifest, write_yaml
 from so8t_helpers.settings import Settings, SettingsError, merge
 from tests.small_notebooks import code, small_settings, write_notebook
 
@@ -64,6 +64,24 @@ def test_stages_run_once_and_again_only_for_a_reason(scratch_settings: Settings,
     assert _states(batch.run_stages(settings, TWO)) == [("01", "fresh"), ("02", "fresh")]
     assert (settings.reports_dir / "02_train.html").is_file()
     assert len(_count(settings)) == before
+
+
+def test_several_profiles_run_one_after_the_other_and_one_that_fails_stops_alone(
+    scratch_settings: Settings, notebooks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_notebook(notebooks, "01_dataset", code("assert settings.lora.r != 4, 'too small'"))
+    profiles = []
+    for name, r in (("small", 4), ("large", 8)):
+        settings = merge(scratch_settings, {"run": {"name": name}, "lora": {"r": r}})
+        profiles.append(tmp_path / f"{name}.yaml")
+        write_yaml(profiles[-1], settings.model_dump())
+    assert main(["run", *map(str, profiles), "--only", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "small: stage 01_dataset failed: AssertionError: too small" in said
+    assert "large: 1 stages carried out, 0 fresh" in said
+    index = (Path(scratch_settings.run.reports_root) / "index.html").read_text(encoding="utf-8")
+    assert 'href="small/index.html"' in index
+    assert 'href="large/index.html"' in index
 
 
 def test_a_failing_cell_keeps_notebook_and_report_and_stops_the_run(

@@ -9,13 +9,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from so8t_helpers.report.comparison import write_comparison
 from so8t_helpers.run_folder import STAGES
-from so8t_helpers.settings import Settings
+from so8t_helpers.settings import Settings, merge
 
 pytestmark = pytest.mark.slow
 CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
-PAGES = ["../index", "index", *STAGES]
+PAGES = ["../index", "index", *STAGES, "comparison"]
 SCHEMES, WIDTHS = ("light", "dark"), (360, 1400)
+PRINTED = (680, 1000)  # an A4 page without its margins, in CSS pixels
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,18 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def comparison(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run compared with itself, in a folder of this test's own."""
+    reports = str(tmp_path_factory.mktemp("reports"))
+    return write_comparison([merge(demo_run, {"run": {"reports_root": reports}}), demo_run], "twice")
+
+
+@pytest.fixture
+def page_path(name: str, demo_run: Settings, comparison: Path) -> Path:
+    return comparison if name == "comparison" else demo_run.reports_dir / f"{name}.html"
 
 
 def _open(browser: Browser, path: Path, scheme: str, width: int) -> tuple[Page, list[str]]:
@@ -47,8 +61,9 @@ def _open(browser: Browser, path: Path, scheme: str, width: int) -> tuple[Page, 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_silent_whole_and_accessible(demo_run: Settings, browser: Browser, name: str, scheme: str):
-    path = demo_run.reports_dir / f"{name}.html"
+def test_a_page_is_silent_whole_and_accessible(page_path: Path, browser: Browser, scheme: str):
+    path = page_path
+    assert path.stat().st_size <= 2_000_000
     for width in WIDTHS:
         page, heard = _open(browser, path, scheme, width)
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -60,6 +75,23 @@ def test_a_page_is_silent_whole_and_accessible(demo_run: Settings, browser: Brow
         results = Axe().run(page)
         assert results.violations_count == 0, results.generate_report()
         page.context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_printed_page_cuts_nothing(page_path: Path, browser: Browser):
+    page, _ = _open(browser, page_path, "dark", PRINTED[0])
+    page.emulate_media(media="print", color_scheme="dark")
+    cut = page.evaluate(
+        "([width, height]) => [...document.querySelectorAll('figure svg, table, pre, .facts')]"
+        ".filter(e => e.checkVisibility()).filter(e => { const box = e.getBoundingClientRect();"
+        " return box.right > width + 1 || e.tagName === 'svg' && box.height > height })"
+        ".map(e => e.outerHTML.slice(0, 200))",
+        list(PRINTED),
+    )
+    assert cut == []
+    # Paper is white, whatever the reader's screen likes.
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.context.close()
 
 
 def test_the_policy_would_show_a_leak(demo_run: Settings, browser: Browser, tmp_path: Path):

@@ -70,7 +70,7 @@ def test_the_page_opens_with_what_came_out(page: BeautifulSoup):
 
 def test_only_what_differs_is_listed_as_different(page: BeautifulSoup):
     assert _table(page, "Settings that differ") == {"lora.r": ["4", "8 (+4)"]}
-    assert _table(page, "Training: key figures") == {"last task loss": ["0.5", "0.25 (-0.25)"]}
+    assert _table(page, "Training: key figures") == {"last task loss": ["0.5", "0.25 (−0.25)"]}
 
 
 def test_changed_answers_are_shown_with_those_that_turned_right_or_wrong_first(page: BeautifulSoup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import html
 import platform
 import zipfile
 from pathlib import Path
@@ -12,8 +13,9 @@ from bs4 import BeautifulSoup
 
 from so8t_helpers import batch
 from so8t_helpers.__main__ import main
+from so8t_helpers.plots.dataset import draw_samples
 from so8t_helpers.report.export import export
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import PROJECT_ROOT, Settings
 from tests.small_notebooks import code, small_settings, write_notebook
 
@@ -74,3 +76,24 @@ def test_the_verb_takes_a_run_s_name_and_says_which_exist(finished: Settings, tm
     assert (tmp_path / "a.zip").is_file()
     assert main(["export", "gone", *folders]) == 2
     assert "no run 'gone'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo_s_zip_holds_the_thinking_of_its_ten_chosen_samples_and_no_other(
+    demo_run: Settings, tmp_path: Path
+):
+    path = export(demo_run, tmp_path / "demo.zip")
+    with zipfile.ZipFile(path) as archive:
+        assert {Path(name).suffix for name in archive.namelist()} == {".html"}
+        everything = "".join(archive.read(name).decode() for name in archive.namelist())
+    assert path.stat().st_size < 5_000_000
+    rows = [row for split in ("train", "eval") for row in read_jsonl(_split(demo_run, split))]
+    chosen = draw_samples(_split(demo_run, "train"), count=10, seed=demo_run.run.seed)
+    thoughts = {html.escape(row["thinking"]) for row in rows if row["thinking"]}
+    shown = {html.escape(row["thinking"]) for row in chosen}
+    assert len(thoughts) > 500
+    assert {text for text in thoughts if text in everything} <= shown
+
+
+def _split(settings: Settings, split: str) -> Path:
+    return settings.run_dir / "01_dataset" / f"{split}.jsonl"

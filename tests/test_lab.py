@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
-import nbformat
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
-from so8t_helpers.settings import PROJECT_ROOT, Settings
+from benchmarks.lab_browser import chromium, explorer_copy, run_explorer, running_lab
+from so8t_helpers.settings import Settings
 
 pytestmark = pytest.mark.slow
-CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
-TOKEN = "explorer-test"
 WHAT_IF = 2  # its picture, after those of the explorer's two runs
 
 
 @pytest.fixture(scope="module")
 def lab(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab on a copy of the notebook that looks at the demo run; gives the notebook's address."""
+    """JupyterLab on a copy of the notebook that looks at the demo run; gives its address."""
     home = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.read(PROJECT_ROOT / "notebooks" / "explore_rotations.ipynb", as_version=4)
-    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = f"root = {str(demo_run.run_dir.parent)!r}\nname = {demo_run.run.name!r}"
-    nbformat.write(notebook, home / "explore_rotations.ipynb")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += [f"--ServerApp.root_dir={home}", f"--IdentityProvider.token={TOKEN}", "--allow-root"]
-    folders = (
-        "JUPYTER_CONFIG_DIR",
-        "JUPYTERLAB_SETTINGS_DIR",
-        "JUPYTERLAB_WORKSPACES_DIR",
-        "JUPYTER_RUNTIME_DIR",
-    )
-    env = os.environ | {name: str(home / name.lower()) for name in folders}
-    with (home / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/api", server, home / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/explore_rotations.ipynb?token={TOKEN}"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"JupyterLab does not answer at {url}:\n{log.read_text()[-3000:]}")
+    explorer_copy(home, demo_run.run_dir.parent, demo_run.run.name)
+    with running_lab(home, tmp_path_factory.mktemp("lab-settings")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def page(lab: str) -> Iterator[Page]:
     """The notebook, opened and run to its end."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM if CHROMIUM.exists() else None, args=["--no-sandbox"], headless=True
-        )
-        page = browser.new_page(viewport={"width": 1500, "height": 1100})
-        page.set_default_timeout(120_000)
-        page.goto(lab)
-        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-        page.locator(".jp-NotebookPanel-toolbar >> text=Python 3").wait_for()
-        page.locator(".lm-MenuBar-item >> text=Run").click()
-        page.get_by_text("Run All Cells", exact=True).click()
-        page.locator("text=the principal angles moved by").wait_for(state="attached", timeout=400_000)
-        explorer = page.locator("img.widget-image").first
-        explorer.wait_for(state="attached")
-        explorer.scroll_into_view_if_needed()
-        yield page
-        browser.close()
+    with chromium() as browser:
+        yield run_explorer(browser, lab)
 
 
 def picture(page: Page, which: int = 0) -> str | None:

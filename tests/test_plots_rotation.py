@@ -7,6 +7,8 @@ import pytest
 import scipy.linalg
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from safetensors.numpy import save_file
 from scipy.stats import special_ortho_group
 
@@ -90,8 +92,23 @@ def test_one_block_shows_its_matrix_and_its_angles(history: plots.AngleHistory):
     (values,) = [c for c in matrix.collections if len(c.get_paths()) == 64]
     np.testing.assert_array_equal(values.get_offsets()[11], (3, 1))  # column, row
     assert style.ON_DARK in {to_hex(color) for color in values.get_facecolor()[::9]}  # the dark diagonal
-    assert f"{history.degrees[4, 2, 7, 0]:.2f}°" in [t.get_text().split()[-1] for t in circle.texts]
+    assert {t.get_text() for t in circle.texts} >= set(block.ANGLE_NAMES)
+    (angles,) = [c for c in circle.collections if len(c.get_paths()) == 4]
+    assert angles.get_offsets()[0][0] < angles.get_offsets()[1][0]
     np.testing.assert_allclose(way.get_lines()[0].get_ydata(), history.degrees[:, 2, 7, 0])
+
+
+def test_the_unit_circle_shows_and_writes_the_angles(history: plots.AngleHistory):
+    _, ax = style.new_figure()
+    circle = block.UnitCircle(ax)
+    circle.update(history.angles[4, 2, 7], history.angles[0, 2, 7])
+    assert circle.readings == [f"{degrees:.2f}°" for degrees in history.degrees[4, 2, 7]]
+    x, y = circle.now[0].get_data()
+    np.testing.assert_allclose(np.arctan2(y, x), history.angles[4, 2, 7, 0] * np.array([1, -1]), rtol=1e-5)
+    # One outline a number, as wide as the text that matplotlib would draw.
+    for text, outline in zip(circle.readings, circle.values.get_paths(), strict=True):
+        drawn = TextPath((0, 0), text, size=9, prop=FontProperties(family="DejaVu Sans"))
+        assert outline.get_extents().width == pytest.approx(drawn.get_extents().width, rel=0.03)
 
 
 def test_matrix_cells_read_alike_at_any_sign():

@@ -12,9 +12,10 @@ from bs4 import BeautifulSoup
 
 from so8t_helpers import batch, report
 from so8t_helpers.audit import AuditLog, service_log
-from so8t_helpers.report.notebook_html import slim_svg
-from so8t_helpers.report.page import japanese_font, scrub
+from so8t_helpers.report.page import TEMPLATE_DIR, difference, japanese_font, scrub, show
+from so8t_helpers.report.svg import COLOURS, slim_svg
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
+from so8t_helpers.wording import plain, short
 from tests.small_notebooks import code, small_settings, write_notebook
 
 FIGURE = """from so8t_helpers.plots import style
@@ -146,8 +147,65 @@ def test_windows_paths_are_scrubbed_in_both_spellings(monkeypatch: pytest.Monkey
     from pathlib import PureWindowsPath
 
     monkeypatch.setattr(Path, "home", lambda: PureWindowsPath(r"C:\Users\hanako"))
-    for spelling in (r"C:\Users\hanako\runs", "C:/Users/hanako/runs", r"C:\\Users\\hanako\\runs"):
-        assert "hanako" not in scrub(f"in {spelling}", Settings())
+    spellings = [r"C:\Users\hanako\runs", "C:/Users/hanako/runs", r"C:\\Users\\hanako\\runs"]
+    spellings += [r"c:\users\hanako\runs", "file:///C:/Users/hanako/runs"]
+    for spelling in spellings:
+        assert "hanako" not in scrub(f"in {spelling}", Settings()).lower()
+
+
+def test_folders_that_a_profile_names_are_cut_to_their_last_part():
+    named = {"inputs": [r"D:\study\hanako\records.jsonl"], "teacher": "/srv/models/teacher.gguf"}
+    settings = merge(Settings(), {"dataset": named})
+    text = r"D:\study\hanako\records.jsonl, d:/study/hanako/records.jsonl, /srv/models/teacher.gguf, /think"
+    assert scrub(text, settings) == "…/records.jsonl, …/records.jsonl, …/teacher.gguf, /think"
+
+
+def test_code_is_folded_under_what_it_shows(shown: tuple[Settings, str]):
+    soup = BeautifulSoup(shown[1], "html.parser")
+    folds = soup.select("main .folds")
+    figure, table = soup.select_one("figure:has(svg)"), soup.select_one("main .cell table")
+    assert figure.find_parent(class_="cell").contents[-1] in folds
+    assert table.find_parent(class_="cell").contents[-1] in folds
+    # The cells that show nothing (settings, the stage itself) lend theirs to the first that does.
+    first = folds[0].get_text()
+    assert first.index("from_parameters") < first.index("open_stage") < first.index("new_figure")
+    assert all(len(fold.select("details.source")) == 1 for fold in folds)
+
+
+def test_numbers_are_written_for_readers():
+    assert plain("no more than 4.2e-05 (bound 1e-04)") == "no more than 4.2×10⁻⁵ (bound 1×10⁻⁴)"
+    assert plain("sha 3e5f0a1, 1e5x, v1.2e3") == "sha 3e5f0a1, 1e5x, v1.2e3"
+    assert [short(v) for v in (0.0, 0.12345, 1303.6, 1e-5, 10000.0)] == [
+        "0", "0.1235", "1,304", "1×10⁻⁵", "10,000",
+    ]  # fmt: skip
+    assert (show(0.98, "format q8_0"), show(0.98, "last task loss")) == ("98.0%", "0.98")
+    assert difference(0.6, 0.8, "answer q8_0") == " (−20.0 points)"
+
+
+def test_every_colour_of_a_figure_has_one_for_dark_pages_that_stands_out():
+    from matplotlib.colors import to_rgb
+
+    from so8t_helpers.plots import style
+
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert set(COLOURS) == {color.lower() for color in style.SERIES}
+    css = (TEMPLATE_DIR / "style.css").read_text(encoding="utf-8")
+    for color, name in COLOURS.items():
+        light, dark, paper = re.findall(rf"--{name}: (#\w+)", css)  # paper: what is printed
+        assert light == paper == color
+        # 3 : 1 is what WCAG asks of graphics.
+        assert (luminance(dark) + 0.05) / (luminance("#14171a") + 0.05) > 4
+
+
+def test_a_narrow_figure_keeps_the_size_of_its_letters():
+    from so8t_helpers.plots import style
+
+    wide, narrow = (slim_svg(style.to_svg(style.new_figure(width=w)[0], "x")) for w in (7.2, 3.6))
+    assert "max-width: 100%" in wide
+    assert "max-width: 23.5rem" in narrow
 
 
 def test_the_embedded_font_has_the_page_s_japanese_and_only_where_needed():
@@ -183,6 +241,7 @@ def test_the_index_lists_every_run_with_what_differs(tmp_path: Path):
     soup = BeautifulSoup((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert {a["href"] for a in soup.select("main h2 a")} == {"small/index.html", "large/index.html"}
     text = soup.get_text()
+    assert "2 runs, newest first; 0 with all five stages done." in text
     assert "lora.r" in text
     assert "lora.alpha" not in text
     for link in soup.select("main a"):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from so8t_helpers.plots import style
+from so8t_helpers.plots.tables import table_html
 
 
 def draw(title: str = "損失と角度 θ") -> str:
@@ -112,7 +113,7 @@ def test_tables_escape_and_name_their_headings():
     df = pd.DataFrame(
         {"値 <b>": [1234, 5], "loss": [0.123456, float("nan")]}, index=pd.Index(["<x>", "y"], name="run")
     )
-    html = style.table_html(df, "caption & more")
+    html = table_html(df, "caption & more")
     assert "<b>" not in html
     assert "<x>" not in html
     assert '<th scope="col">値 &lt;b&gt;</th>' in html
@@ -121,4 +122,4 @@ def test_tables_escape_and_name_their_headings():
     assert ">0.1235<" in html
     assert ">–<" in html
     assert "<caption>caption &amp; more</caption>" in html
-    assert 'scope="row"' not in style.table_html(df.reset_index(drop=True), "no index")
+    assert 'scope="row"' not in table_html(df.reset_index(drop=True), "no index")

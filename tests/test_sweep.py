@@ -91,10 +91,18 @@ def test_shared_stages_run_once_and_a_second_call_finds_all_fresh(
             assert stale_reason(point.settings, stage) is None
             assert batch.due_reason(point.settings, stage) is None
             assert (point.settings.reports_dir / f"{stage}.html").is_file()
+    # As after a kill between a stage's record and its report.
+    lost = [
+        found[0].settings.reports_dir / "02_train.html",
+        found[3].settings.reports_dir / "01_dataset.html",
+    ]
+    for page in lost:
+        page.unlink()
     again = points(scratch_settings, GRID)
     sweep.carry_out(again, TWO)
     assert _states(again) == [["fresh", "fresh"]] * 4
     assert _counts(again) == 5
+    assert all(page.is_file() for page in lost)
 
     page = write_comparison([point.settings for point in found], "demo-sweep").read_text(encoding="utf-8")
     assert "pet.huber_delta" in page
@@ -180,6 +188,15 @@ def test_a_local_ray_cluster_carries_a_sweep_out(scratch_settings: Settings, not
         assert _states(found) == [["done", "done"], ["shared", "done"]], [p.stopped for p in found]
     finally:
         ray.shutdown()
+
+
+def test_processes_share_out_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    command = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
+    for tasks, share in ((1, "8"), (2, "4"), (5, "4")):
+        logs = [tmp_path / f"{tasks}-{i}.txt" for i in range(tasks)]
+        assert list(sweep.processes(2)([(command, str(log)) for log in logs])) == [0] * tasks
+        assert [log.read_text().strip() for log in logs] == [share] * tasks
 
 
 def test_a_comparison_needs_two_runs_that_exist(scratch_settings: Settings):

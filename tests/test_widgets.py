@@ -63,14 +63,19 @@ def test_another_run_brings_its_own_sizes(root: Path):
 
 def test_two_runs_stand_side_by_side(root: Path):
     explorer = Explorer(root, "demo")
-    assert explorer.image_beside.layout.display == "none"
+    assert explorer.second.layout.display == "none"
     explorer.beside.value = "other"
-    assert explorer.image_beside.layout.display != "none"
+    assert explorer.second.layout.display != "none"
     before = explorer.image_beside.value
     explorer.step.value = 0
     assert explorer.image_beside.value != before
+    for note, name in ((explorer.note, "demo"), (explorer.note_beside, "other")):
+        assert f"<b>{name}</b>" in note.value
+    for axes in zip(explorer.figure.figure.axes, explorer.figure_beside.figure.axes, strict=True):
+        if axes[0].get_ylabel().startswith(("θ", "$")):
+            assert axes[0].get_ylim() == axes[1].get_ylim()
     explorer.beside.value = NOTHING
-    assert explorer.image_beside.layout.display == "none"
+    assert explorer.second.layout.display == "none"
 
 
 def test_the_place_in_another_run_is_the_nearest(root: Path):

@@ -15,9 +15,10 @@ from matplotlib.patches import Circle
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
+from numpy.typing import ArrayLike
 
 from so8t_helpers.plots.rotation import AngleHistory
-from so8t_helpers.plots.style import COLORS, DIVERGING, GREY, label_lines, new_figure, text_on
+from so8t_helpers.plots.style import COLORS, DIVERGING, GREY, INK, label_lines, new_figure, text_on
 
 ANGLE_COLORS = tuple(COLORS[f"theta_{i}"] for i in (1, 2, 3, 4))
 ANGLE_NAMES = ("θ₁", "θ₂", "θ₃", "θ₄")
@@ -54,13 +55,7 @@ class RotationMatrix:
     def __init__(self, ax: Axes):
         self.image = ax.imshow(np.zeros((8, 8)), cmap=DIVERGING, vmin=-1, vmax=1)
         rows, columns = np.indices((8, 8)).reshape(2, 64)
-        self.values = PathCollection(
-            [], offsets=np.column_stack([columns, rows]), offset_transform=ax.transData, linewidths=0
-        )
-        root = ax.get_figure(root=True)
-        assert root is not None
-        self.values.set_transform(Affine2D().scale(1 / 72) + root.dpi_scale_trans)  # outlines are in points
-        ax.add_collection(self.values, autolim=False)
+        self.values = outlines(ax, np.column_stack([columns, rows]))
         ax.grid(visible=False)
         ax.set(title="R = exp(A)", xticks=range(8), yticks=range(8), xlabel="from", ylabel="to")
         ax.tick_params(length=0)
@@ -73,6 +68,35 @@ class RotationMatrix:
         self.values.set_paths([_outline(cell_text(value)) for value in matrix.ravel()])
         fills = colormaps[DIVERGING]((matrix.ravel() + 1) / 2)
         self.values.set_facecolor([text_on(fill[:3]) for fill in fills])
+
+
+def outlines(ax: Axes, places: ArrayLike, color: str | None = None) -> PathCollection:
+    """Add a collection that draws outlines, given in points, at places in the axes' data coordinates."""
+    added = PathCollection(
+        [], offsets=np.asarray(places), offset_transform=ax.transData, linewidths=0, facecolors=color
+    )
+    root = ax.get_figure(root=True)
+    assert root is not None
+    added.set_transform(Affine2D().scale(1 / 72) + root.dpi_scale_trans)
+    ax.add_collection(added, autolim=False)
+    return added
+
+
+def _line_outline(text: str, size: float = 9.0) -> Path:
+    """Return the outline of a number in points, made of its characters' (they are alike in width)."""
+    advance = 0.636 * size  # of DejaVu Sans' digits
+    parts, x = [], 0.0
+    for character in text:
+        parts.append(_character(character, size).transformed(Affine2D().translate(x, 0)))
+        x += advance / 2 if character == "." else advance
+    return Path.make_compound_path(*parts)
+
+
+@lru_cache(maxsize=64)
+def _character(character: str, size: float) -> Path:
+    """Return one character's outline in points, on the line that goes through the middle of digits."""
+    font = FontProperties(family=mpl.rcParams["font.family"])
+    return TextPath((0, -0.36 * size), character, size=size, prop=font)
 
 
 @lru_cache(maxsize=256)
@@ -93,7 +117,10 @@ def cell_text(value: float) -> str:
 class UnitCircle:
     """The eigenvalues exp(+-i theta) of one rotation, full ones, and of the one it is compared with, hollow.
 
+    The four angles stand below as outlines: text artists would take a third of a redraw.
+
     Attributes:
+        readings: the angles as they are written.
         artists: what `update` changes.
     """
 
@@ -106,15 +133,16 @@ class UnitCircle:
         self.rays = [ax.plot([], [], color=color, linewidth=1.2)[0] for color in ANGLE_COLORS]
         self.start = [ax.plot([], [], "o", mfc="none", color=color, ms=7)[0] for color in ANGLE_COLORS]
         self.now = [ax.plot([], [], "o", color=color, ms=6)[0] for color in ANGLE_COLORS]
-        self.values = []
-        for i, color in enumerate(ANGLE_COLORS):
-            x, y = -1.0 + 1.15 * (i % 2), -1.4 - 0.3 * (i // 2)
+        places = [(-1.0 + 1.15 * (i % 2), -1.4 - 0.3 * (i // 2)) for i in range(4)]
+        for (x, y), color, name in zip(places, ANGLE_COLORS, ANGLE_NAMES, strict=True):
             ax.plot([x], [y], "o", color=color, ms=6)
-            self.values.append(ax.text(x + 0.1, y, "", fontsize=9, va="center"))
+            ax.text(x + 0.1, y, name, fontsize=9, va="center")
+        self.readings: list[str] = []
+        self.values = outlines(ax, [(x + 0.32, y) for x, y in places], color=INK)
         ax.set(title=f"Eigenvalues (○ {hollow})", xlim=(-1.15, 1.15), ylim=(-1.85, 1.1), aspect="equal")
         ax.set(xticks=(), yticks=())
         ax.spines[:].set_visible(False)
-        self.artists = [*self.rays, *self.start, *self.now, *self.values]
+        self.artists = [*self.rays, *self.start, *self.now, self.values]
 
     def update(self, now: np.ndarray, start: np.ndarray) -> None:
         """Show other angles, (4,) each, in radians; `start` are the hollow ones."""
@@ -123,7 +151,8 @@ class UnitCircle:
             self.rays[i].set_data([x, 0, x], [y, 0, -y])
             self.now[i].set_data([x, x], [y, -y])
             self.start[i].set_data([np.cos(origin)] * 2, [np.sin(origin), -np.sin(origin)])
-            self.values[i].set_text(f"{ANGLE_NAMES[i]} {np.rad2deg(angle):.2f}°")
+        self.readings = [f"{degrees:.2f}°" for degrees in np.rad2deg(now)]
+        self.values.set_paths([_line_outline(text) for text in self.readings])
 
 
 class AngleWay:

@@ -20,15 +20,16 @@ def run_colors(names: list[str]) -> dict[str, str]:
 
 
 def losses(metrics: Mapping[str, pd.DataFrame]) -> Figure:
-    """Task loss and PET loss over the optimizer steps, one line a run, smoothed over a twentieth of it."""
+    """Task loss and PET loss over the optimizer steps, one line a run: the median of a twentieth of it."""
     fig, axes = style.new_figure(height=3.4, ncols=2)
     colors = run_colors(list(metrics))
     for ax, (column, label) in zip(axes, COLUMNS.items(), strict=True):
         for name, frame in metrics.items():
             window = max(1, len(frame) // 20)
-            smooth = frame[column].rolling(window, min_periods=1).mean()
+            smooth = frame[column].rolling(window, center=True, min_periods=1).median()
             ax.plot(frame["step"], smooth, color=colors[name], label=name)
         ax.set(xlabel="optimizer step", title=label)
+    style.log_where_wide(axes[0], [frame["task_loss"] for frame in metrics.values()])
     _name_runs(fig, axes[0])
     return fig
 

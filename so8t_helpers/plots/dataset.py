@@ -72,7 +72,8 @@ def domains(card: Card, most: int = 15) -> Figure:
             counts[name or "(none)"] = counts.get(name or "(none)", 0) + number
     top = sorted(counts.items(), key=lambda item: -item[1])[:most][::-1]
     figure, axes = new_figure(height=0.8 + 0.24 * max(len(top), 1))
-    axes.barh([name for name, _ in top], [number for _, number in top], color=COLORS["accent"])
+    bars = axes.barh([name for name, _ in top], [number for _, number in top], color=COLORS["accent"])
+    axes.bar_label(bars, [f"{number:,}" for _, number in top], padding=4, fontsize=9)
     axes.set(xlabel="samples (train and eval)")
     axes.grid(axis="y", visible=False)
     return figure
@@ -89,10 +90,33 @@ def lengths(card: Card) -> Figure:
         bottom += counts
     axes.axvline(edges[-1], color=COLORS["bad"], linestyle="--", label=f"limit: {edges[-1]:.0f}")
     measured = card["lengths"]["measured"]
-    axes.set(xlabel="tokens of the whole sample", ylabel=f"samples ({measured:,} counted)")
+    axes.set(
+        xlabel="tokens of the whole sample",
+        ylabel=f"samples ({measured:,} counted)",
+        xlim=(0, edges[-1] * 1.03),
+    )
     axes.margins(y=0.08)
     axes.legend()
     return figure
+
+
+def rules(chosen: DatasetSettings) -> pd.DataFrame:
+    """The settings that decide about a line, in words; the whole list stands at a report's end."""
+    near = chosen.near_duplicate_threshold
+    unlicensed = chosen.default_licence or "to quarantine"
+    alike = f", or one that is alike by {near:g} or more" if near else ""
+    rows = {
+        "records": ", ".join(chosen.inputs),
+        "think format": f"{chosen.think_format}, asked for by {chosen.think_command or 'nothing'}",
+        "without thinking": f"{chosen.plain_share:.0%} of the samples",
+        "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
+        "held out": f"{chosen.eval_share:.0%} of the questions",
+        "too long": chosen.overlong,
+        "personal data": chosen.personal_data,
+        "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
+        "duplicates": f"the same question{alike}" if chosen.deduplicate else "kept",
+    }
+    return pd.DataFrame(rows.items(), columns=["rule", "this run"])
 
 
 def reasons(card: Card) -> pd.DataFrame:

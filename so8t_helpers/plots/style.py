@@ -11,7 +11,6 @@ import hashlib
 import html
 import importlib.util
 import io
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,9 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+
+from so8t_helpers.plots.tables import table_html
+from so8t_helpers.wording import short
 
 INK = "#1a1a1a"  # text, axes, ticks: reports replace exactly this colour
 ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may turn round
@@ -144,6 +146,15 @@ def new_figure(
     return figure, figure.subplots(nrows, ncols, **kw)
 
 
+def log_where_wide(ax: Axes, series: list[pd.Series], ratio: float = 20.0) -> None:
+    """Give the y axis a logarithmic scale where values span more than `ratio`, so that small ones show."""
+    values = pd.concat(series)
+    if values.min() > 0 and values.max() > ratio * values.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: short(value))
+        ax.yaxis.set_minor_formatter(lambda _value, _: "")
+
+
 def text_on(color: Any) -> str:
     """Return the ink that reads on a filled cell of `color` (WCAG's relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
@@ -255,35 +266,3 @@ def show_table(df: pd.DataFrame, caption: str) -> None:
     """
     text = f"{caption}\n{df.to_string()}"
     display({"text/html": table_html(df, caption), "text/plain": text}, raw=True)
-
-
-def table_html(df: pd.DataFrame, caption: str) -> str:
-    """Return a DataFrame as an HTML table whose headings say what they head."""
-    with_index = not isinstance(df.index, pd.RangeIndex)
-    heads = [str(df.index.name or "")] * with_index + [str(name) for name in df.columns]
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' if name else "<td></td>" for name in heads)
-    rows = []
-    for index, row in zip(df.index, df.itertuples(index=False), strict=True):
-        first = f'<th scope="row">{_cell(index)}</th>' if with_index else ""
-        rows.append(f"<tr>{first}{''.join(_td(value) for value in row)}</tr>")
-    # The frame scrolls on a narrow screen, so the keyboard must reach it.
-    return (
-        f'<div class="table-wrap" role="region" tabindex="0" aria-label="{html.escape(caption)}">'
-        f'<table class="so8t"><caption>{html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _td(value: Any) -> str:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return f'<td style="text-align:{"right" if number else "left"}">{_cell(value)}</td>'
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return "–"
-    if isinstance(value, float | np.floating):
-        return f"{value:.4g}"
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return f"{value:,}"
-    return html.escape(str(value))

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from so8t_helpers.plots.style import COLORS, INK, new_figure
+from so8t_helpers.plots.style import COLORS, INK, log_where_wide, new_figure
 
 
 def losses(metrics: pd.DataFrame) -> Figure:
@@ -20,6 +20,7 @@ def losses(metrics: pd.DataFrame) -> Figure:
     task = axes[0, 0]
     _noisy_line(task, metrics["step"], metrics["task_loss"], COLORS["task_loss"])
     task.set(title="Task loss on the assistant's tokens", ylabel="nats per token")
+    log_where_wide(task, [metrics["task_loss"]])
     _mark_last(task, metrics["step"], metrics["task_loss"], "{:.3g}")
     if with_pet:
         pet = axes[1, 0]

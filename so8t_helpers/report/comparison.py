@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from so8t_helpers.plots import comparison as plots
 from so8t_helpers.plots.style import to_svg
-from so8t_helpers.report.notebook_html import slim_svg
 from so8t_helpers.report.page import render
 from so8t_helpers.report.records import STAGE_TITLES, flat, stage_states
+from so8t_helpers.report.svg import slim_svg
 from so8t_helpers.run_folder import STAGES, StageError, read_jsonl, read_manifest, write_text
 from so8t_helpers.settings import Settings, resolve
 
@@ -91,11 +91,11 @@ def _answer(runs: list[Settings]) -> str:
             others = ", ".join(f"{name} {form.format(value)}" for name, value in found.items() if name != top)
             parts.append(f"{what}: {top} is best with {form.format(found[top])} ({others})")
     text = "; ".join(parts)
-    return (
-        f"{text[0].upper()}{text[1:]}."
-        if text
-        else "Not all of these runs have been trained and evaluated yet."
-    )
+    if not text:
+        return "Not all of these runs have been trained and evaluated yet."
+    asked = [run.eval.prompts for run in runs]
+    caution = " They were not asked the same number of prompts." if len(set(asked)) > 1 else ""
+    return f"{text[0].upper()}{text[1:]}.{caution}"
 
 
 def _differing(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -106,13 +106,12 @@ def _differing(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _facts(runs: list[Settings]) -> dict[str, dict[str, list[Any]]]:
-    """Key figures of each stage, by name, with the value of each run (None where it has none)."""
+    """Key figures of each stage that differ, by name, with the value of each run (None where it has none)."""
     tables = {}
     for stage in STAGES:
         found = [(read_manifest(run, stage) or {"facts": {}})["facts"] for run in runs]
-        keys = dict.fromkeys(key for facts in found for key in facts)
-        if keys:
-            tables[STAGE_TITLES[stage]] = {key: [facts.get(key) for facts in found] for key in keys}
+        if any(found):
+            tables[STAGE_TITLES[stage]] = _differing(found)
     return tables
 
 

@@ -11,17 +11,20 @@ from so8t_helpers.report.records import flat, known_runs, stage_states
 from so8t_helpers.run_folder import STAGES, read_manifest, write_text
 from so8t_helpers.settings import Settings, resolve
 
-# What the list of all runs shows of a run: how much it learned from, how well, and whether that survived.
-FIGURES = (
-    "train lines",
-    "last task loss",
-    "logit difference of baking",
-    "q4_k_m KL from F16",
-    "format baked",
-    "answer baked",
-    "format q4_k_m",
-    "answer q4_k_m",
-)
+
+def key_figures(settings: Settings) -> tuple[str, ...]:
+    """What the list of all runs shows: how much it learned from, how well, and whether that survived."""
+    served = (settings.eval.models or ["baked"])[-1]
+    return (
+        "train lines",
+        "last task loss",
+        "logit difference of baking",
+        f"{settings.gguf.types[-1]} KL from F16",
+        "format baked",
+        "answer baked",
+        f"format {served}",
+        f"answer {served}",
+    )
 
 
 def write_run_index(settings: Settings) -> Path:
@@ -62,13 +65,38 @@ def write_index(settings: Settings) -> Path:
     for run, value in zip(runs, values, strict=True):
         stages = stage_states(run)
         facts = {name: fact for state in stages for name, fact in state.facts.items()}
-        figures = {name: facts[name] for name in FIGURES if name in facts}
-        changed = {key: value[key] for key in differing}
-        rows.append({"run": run, "stages": stages, "figures": figures, "differing": changed})
-    rows.sort(key=lambda row: max(state.finished for state in row["stages"]), reverse=True)
+        rows.append(
+            {
+                "run": run,
+                "stages": stages,
+                "figures": {name: facts[name] for name in key_figures(run) if name in facts},
+                "differing": {key: value[key] for key in differing},
+                "finished": max(state.finished for state in stages),
+                "seconds": sum(state.seconds or 0.0 for state in stages),
+            }
+        )
+    rows.sort(key=lambda row: row["finished"], reverse=True)
     folder = resolve(settings.run.reports_root)
     comparisons = sorted(path.stem for path in (folder / "compare").glob("*.html"))
-    text = render("index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons)
+    text = render(
+        "index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons, finding=_finding(rows)
+    )
     path = folder / "index.html"
     write_text(path, text)
     return path
+
+
+def _finding(rows: list[dict[str, Any]]) -> str:
+    """How many runs there are, how many came to their end, and which answers best."""
+    done = sum(all(state.state == "done" for state in row["stages"]) for row in rows)
+    count = f"{len(rows)} runs" if len(rows) != 1 else "1 run"
+    text = f"{count}, newest first; {done} with all five stages done."
+    scored = []
+    for row in rows:
+        served = (row["run"].eval.models or ["baked"])[-1]
+        if (share := row["figures"].get(f"answer {served}")) is not None:
+            scored.append((share, row["run"].run.name, served))
+    if len(scored) > 1:
+        share, name, served = max(scored)
+        text += f" Most answers right: {name} with {share:.1%} ({served})."
+    return text

@@ -16,8 +16,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from so8t_helpers.report.page import TEMPLATE_DIR
-
-INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
+from so8t_helpers.report.svg import slim_svg
+from so8t_helpers.wording import plain
 
 # Cells that a report shows elsewhere or not at all.
 _ELSEWHERE = {"answer", "parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
@@ -67,8 +67,10 @@ def convert(notebook: Path) -> Fragments:
     soup = BeautifulSoup(rendered, "html.parser")
     title, lead = _take_head(soup)
     toc = _number_headings(soup)
+    _fold_below(soup)
     _reachable_by_keyboard(soup)
-    return Fragments(title, lead, _markdown(answer), str(soup), toc, figures)
+    _plain_numbers(soup)
+    return Fragments(title, lead, plain(_markdown(answer)), str(soup), toc, figures)
 
 
 class _Renderer(IPythonRenderer):
@@ -144,17 +146,6 @@ def _store_svg(svg: str, figures: list[str]) -> str:
     return f"<!--figure {len(figures) - 1}-->"
 
 
-def slim_svg(svg: str) -> str:
-    """Make an SVG part of a page: the page's ink, no URL, no more digits than a screen can show."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(re.escape(INK), "currentColor", svg, flags=re.IGNORECASE)
-    # Paths come with six decimals of a point; two are a hundredth of a pixel.
-    svg = re.sub(r'(?<= d=")[^"]+', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0].replace("\n", " ")), svg)
-    return re.sub(r">\s+<", "><", svg)
-
-
 def _take_head(soup: BeautifulSoup) -> tuple[str, str]:
     """Take the title and the rest of its cell out of the body."""
     heading = soup.find("h1")
@@ -174,6 +165,52 @@ def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
         heading["id"] = f"s{number}"
         toc.append((f"s{number}", heading.get_text(), int(heading.name[1])))
     return toc
+
+
+def _fold_below(soup: BeautifulSoup) -> None:
+    """Put the folded code under what it shows; a cell that shows nothing lends its code to the next one.
+
+    So a report reads as text, figure, text, with one small fold after each figure.
+    """
+    waiting: list[Tag] = []
+    headed = False  # what stands before the first heading may go under it
+    for part in soup.select("div.prose, div.cell"):
+        if "prose" in part["class"]:
+            if part.find(["h2", "h3"]):
+                if headed and waiting:
+                    part.insert_before(_folds(soup, waiting))
+                    waiting = []
+                headed = True
+            continue
+        folds = part.find_all("details", class_=["source", "messages"], recursive=False)
+        waiting += [fold.extract() for fold in folds]
+        if part.find(True) is None:
+            part.extract()
+        else:
+            part.append(_folds(soup, waiting))
+            waiting = []
+    if waiting:
+        soup.append(_folds(soup, waiting))
+
+
+def _folds(soup: BeautifulSoup, found: list[Tag]) -> Tag:
+    """One fold for all code and one for all messages."""
+    frame = soup.new_tag("div", attrs={"class": "folds"})
+    for kind in ("source", "messages"):
+        alike = [fold for fold in found if kind in fold["class"]]
+        for other in alike[1:]:
+            for block in other.find_all(["div", "pre"], recursive=False):
+                alike[0].append(block.extract())
+        if alike:
+            frame.append(alike[0])
+    return frame
+
+
+def _plain_numbers(soup: BeautifulSoup) -> None:
+    """Write machine's exponents as powers of ten, outside code."""
+    for text in soup.find_all(string=re.compile(r"\de[+-]?\d")):
+        if text.find_parent(["pre", "code", "math", "script", "style"]) is None:
+            text.replace_with(plain(str(text)))
 
 
 def _reachable_by_keyboard(soup: BeautifulSoup) -> None:

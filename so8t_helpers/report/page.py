@@ -9,15 +9,19 @@ import io
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
+from so8t_helpers.wording import plain, short
 
 TEMPLATE_DIR = Path(__file__).parent / "template"
+# Key figures of the stages that are shares of one.
+_SHARES = re.compile(r"(format|answer|padding|next-token agreement)\b")
 # Scripts, frames, fonts and pictures from elsewhere are refused by the browser, so that a leak would show.
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
@@ -55,13 +59,31 @@ def scrub(text: str, settings: Settings) -> str:
     }
     spellings: dict[str, str] = {}
     for path, word in places.items():
-        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\")):
-            spellings[html.escape(text_form)] = word
-    # The longest first: a run folder may lie inside the home folder.
+        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\"), _quoted(path)):
+            spellings[html.escape(text_form).lower()] = word
+    for text_form in _absolute_settings(settings):
+        last = re.split(r"[/\\]+", text_form)[-1]
+        spellings.setdefault(html.escape(text_form).lower(), f"…/{last}")
+    # The longest first: a run folder may lie inside the home folder. Windows writes c:\ as well as C:\.
     alternatives = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True) if len(s) > 1)
-    pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])({alternatives})(?![\w-])")
-    text = pattern.sub(lambda m: m[1] or spellings[m[2]], text)
+    pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])((?i:{alternatives}))(?![\w-])")
+    text = pattern.sub(lambda m: m[1] or spellings[m[2].lower()], text)
     return re.sub(r"tmp/ipykernel_\d+/\d+\.py", "cell", text)
+
+
+def _quoted(path: PurePath) -> str:
+    """The path as it stands in a file:// address, "" where it has no such form."""
+    return path.as_uri().removeprefix("file://") if path.is_absolute() else ""
+
+
+def _absolute_settings(settings: Settings) -> Iterator[str]:
+    """Folders and files outside the project that a profile names, in their spellings of Unix and Windows."""
+    for section in settings.model_dump(mode="json").values():
+        for value in section.values() if isinstance(section, dict) else ():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and re.match(r"/[^/\s]+/|[A-Za-z]:[/\\]|\\\\\w", text):
+                    clean = text.rstrip("/\\")
+                    yield from {clean, clean.replace("\\", "/"), clean.replace("\\", "\\\\")}
 
 
 def japanese_font(text: str) -> str:
@@ -93,23 +115,28 @@ def _font_subset(characters: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def show(value: Any) -> str:
-    """Put a value of a manifest or a profile into words."""
+def show(value: Any, name: str = "") -> str:
+    """Put a value of a manifest or a profile into words; by its name a share is known, shown in percent."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int | float) and _SHARES.match(name):
+        return f"{value:.1%}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return short(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        return ", ".join(show(item) for item in value)
-    return str(value)
+        return ", ".join(show(item) for item in value) or "–"
+    return plain(str(value))
 
 
-def difference(value: Any, first: Any) -> str:
+def difference(value: Any, first: Any, name: str = "") -> str:
     """How far a number is from the first run's, as " (+0.12)"; "" for anything else."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first))
-    return f" ({value - first:+.3g})" if numbers else ""
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, first)):
+        return ""
+    share = _SHARES.match(name)
+    text = f"{100 * (value - first):+.1f} points" if share else plain(f"{value - first:+.3g}")
+    return f" ({text.replace('-', '−')})"
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,18 @@ class Explorer(w.VBox):
         self.block = w.IntSlider(min=0, max=0, description="block")
         self.step = w.SelectionSlider(options=[0], description="step")
         self.moved = w.ToggleButtons(options=[], description="moved most", style={"button_width": "auto"})
-        self.image = w.Image(format="jpeg", layout=w.Layout(max_width="100%"))
-        self.image_beside = w.Image(format="jpeg", layout=w.Layout(max_width="100%", display="none"))
-        self.note = w.HTML()
+        # Beside each other where the window is wide enough, else one under the other.
+        place = {"flex": "1 1 620px", "max_width": "1265px"}
+        self.image, self.image_beside = (w.Image(format="jpeg") for _ in range(2))
+        self.note, self.note_beside = w.HTML(), w.HTML()
+        self.first = w.VBox([self.note, self.image], layout=w.Layout(**place))
+        self.second = w.VBox([self.note_beside, self.image_beside], layout=w.Layout(**place, display="none"))
         super().__init__(
             [
                 w.HBox([self.run, self.beside], layout=w.Layout(flex_flow="row wrap")),
                 w.HBox([self.layer, self.block, self.step], layout=w.Layout(flex_flow="row wrap")),
                 self.moved,
-                self.note,
-                self.image,
-                self.image_beside,
+                w.HBox([self.first, self.second], layout=w.Layout(flex_flow="row wrap")),
             ]
         )
         self.add_class("explorer")
@@ -84,9 +86,7 @@ class Explorer(w.VBox):
 
     def _open(self, _change: Any = None) -> None:
         """Take up the chosen run: its layers, blocks and steps, and the figure's fixed parts."""
-        self.history = load_history(self.root, self.run.value)
-        self.figure = ExplorerFigure(self.history)
-        history = self.history
+        self.history = history = load_history(self.root, self.run.value)
         self._quiet = True
         self.layer.options = [(str(n), i) for i, n in enumerate(history.layers)]
         self.block.max = history.free.shape[2] - 1
@@ -98,14 +98,16 @@ class Explorer(w.VBox):
         self.moved.options = [(f"{history.layers[row]}·{block}", (row, block)) for row, block in places]
         self.layer.value, self.block.value = places[0]
         self._quiet = False
-        self._redraw()
+        self._open_beside()
 
     def _open_beside(self, _change: Any = None) -> None:
+        """Draw the fixed parts of one run or of two, which then share their axes."""
         chosen = self.beside.value != NOTHING
-        self.image_beside.layout.display = "" if chosen else "none"
+        self.second.layout.display = "" if chosen else "none"
         if chosen:
             self.history_beside = load_history(self.root, self.beside.value)
-            self.figure_beside = ExplorerFigure(self.history_beside)
+            self.figure_beside = ExplorerFigure(self.history_beside, [self.history])
+        self.figure = ExplorerFigure(self.history, [self.history_beside] if chosen else [])
         self._redraw()
 
     def _jump(self, _change: Any = None) -> None:
@@ -122,19 +124,23 @@ class Explorer(w.VBox):
         snapshot, layer, block = self.step.value, self.layer.value, self.block.value
         self.figure.update(snapshot, layer, block)
         self.image.value = self.figure.jpeg()
-        self.note.value = self._describe(snapshot, layer, block)
+        self.note.value = describe(self.run.value, self.history, snapshot, layer, block)
         if self.beside.value != NOTHING:
-            self.figure_beside.update(*nearest(self.history_beside, self.history, snapshot, layer, block))
+            place = nearest(self.history_beside, self.history, snapshot, layer, block)
+            self.figure_beside.update(*place)
             self.image_beside.value = self.figure_beside.jpeg()
+            self.note_beside.value = describe(self.beside.value, self.history_beside, *place)
 
-    def _describe(self, snapshot: int, layer: int, block: int) -> str:
-        history = self.history
-        largest = history.degrees[snapshot, layer, block, 0]
-        moved = history.distance[snapshot, layer, block]
-        return (
-            f"Layer {history.layers[layer]}, block {block}, step {history.steps[snapshot]:,}: "
-            f"largest angle {largest:.2f}° of 180°, {moved:.4f} rad from the start."
-        )
+
+def describe(name: str, history: AngleHistory, snapshot: int, layer: int, block: int) -> str:
+    """Say in HTML which place of which run is in view, and how far its block has turned."""
+    largest = history.degrees[snapshot, layer, block, 0]
+    moved = history.distance[snapshot, layer, block]
+    return (
+        f"<b>{html.escape(name)}</b> · Layer {history.layers[layer]}, block {block}, "
+        f"step {history.steps[snapshot]:,}: largest angle {largest:.2f}° of 180°, "
+        f"{moved:.4f} rad from the start."
+    )
 
 
 def nearest(
