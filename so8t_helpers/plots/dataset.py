@@ -18,18 +18,6 @@ from so8t_helpers.settings import DatasetSettings
 Card = dict[str, Any]
 
 
-def rules(settings: DatasetSettings) -> pd.DataFrame:
-    """The settings that decide, as one would say them: lists by their entries, null as "not set"."""
-
-    def said(value: Any) -> str:
-        if isinstance(value, list):
-            return ", ".join(value) or "none"
-        return {None: "not set", True: "yes", False: "no"}.get(value, str(value))
-
-    items = [(name, said(value)) for name, value in settings.model_dump().items()]
-    return pd.DataFrame(items, columns=["setting", "value"])
-
-
 def flow(card: Card) -> Figure:
     """Where the input lines went: one bar, parted into train, eval and quarantine."""
     figure, axes = new_figure(height=1.5)
