@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from so8t_helpers import checkpoints, optimizing, rotation, training
+from so8t_helpers import checkpoints, optimizing, packing, rotation, schedule, training
 from so8t_helpers.run_folder import StageError, open_stage, write_jsonl, write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, load_settings, merge
 from tests.phi3_folders import small_folder
@@ -210,12 +210,12 @@ def test_the_rate_warms_up_and_follows_its_schedule(schedule: str):
 
 
 def test_every_sample_is_seen_once_an_epoch(settings: Settings):
-    samples = [training.packing.Sample(*(torch.zeros(n).numpy(),) * 2) for n in (30, 60, 90, 20, 128, 64)]
+    samples = [packing.Sample(*(torch.zeros(n).numpy(),) * 2) for n in (30, 60, 90, 20, 128, 64)]
     chosen = merge(settings, {"training": {"max_steps": None, "epochs": 3}})
-    schedule = training.plan(chosen, samples)
-    seen = [i for step in schedule.steps for group in step for sequence in group for i in sequence]
+    plan = schedule.plan(chosen, samples)
+    seen = [i for step in plan.steps for group in step for sequence in group for i in sequence]
     assert sorted(seen) == sorted(list(range(6)) * 3)
-    assert schedule.tokens_wasted["packed"] <= schedule.tokens_wasted["unpacked"]
+    assert plan.tokens_wasted["packed"] <= plan.tokens_wasted["unpacked"]
 
 
 def test_an_unfinished_stage_leaves_no_manifest(settings: Settings):
