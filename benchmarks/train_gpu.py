@@ -53,6 +53,11 @@ STACKS: dict[str, tuple[str, dict[str, Any], int]] = {
         {**RECOMPUTED, "so8t": {"enabled": False}, "pet": {"enabled": False}},
         60,
     ),
+    "so8t int8, LoRA r=8, no dropout": (
+        OURS,
+        {**RECOMPUTED, "lora": {"r": 8, "alpha": 16, "dropout": 0.0}},
+        60,
+    ),
     "so8t int8, 11 GiB": (OURS, {"training": {"memory_gib": 11.0}, "cap": 11.0}, 70),
     "so8t nf4": (OURS, {"model": {"quantization": "nf4"}, "training": {"memory_gib": 3.6}}, 60),
     "unsloth nf4": ("unsloth", {"bits": 4}, 120),
@@ -154,7 +159,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
             cap * GIB / torch.cuda.get_device_properties(0).total_memory
         )
     training = {"precision": "bf16", "gradient_accumulation": ACCUMULATION, **arguments.pop("training", {})}
-    lora = {"r": RANK, "alpha": ALPHA, "dropout": DROPOUT}
+    lora = {"r": RANK, "alpha": ALPHA, "dropout": DROPOUT} | arguments.pop("lora", {})
     chosen = settings.validate({"training": training, "lora": lora, **arguments}, "benchmark")
     length, accumulation = chosen.training.sequence_length, chosen.training.gradient_accumulation
     shape, machine = read_shape(config), look_at_machine(chosen)
@@ -204,6 +209,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
         "pinned_host_gib": round(host.nbytes / GIB, 2) if host is not None else 0.0,
         "losses": losses,
         "shares_ms": shares(micro_step) if length == LENGTH else None,
+        "parts_ms": parts(micro_step, optimizer) if length == LENGTH else None,
         "workers": workers.count,
     }
 
@@ -225,6 +231,35 @@ def shares(micro_step: Any) -> dict[str, float]:
         kind = next((k for k, words in kinds.items() if any(w in event.key for w in words)), None)
         found[kind or "element-wise and the rest"] += event.self_device_time_total / 1000
     return {kind: round(ms, 2) for kind, ms in found.items()}
+
+
+def parts(micro_step: Any, optimizer: Any) -> dict[str, float]:
+    """Milliseconds of what a step has beside the decoder layers: both losses of a micro-step, one update.
+
+    What gates and LoRA cost within the layers shows in the stacks that do without them.
+    """
+
+    def timed(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(6):
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+        return 1000 * statistics.median(seconds[1:])
+
+    hidden, pet = torch.randn_like(micro_step.embedded), micro_step.pet
+    with_pet = timed(lambda: micro_step._losses(hidden))
+    micro_step.pet = pet.model_copy(update={"enabled": False})
+    without = timed(lambda: micro_step._losses(hidden))
+    micro_step.pet = pet
+    found = {
+        "cross-entropy": without,
+        "PET": with_pet - without,
+        "update": timed(lambda: optimizer.step(0.0)),
+    }
+    return {name: round(ms, 2) for name, ms in found.items()}
 
 
 def checkpoint(config: Path, scratch: Path) -> Path:
@@ -511,7 +546,9 @@ def run_stacks(options: argparse.Namespace, names: Any, stacks: dict[str, Any], 
         except subprocess.TimeoutExpired:
             stacks[name] = {"error": f"stopped after {limit:.0f} s"}
         brief = {
-            k: v for k, v in stacks[name].items() if k not in {"losses", "seconds_per_step", "shares_ms"}
+            k: v
+            for k, v in stacks[name].items()
+            if k not in {"losses", "seconds_per_step", "shares_ms", "parts_ms"}
         }
         print(f"{time.time() - options.begun:6.0f} s  {name}: {brief}", flush=True)
         write(options, dict(stacks))
