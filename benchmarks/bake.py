@@ -4,8 +4,8 @@
     python benchmarks/bake.py --layers 4      # a quick look, which is not written to the results
 
 On a shared machine the steps can be run one by one, with the same `--folder`: `--steps make`, then `rounds`
-(again and again, if it must be short), `bake_and_prove`, `dense`, `report`; the folder keeps their figures, and the report claims
-what was measured.
+(again and again, if it must be short), `bake_and_prove`, `dense`, `report`; the folder keeps their figures,
+and the report claims what was measured.
 
 Each program runs in a process of its own, so that its peak memory is its own; imports are not timed.
 Copying and baking take turns, each ends with fsync, and the claim is about their best times.
