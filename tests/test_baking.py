@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from so8t_helpers import checkpoint, origin, rotation
-from so8t_helpers.baking import bake, layerwise, stream
+from so8t_helpers.baking import bake, layerwise, proof, stream
 from so8t_helpers.layer_stream import read_config
 from so8t_helpers.run_folder import StageError, read_manifest
 from so8t_helpers.settings import Settings, validate
@@ -205,7 +206,7 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
             layer.set_norms(index, weights)
             for name, linear in layer.linears.items():
                 linear.plain(weights[f"model.layers.{index}.{name}.weight"])
-            hidden = layer.run(hidden)
+            layer.run(hidden)
         for ids, states in zip(texts, hidden, strict=True):
             logits = layerwise.Head(config, weights)(states[: len(ids)])
             # transformers' norms and softmax go through float32.
@@ -235,6 +236,15 @@ def test_proof_sees_a_transposed_rotation(tmp_path: Path, monkeypatch: pytest.Mo
     directory = settings.run_dir / "03_bake"
     assert sorted(p.name for p in directory.iterdir()) == ["proof.json"]
     assert not json.loads((directory / "proof.json").read_text())["holds"]
+
+
+def test_a_difference_that_is_no_number_breaks_its_bound() -> None:
+    zeros, spoilt = torch.zeros(2, 4), torch.zeros(2, 4)
+    spoilt[0, 1] = float("nan")
+    difference = proof._Difference()
+    for x in (zeros, spoilt, zeros):
+        difference.add(x, zeros)
+    assert math.isnan(difference.facts()["largest"])
 
 
 def test_bound_that_float32_cannot_meet_fails_the_stage(tmp_path: Path) -> None:

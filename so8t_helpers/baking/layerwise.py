@@ -21,8 +21,8 @@ from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.layer_stream import Beside, empty_layer
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_ROWS = 1024  # of a weight at once: 64 MiB of down_proj in float64
-_TOKENS = 512  # through a layer at once: 64 MiB of what gate_up_proj gives, in float64
+_ROWS = 512  # of a weight at once: 32 MiB of down_proj in float64
+_TOKENS = 256  # through a layer at once: 32 MiB of what gate_up_proj gives, in float64
 
 
 class StreamedLinear(nn.Module):
@@ -97,10 +97,10 @@ class Layer:
         for name, norm in self._norms.items():
             norm.weight.data = weights[f"model.layers.{index}.{name}.weight"].read().double()
 
-    def run(self, hidden: Tensor) -> Tensor:
-        """Send texts (B, T, d) through the layer, a few at a time."""
-        texts = max(1, _TOKENS // hidden.shape[1])
-        return torch.cat([self.layer(x, **self.beside(x)) for x in hidden.split(texts)])
+    def run(self, hidden: Tensor) -> None:
+        """Send texts (B, T, d) through the layer, a few at a time, in place."""
+        for x in hidden.split(max(1, _TOKENS // hidden.shape[1])):
+            x.copy_(self.layer(x, **self.beside(x)))
 
 
 class Head:

@@ -23,7 +23,7 @@ from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.progress import Progress
 
 SAMPLED_ROWS = 32
-_LOGIT_ROWS = 64  # tokens whose logits are held at once, for three models
+_LOGIT_ROWS = 32  # tokens whose logits are held at once, for three models
 _O_PROJ = "self_attn.o_proj"
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
@@ -61,12 +61,13 @@ def prove(
         for name, linear in layer.linears.items():
             turned = free.get(index) if linear is o_proj else None
             linear.gate(base[names[name]], changes.get(names[name], Change()), turned)
-        with _recorded(o_proj) as seen:
-            gated = layer.run(gated)
+        alone = _AgainstMerged(base[o_proj_name(index)], changes.get(o_proj_name(index), Change()))
+        with alone.watching(o_proj):
+            layer.run(gated)
         for name, linear in layer.linears.items():
             linear.merge(base[names[name]], changes.get(names[name], Change()))
-        layers.append({"layer": index, **_rotation_facts(free.get(index)), **_o_proj_facts(o_proj, seen)})
-        baked = layer.run(baked)
+        layers.append({"layer": index, **_rotation_facts(free.get(index)), **alone.facts})
+        layer.run(baked)
         weights += [
             _weight_facts(index, name, base[name], changes[name], free.get(index), stored[name])
             for name in names.values()
@@ -75,7 +76,7 @@ def prove(
         layer.set_norms(index, stored)
         for name, linear in layer.linears.items():
             linear.plain(stored[names[name]])
-        rounded = layer.run(rounded)
+        layer.run(rounded)
         bar.update(1)
     # Where a text ends, padding begins.
     valid = torch.arange(gated.shape[1]) < torch.tensor([len(ids) for ids in texts])[:, None]
@@ -90,23 +91,31 @@ def prove(
     }
 
 
-@contextmanager
-def _recorded(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Keep what a module takes and gives while the context lasts."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = module.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+class _AgainstMerged:
+    """Sends what a layer's gated o_proj takes through the baked one too: this layer's error alone."""
+
+    def __init__(self, place: TensorPlace, change: Change):
+        self.baked = layerwise.StreamedLinear()
+        self.baked.merge(place, change)
+        self.facts = {"o_proj_difference": 0.0, "o_proj_scale": 0.0}
+
+    @contextmanager
+    def watching(self, o_proj: nn.Module) -> Iterator[None]:
+        """Compare every product of `o_proj` while the context lasts."""
+        handle = o_proj.register_forward_hook(lambda _, x, y: self._add(self.baked(x[0]) - y, y))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _add(self, difference: Tensor, output: Tensor) -> None:
+        for key, values in (("o_proj_difference", difference), ("o_proj_scale", output)):
+            self.facts[key] = _larger(self.facts[key], values.abs().max())
 
 
-def _o_proj_facts(o_proj: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Send what the gated o_proj took through the baked one: this layer's error alone."""
-    return {
-        "o_proj_difference": max(float((o_proj(x) - y).abs().max()) for x, y in seen),
-        "o_proj_scale": max(float(y.abs().max()) for _, y in seen),
-    }
+def _larger(so_far: float, found: Tensor) -> float:
+    """The larger of both; NaN if one is, where Python's max would drop it and let a bound hold."""
+    return float(torch.maximum(found, found.new_tensor(so_far)))
 
 
 def _rotation_facts(free: Tensor | None) -> dict[str, float | None]:
@@ -179,7 +188,7 @@ class _Difference:
 
     def add(self, x: Tensor, y: Tensor) -> None:  # (T, V) each
         difference = (x - y).abs()
-        self.largest = max(self.largest, float(difference.max()))
+        self.largest = _larger(self.largest, difference.max())
         self.total += float(difference.sum(dtype=torch.float64))
         self.count += difference.numel()
         self.agreed += int((x.argmax(-1) == y.argmax(-1)).sum())

@@ -26,6 +26,7 @@ from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
 from so8t_helpers.run_folder import StageError
 
 _PIECE_BYTES = 8 * 2**20  # read and written at once
+_SYNC_BYTES = 2**28  # the disk begins when so much is written, and works beside the products
 _CACHED = 384 * 1024  # weights whose float32 copy (1.5 MiB) stays in a core's second-level cache
 # Bits that are all set in infinities and NaNs alone; a mask is 20 times as fast as isfinite on float16.
 _EXPONENT = {"F16": (torch.int16, 0x7C00), "BF16": (torch.int16, 0x7F80), "F32": (torch.int32, 0x7F800000)}
@@ -112,7 +113,7 @@ def bake_checkpoint(
     load = lru_cache(maxsize=2)(lambda lora: lora.load())  # pieces come tensor by tensor
     scratch = _Scratch()
 
-    def work(source: TensorPlace, start: int, stop: int) -> int:
+    def work(source: TensorPlace, start: int, stop: int) -> tuple[Path, int]:
         rows = _read_rows(source, start, stop, scratch)
         if change := changes.get(source.name):
             _bake_piece(rows.view(FLOATS[source.dtype]).view(stop - start, -1), source, start, change, load)
@@ -120,15 +121,17 @@ def bake_checkpoint(
         with target.path.open("rb+") as file:
             file.seek(target.offset + start * target.row_bytes)
             file.write(rows.numpy().data)
-        return len(rows)
+        return target.path, len(rows)
 
     jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
     threads = threads or (os.cpu_count() or 1) + 1
+    unsynced, syncing = 0, _nothing_to_sync()
     with (
         _one_thread_per_operation(),
+        ThreadPoolExecutor(1) as syncer,  # waits for the disk while the others work
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        running: set[Future[int]] = set()
+        running: set[Future[tuple[Path, int]]] = set()
         try:
             while True:
                 running |= {pool.submit(work, *job) for job in islice(jobs, 2 * threads - len(running))}
@@ -136,14 +139,30 @@ def bake_checkpoint(
                     break
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    count_bytes(future.result())
+                    path, size = future.result()
+                    count_bytes(size)
+                    unsynced += size
+                if unsynced >= _SYNC_BYTES and syncing.done():
+                    syncing.result()  # raises what the disk refused
+                    unsynced, syncing = 0, syncer.submit(_sync, path)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    syncing.result()
     for path in sorted({target.path for target in targets.values()}):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(path)
     return targets
+
+
+def _nothing_to_sync() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 class _Scratch(threading.local):
