@@ -108,6 +108,24 @@ def test_values_that_do_not_count_stay_out_of_the_interval() -> None:
     assert statistics.interval(np.full(3, np.nan), statistics.resamples(3, 10, 0)) is None
 
 
+def test_exact_interval_is_the_published_one() -> None:
+    assert statistics.exact_interval(0, 100) == pytest.approx([0.0, 0.0362], abs=1e-4)
+    assert statistics.exact_interval(5, 100) == pytest.approx([0.0164, 0.1128], abs=1e-4)
+    assert statistics.exact_interval(100, 100)[1] == 1.0
+
+
+def test_intervals_of_speed_hold_the_figure() -> None:
+    rng = np.random.default_rng(0)
+    tokens, seconds = rng.integers(20, 60, 80).astype(float), rng.uniform(1, 2, 80)
+    draws = statistics.resamples(80, 1000, 0)
+    low, high = statistics.rate_interval(100.0, tokens, seconds, draws)
+    assert 80 < low < 100.0 < high < 120
+    assert statistics.rate_interval(7.0, np.full(9, 5.0), np.full(9, 2.0), draws[:, :9] % 9) == [7.0, 7.0]
+    low, high = statistics.median_interval(seconds, draws)  # type: ignore[misc]
+    assert 1.2 < low < np.median(seconds) < high < 1.8
+    assert statistics.median_interval(np.full(80, np.nan), draws) is None
+
+
 @pytest.mark.parametrize(
     ("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (8, 2, 0.109375), (3, 3, 1.0)]
 )
@@ -135,7 +153,7 @@ def answers_frame(model: str, texts: list[str]) -> pd.DataFrame:
                 "text_hmac": text,
             }
         )
-        rows[-1] |= {"tokens": 5, "first_token_s": None, "stopped": True, **vars(judged)}
+        rows[-1] |= {"tokens": 5, "seconds": 1.0, "first_token_s": None, "stopped": True, **vars(judged)}
     return pd.DataFrame(rows)
 
 
@@ -264,11 +282,14 @@ class Sure:
 def test_calibration_by_hand() -> None:
     before = "問\n判定: "
     stated = [Stated(before, "ALLOW", True), Stated(before, "ALLOW", False), Stated(before, "DENY", True)]
-    found = calibrate(Sure(), stated)  # type: ignore[arg-type]
+    found = calibrate(Sure(), stated, 200, 0)  # type: ignore[arg-type]
     assert found is not None
     low = 0.4 / 3
     assert found["brier"] == pytest.approx((0.16 + 0.36 + (1 - low) ** 2) / 3)
     assert found["ece"] == pytest.approx((2 * 0.1 + (1 - low)) / 3)
+    # Samples of one of the three alone are the ends: 0.16 (right at 0.6) and (1 - low)² for Brier.
+    assert found["ci"]["brier"] == pytest.approx([0.16, (1 - low) ** 2])
+    assert found["ci"]["ece"][0] >= 2 / 3 - 0.6 - 1e-9 and found["ci"]["ece"][1] <= 1 - low + 1e-9
 
 
 def test_only_a_decision_that_stands_in_its_line_is_calibrated() -> None:
@@ -285,7 +306,7 @@ def test_tasks_that_cannot_run_are_named_before_any_work(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     data = scratch_settings.model_dump(exclude={"profile"})
     data["eval"]["harness_tasks"] = ["so8t_facts"]
-    with pytest.raises(SettingsError, match=r"so8t-workbench\[lm-eval\]"):
+    with pytest.raises(SettingsError, match=r"--constraint constraints\.txt lm-eval"):
         evaluation.evaluate(load_settings("demo", data))
 
 

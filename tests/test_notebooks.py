@@ -12,9 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 from so8t_helpers import batch
-from so8t_helpers.run_folder import STAGES, read_manifest, stale_reason
+from so8t_helpers.run_folder import STAGES, read_jsonl, read_manifest, stale_reason
 from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, Settings, merge
 from tests.small_notebooks import PARAMETERS
 
@@ -133,3 +134,21 @@ def _so8t(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "so8t_helpers", *arguments]
     command += [part for folder in folders for part in ("--set", folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_default_runs_reports_show_no_thinking_but_the_datasets_marked_samples(demo_run: Settings):
+    folder = demo_run.run_dir / "01_dataset"
+    rows = [*read_jsonl(folder / "eval.jsonl"), *read_jsonl(folder / "train.jsonl")]
+    shown = "\n".join(row["final"] + row["prompt"] for row in rows)
+    # Short lines, and those that a prompt or an answer quotes, may stand anywhere.
+    private = {line for row in rows for line in row["thinking"].splitlines() if len(line) > 7}
+    private = {line for line in private if line not in shown}
+    assert len(private) > 100
+    found = {}
+    for page in demo_run.reports_dir.glob("*.html"):
+        text = BeautifulSoup(page.read_text("utf-8"), "html.parser").get_text("\n")
+        found[page.stem] = [line for line in private if line in text]
+    assert found.pop("01_dataset"), "the samples of 01 are there to be read"
+    assert set(found) >= set(STAGES[1:])
+    assert not any(found.values()), found

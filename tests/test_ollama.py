@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -149,30 +150,37 @@ def test_a_file_that_is_no_gguf_is_refused(server: OllamaServer, tmp_path: Path)
         open_ollama(server, broken, "so8t-test:broken", Modelfile(), timeout=60)
 
 
+def another_file(gguf: Path, folder: Path) -> Path:
+    """The same model with other bytes at the end: a file that the server does not have yet."""
+    other = folder / "other.gguf"
+    other.write_bytes(gguf.read_bytes() + os.urandom(16))
+    return other
+
+
 @pytest.mark.slow
 def test_the_way_to_ollama_has_a_progress_bar(
     server: OllamaServer, seed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other.gguf"
-    # One more byte at the end makes it a file that the server does not have yet.
-    other.write_bytes(seed[1].read_bytes() + b"\0")
+    other = another_file(seed[1], tmp_path)
     chosen = {"ollama_url": server.url, "engine": "ollama"}
     settings = load_settings("demo", {"run": {"root": str(tmp_path)}, "eval": chosen})
     with GgufHost(settings) as host, open_source(settings, host, "f16", other) as engine:
         assert engine.name == "Ollama"
     said = capsys.readouterr().err
-    assert "f16 to Ollama:   0%" in said and "100%" in said
+    assert "f16 to Ollama:   0%" in said and "B/s" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_model_is_taken_out_unless_kept(
-    server: OllamaServer, seed: tuple[Path, Path], keep: bool
+    server: OllamaServer, seed: tuple[Path, Path], tmp_path: Path, keep: bool
 ) -> None:
     sent: list[int] = []
+    gguf = another_file(seed[1], tmp_path)
     name = f"so8t-test:keep-{str(keep).lower()}"
-    engine = open_ollama(server, seed[1], name, Modelfile(), keep=keep, on_bytes=sent.append)
+    engine = open_ollama(server, gguf, name, Modelfile(), keep=keep, on_bytes=sent.append)
     engine.close()
+    assert sum(sent) == gguf.stat().st_size
     with open_ollama(server, seed[1], "so8t-test:other", Modelfile()) as other:
         names = [model["name"] for model in other.client.get("/api/tags").json()["models"]]
         assert (name in names) is keep

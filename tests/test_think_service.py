@@ -256,6 +256,22 @@ def test_audit_entries(tmp_path, engine, logged):
     assert answered["worked_ms"] >= 0 <= answered["waited_ms"]
 
 
+def test_healthz_tells_of_an_engine_that_broke_off(service, engine):
+    engine.script = EngineError("gone")
+    assert ask(service).status_code == 502
+    sick = service.get("/healthz")
+    assert (sick.status_code, sick.json()["error"]["code"]) == (503, "engine")
+    engine.script = GOOD
+    assert ask(service).status_code == 200
+    assert service.get("/healthz").json()["status"] == "ok"
+
+
+def test_half_a_surrogate_in_a_question_is_no_crash(service):
+    body = b'{"user_id": "taro", "query": "\\ud800"}'
+    response = service.post("/think", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422, response.text
+
+
 def test_no_answer_without_its_audit_entry(tmp_path, engine, monkeypatch):
     with running(tmp_path, engine) as (client, audit):
         monkeypatch.setattr(audit, "append", lambda entry: (_ for _ in ()).throw(OSError("disk full")))

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from so8t_helpers.chat_format import LABELS
 from so8t_helpers.engines.base import Engine
+from so8t_helpers.evaluation.statistics import Floats, percentiles, resamples
 
 _BINS = 10
 _LINE = "判定: "
@@ -38,36 +40,52 @@ def find_stated(prompt: str, text: str, decision: str | None, label: str) -> Sta
     return Stated(prompt + text[: place + len(_LINE)].lstrip(" "), decision, decision == label)
 
 
-def calibrate(engine: Engine, stated: list[Stated]) -> dict[str, Any] | None:
+def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> dict[str, Any] | None:
     """Hold the probability of each stated label against how often such labels are right.
 
     The four labels are put in turn where the stated one stands, and the model's probabilities of those four
     texts are normalised. Reported are the Brier score of the stated label and the expected calibration error
-    over ten equal bins (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3).
+    over ten equal bins (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3), both with bootstrap
+    intervals over the decisions; that of the error lies high, since in a sample chance adds to every gap.
 
     Args:
         engine: one that can score; None is returned for any other, and where nothing was stated.
         stated: from `find_stated`.
+        samples, seed: of the bootstrap.
     """
     if not engine.can_score or not stated:
         return None
     sure = np.array([_confidence(engine, one) for one in stated])
     right = np.array([one.correct for one in stated], dtype=float)
-    which = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    which = _bin(sure)
     bins = []
     for i in sorted(set(which.tolist())):
         chosen = which == i
         confidence, accuracy = float(sure[chosen].mean()), float(right[chosen].mean())
         bins.append({"n": int(chosen.sum()), "confidence": confidence, "accuracy": accuracy})
-    gap = sum(part["n"] * abs(part["confidence"] - part["accuracy"]) for part in bins)
+    draws = resamples(len(stated), samples, seed)
     return {
         "n": len(stated),
         "confidence": float(sure.mean()),
         "accuracy": float(right.mean()),
         "brier": float(np.mean((sure - right) ** 2)),
-        "ece": gap / len(stated),
+        "ece": _ece(sure, right),
+        "ci": {
+            "brier": percentiles(((sure - right) ** 2)[draws].mean(axis=1)),
+            "ece": percentiles(np.array([_ece(sure[draw], right[draw]) for draw in draws])),
+        },
         "bins": bins,
     }
+
+
+def _bin(sure: Floats) -> NDArray[np.int64]:
+    """The bin of each confidence."""
+    return np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
+
+
+def _ece(sure: Floats, right: Floats) -> float:
+    """Mean over the decisions of the gap between confidence and accuracy in their bin."""
+    return float(np.abs(np.bincount(_bin(sure), weights=sure - right)).sum() / len(sure))
 
 
 def _confidence(engine: Engine, stated: Stated) -> float:

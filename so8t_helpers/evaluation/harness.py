@@ -29,7 +29,7 @@ def check_harness(settings: Settings) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise SettingsError(
             "eval.harness_tasks: lm-evaluation-harness is not installed; "
-            "pip install 'so8t-workbench[lm-eval]', or leave the list empty"
+            f"`{sys.executable} -m pip install --constraint constraints.txt lm-eval`, or leave the list empty"
         )
     folder = settings.eval.harness_dir
     if folder is not None and not resolve(folder).is_dir():

@@ -56,6 +56,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         scores: dict[str, Any] = {"models": {}}
         parity = TokenParity(prompts)
         total = len(prompts) * len(sources)
+        samples, seed = settings.eval.bootstrap_samples, settings.run.seed
         with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
             for name, source in sources.items():
                 tracker.what = name
@@ -65,14 +66,13 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                     rows = _judge(settings, name, prompts, completions, audit)
                     if name == _tuned(settings):
                         stated = _stated(prompts, rows, completions)
-                        scores["calibration"] = calibrate(engine, stated)
+                        scores["calibration"] = calibrate(engine, stated, samples, seed)
                     if name == _served(settings):
                         scores["native"] = check_native(settings, engine, prompts, rows)
                         _log(audit, engine, rows)
                         if settings.eval.harness_tasks:
                             scores["harness"] = run_harness(settings, engine)
                 answers[name] = pd.DataFrame(rows)
-                samples, seed = settings.eval.bootstrap_samples, settings.run.seed
                 scores["models"][name] = summarise(answers[name], seconds, samples, seed)
             scores["engine"] = {"name": host.name, "version": host.version, "description": host.description}
         scores["pairs"] = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 from so8t_helpers.chat_format import LABELS
 
@@ -31,6 +32,31 @@ def percentiles(estimates: Floats) -> list[float]:
     """The 2.5% and 97.5% percentiles of bootstrap estimates."""
     low, high = np.nanpercentile(estimates, [2.5, 97.5])
     return [float(low), float(high)]
+
+
+def median_interval(values: Floats, draws: Ints) -> list[float] | None:
+    """The 95% bootstrap interval of the median; NaN values are left out."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    return percentiles(np.array([np.nanmedian(values[d]) for d in draws if finite[d].any()]))
+
+
+def rate_interval(rate: float, tokens: Floats, seconds: Floats, draws: Ints) -> list[float]:
+    """The 95% bootstrap interval of a throughput over prompts that ran several at once.
+
+    The rate is scaled by each sample's tokens over its seconds, the ratio estimator: resampling says how much
+    the choice of prompts matters, not how much the machine's load does.
+    """
+    per_second = tokens.sum() / seconds.sum()
+    return percentiles(rate * tokens[draws].sum(axis=1) / seconds[draws].sum(axis=1) / per_second)
+
+
+def exact_interval(count: int, n: int) -> list[float]:
+    """The exact 95% interval of a share (Clopper and Pearson 1934): bootstraps are blind to no event."""
+    low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
+    return [low, high]
 
 
 def _nanmean(values: Floats) -> Floats:

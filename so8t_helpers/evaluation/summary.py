@@ -48,18 +48,24 @@ def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: in
     shares = indicators(answers)
     truth, stated = answers["label"].tolist(), decisions(answers)
     table = statistics.confusion(truth, stated)
-    first = answers["first_token_s"].to_numpy(float)
+    first, tokens = answers["first_token_s"].to_numpy(float), answers["tokens"].to_numpy(float)
+    leaks, rate = int(answers["leaked"].sum()), float(tokens.sum() / wall_seconds)
     entry: dict[str, Any] = {name: statistics.mean(shares[name].to_numpy()) for name in SHARES}
     return {
         **entry,
         "label_f1": statistics.macro_f1(table),
-        "leaks": int(answers["leaked"].sum()),
-        "tokens_per_s": float(answers["tokens"].sum() / wall_seconds),
+        "leaks": leaks,
+        "tokens_per_s": rate,
         "first_token_s": float(np.nanmedian(first)) if np.isfinite(first).any() else None,
         "cut_off": float((~answers["stopped"].astype(bool)).mean()),
         "n": n,
         "ci": {name: statistics.interval(shares[name].to_numpy(), draws) for name in SHARES}
-        | {"label_f1": statistics.macro_f1_interval(truth, stated, draws)},
+        | {
+            "label_f1": statistics.macro_f1_interval(truth, stated, draws),
+            "leaks": statistics.exact_interval(leaks, n),
+            "tokens_per_s": statistics.rate_interval(rate, tokens, answers["seconds"].to_numpy(float), draws),
+            "first_token_s": statistics.median_interval(first, draws),
+        },
         "by_task": _by(answers, "task", shares, samples, seed),
         "by_label": _by(answers, "label", shares, samples, seed),
         "confusion": {"labels": list(LABELS), "stated": [*LABELS, "none"], "counts": table.tolist()},

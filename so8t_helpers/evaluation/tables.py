@@ -25,7 +25,7 @@ def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
         row = {column.replace("_", " "): _percent(entry[column], entry["ci"][column]) for column in _COLUMNS}
         rows[name] = {
             **row,
-            "leaks": entry["leaks"],
+            "leaks": f"{entry['leaks']} (≤ {100 * entry['ci']['leaks'][1]:.1f}%)",
             "tokens/s": round(entry["tokens_per_s"]),
             "prompts": entry["n"],
         }

@@ -84,7 +84,7 @@ def by_task(scores: dict[str, Any], names: list[str]) -> Figure:
 
 
 def speed(scores: dict[str, Any]) -> Figure:
-    """Tokens a second of each model, and the median time to the first token where it was streamed."""
+    """Tokens a second and the median time to the first token where streamed, with 95% bootstrap intervals."""
     models = scores["models"]
     fig, (rate, first) = new_figure(height=0.3 * len(models) + 1.1, ncols=2, sharey=True)
     panels = ((rate, "tokens_per_s", 1.0), (first, "first_token_s", 1000.0))
@@ -93,6 +93,9 @@ def speed(scores: dict[str, Any]) -> Figure:
             text = "not streamed" if entry[key] is None else f"{entry[key] * scale:,.0f}"
             value = (entry[key] or 0.0) * scale
             ax.barh([y], [value], color=COLORS.get(name, SERIES[0]), height=0.62)
+            if (ends := entry["ci"][key]) is not None:
+                value = ends[1] * scale
+                ax.plot([end * scale for end in ends], [y, y], color=INK, linewidth=1.2)
             ax.annotate(
                 text, (value, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=9.5
             )

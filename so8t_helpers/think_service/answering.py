@@ -60,7 +60,12 @@ class Question:
 
 
 class Answering:
-    """A bounded queue: `engine.parallel` questions at work, `serve.queue_length` waiting."""
+    """A bounded queue: `engine.parallel` questions at work, `serve.queue_length` waiting.
+
+    Attributes:
+        pending: questions at work and waiting.
+        failing: whether the engine broke off at the last question that it was asked.
+    """
 
     def __init__(
         self, settings: Settings, engine: Engine, audit: AuditLog, metrics: Metrics, model_sha256: str
@@ -68,6 +73,7 @@ class Answering:
         self.settings, self.engine, self.audit, self.metrics = settings, engine, audit, metrics
         self.model_sha256 = model_sha256
         self.pending = 0
+        self.failing = False
         self._capacity = engine.parallel + settings.serve.queue_length
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
@@ -115,7 +121,10 @@ class Answering:
             draft.outcome = "timeout"
             raise AnswerError(504, "timeout", "the model did not answer in time") from error
         except EngineError as error:
+            self.failing = True
             raise AnswerError(502, "engine", "the engine could not answer; see /healthz") from error
+        else:
+            self.failing = False
         finally:
             self._audit_outcome(question, draft, started)
         return ThinkAnswer(request_id=question.request_id, answer=draft.answer, decision=draft.decision)

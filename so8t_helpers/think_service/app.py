@@ -83,8 +83,12 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         summary="Ask; get the final part of the answer and the decision",
     )
 
-    @app.get("/healthz", responses=_responses(500), summary="Whether it runs, with what, and the audit head")
+    @app.get(
+        "/healthz", responses=_responses(500, 503), summary="Whether it runs, with what, and the audit head"
+    )
     async def healthz() -> Health:
+        if answering.failing:
+            raise AnswerError(503, "engine", "the engine broke off at the last question")
         return Health(
             engine=f"{engine.name} {engine.version}",
             model=engine.model,
@@ -225,7 +229,7 @@ _REASONS = {
     429: "Too many requests from this user; see Retry-After.",
     500: "Internal error.",
     502: "The engine failed.",
-    503: "The queue is full; see Retry-After.",
+    503: "The queue is full, see Retry-After; or the engine has failed.",
     504: "No answer in time.",
 }
 
