@@ -24,7 +24,9 @@ def rules(settings: DatasetSettings) -> pd.DataFrame:
     def said(value: Any) -> str:
         if isinstance(value, list):
             return ", ".join(value) or "none"
-        return {None: "not set", True: "yes", False: "no"}.get(value, str(value))
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return "not set" if value is None else str(value)
 
     items = [(name, said(value)) for name, value in settings.model_dump().items()]
     return pd.DataFrame(items, columns=["setting", "value"])
