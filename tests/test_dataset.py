@@ -19,6 +19,7 @@ from so8t_helpers import chat_format, dataset
 from so8t_helpers import settings as so8t_settings
 from so8t_helpers.dataset import assemble, dedup, reading
 from so8t_helpers.dataset.sample import REASONS, Plan, Quarantined, Sampler
+from so8t_helpers.plots import dataset as plots
 from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
 
@@ -178,6 +179,15 @@ def test_overlong_thinking_is_cut_at_a_sentence_and_the_answer_never(tmp_path, b
     assert built.card["counted"]["thinking"]["cut at a sentence"] == 1
     kept = dataset.build(profile(tmp_path, base, [source], "q", length=600, overlong="quarantine"))
     assert kept.card["quarantine"]["too_long"]["lines"] == 2
+
+
+def test_the_rules_are_shown_as_one_would_say_them():
+    chosen = so8t_settings.DatasetSettings(plain_share=1.0, eval_share=0.0, licences=["MIT", "CC0-1.0"])
+    shown = dict(plots.rules(chosen).itertuples(index=False, name=None))
+    assert (shown["without thinking"], shown["held out"]) == ("100% of the samples", "0% of the questions")
+    assert shown["licences"] == "MIT, CC0-1.0; none given: to quarantine"
+    assert shown["missing thinking"] == "from the record's labels"
+    assert shown["duplicates"] == "the same question, or one that is alike by 0.7 or more"
 
 
 def test_nothing_kept_is_one_clear_error(tmp_path, base):
