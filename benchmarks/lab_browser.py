@@ -117,3 +117,20 @@ def run_all(page: Page) -> None:
     """Choose Run, Run All Cells, as a person does."""
     page.locator(".lm-MenuBar-item >> text=Run").click()
     page.get_by_text("Run All Cells", exact=True).click()
+
+
+def wait_for_end(page: Page) -> None:
+    """Wait until every cell in view has run, or one has failed; a Lab without windowing has all in view."""
+    page.wait_for_function(
+        "() => { const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];"
+        " return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent))"
+        " || document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]'); }",
+        timeout=PATIENCE,
+    )
+
+
+def show_every_cell(settings: Path) -> None:
+    """Set a Lab's settings folder so that it keeps cells out of sight in the page, too."""
+    path = settings / "jupyterlab_settings_dir" / "@jupyterlab" / "notebook-extension"
+    path.mkdir(parents=True)
+    (path / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}', encoding="utf-8")
