@@ -257,7 +257,8 @@ def test_the_runs_index_publishes_the_heads_of_its_audit_logs(tmp_path: Path) ->
     assert "Audit logs" not in report.write_run_index(settings).read_text("utf-8")
     evaluated = AuditLog(settings.run_dir / "05_ollama_eval" / "audit.jsonl", b"k" * 32)
     served = AuditLog(service_log(settings), b"k" * 32)
-    before = served.head
-    served.append({"event": "asked"})
+    evaluated.append({"event": "evaluated"})
+    before = served.append({"event": "asked"})
+    served.append({"event": "answered"})
     page = report.write_run_index(settings).read_text("utf-8")
     assert evaluated.head in page and served.head in page and before not in page
