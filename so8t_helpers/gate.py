@@ -79,7 +79,10 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     group = _group(x)
     left = grad.unflatten(-1, (-1, group)).permute(1, 2, 0)  # (d/group, group, T)
     right = x.unflatten(-1, (-1, group)).permute(1, 0, 2)  # (d/group, T, group)
-    wide = torch.bmm(left.float(), right.float())
+    if x.is_cuda and x.dtype != torch.float32:
+        wide = torch.bmm(left, right, out_dtype=torch.float32)
+    else:
+        wide = torch.bmm(left.float(), right.float())
     count = group // BLOCK
     blocks = wide.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
     return blocks.permute(0, 3, 1, 2).reshape(-1, BLOCK, BLOCK)

@@ -192,9 +192,13 @@ def token_keys(rows: Tensor, seed: Tensor) -> Tensor:
 
 
 def _mix(h: Tensor) -> Tensor:
-    h = (h ^ ((h >> 16) & 0xFFFF)) * _MIX_1
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * _MIX_2
+    h = _two_rounds(h)
     return h ^ ((h >> 16) & 0xFFFF)
+
+
+def _two_rounds(h: Tensor) -> Tensor:
+    h = (h ^ ((h >> 16) & 0xFFFF)) * _MIX_1
+    return (h ^ ((h >> 15) & 0x1FFFF)) * _MIX_2
 
 
 def keep_mask(keys: Tensor, salt: Tensor, columns: int, p: float) -> Tensor:
@@ -209,9 +213,7 @@ def keep_mask(keys: Tensor, salt: Tensor, columns: int, p: float) -> Tensor:
         salt: () int32, another number for every linear.
     """
     h = keys ^ (salt * _GOLDEN) ^ (torch.arange(columns, dtype=torch.int32, device=keys.device) * _COLUMN)
-    h = (h ^ ((h >> 16) & 0xFFFF)) * _MIX_1
-    h = (h ^ ((h >> 15) & 0x1FFFF)) * _MIX_2
-    return (h & 0x7FFFFFFF) >= int(p * 2**31)
+    return (_two_rounds(h) & 0x7FFFFFFF) >= int(p * 2**31)
 
 
 def adapted_linear(
