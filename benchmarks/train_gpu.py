@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from claims import claim  # noqa: E402
 
+from so8t_helpers import distributed  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "train_gpu.json"
 LENGTH, ACCUMULATION, RANK, ALPHA, DROPOUT = 2048, 16, 64, 128, 0.05
 TARGETS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -145,7 +147,7 @@ def measure(step: Callable[[int], None], length: int, accumulation: int, started
 
 def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Our stack, by the functions that 02_train calls."""
-    from so8t_helpers import distributed, settings
+    from so8t_helpers import settings
     from so8t_helpers.adapters import Adapters
     from so8t_helpers.model import load_base
     from so8t_helpers.optimizing import Optimizer
@@ -521,17 +523,8 @@ def run_stacks(options: argparse.Namespace, names: Any, stacks: dict[str, Any], 
         environment = dict(os.environ)
         if card is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)
-        launch = [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-        ]
-        launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        command = [sys.executable, *(launch if card is None else []), __file__, "--one", name]
+        launch = distributed.launcher(2) if card is None else []
+        command = [sys.executable, *launch, __file__, "--one", name]
         command += ["--config", str(options.config), "--scratch", str(options.scratch)]
         limit = min(ALL_STACKS[name][2], left)
         try:

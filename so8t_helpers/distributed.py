@@ -79,6 +79,13 @@ def join() -> Workers:
     return Workers(state.process_index, state.num_processes)
 
 
+def launcher(count: int) -> list[str]:
+    """Python's arguments that start what follows them `count` times on this machine, on any free port."""
+    arguments = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    arguments += ["--num_processes", str(count), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*arguments, "--main_process_port", "0"]
+
+
 def launch(settings: Settings, module: str, stage: str) -> dict[str, Any]:
     """Run `python -m module PROFILE` in `run.processes` workers; show a bar, return the stage's facts.
 
@@ -90,9 +97,7 @@ def launch(settings: Settings, module: str, stage: str) -> dict[str, Any]:
         raise StageError(f"run.processes: {count} workers want a card each, this machine has {cards}")
     profile = settings.run_dir / "params.yaml"
     write_yaml(profile, settings.model_dump())
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    command += ["--num_processes", str(count), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", "-m", module, str(profile)]
+    command = [sys.executable, *launcher(count), "-m", module, str(profile)]
     log.info("training in %d processes: accelerate launch -m %s", count, module)
     output = settings.run_dir / ".workers.log"
     (settings.run_dir / stage / "manifest.json").unlink(missing_ok=True)
