@@ -47,7 +47,13 @@ class Nf4Weight(NamedTuple):
     shape: Tensor
 
 
-FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight
+class HeldWeight(NamedTuple):
+    """wide (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
+
+    wide: Tensor
+
+
+FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
 
 NF4_BLOCK = 64
 
@@ -89,6 +95,7 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
         return weight.rows.to(dtype) * weight.scale.to(dtype)
     if isinstance(weight, LlmInt8Weight):
         return weight.rows.to(dtype) * (weight.absmax[:, None] / _INT8_MAX).to(dtype)
+    assert isinstance(weight, Nf4Weight)
     pairs = weight.packed.flatten()
     codes = torch.stack((pairs >> 4, pairs & 15), dim=-1)  # the high half comes first
     values = weight.code[codes.int()].view(-1, NF4_BLOCK) * weight.absmax[:, None]
@@ -144,6 +151,36 @@ class _Nf4Product(torch.autograd.Function):
         return *_split(both, grad, low, ctx.s), None, None, None, None, None, None
 
 
+class _HeldProduct(torch.autograd.Function):
+    """The same with [W | s B] as it is held."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, b: Tensor, wide: Tensor, s: float, wanted: bool) -> Tensor:
+        ctx.save_for_backward(low, wide)
+        ctx.s = s
+        if not wanted:
+            return x.new_zeros(()).expand(len(x), len(wide))
+        return torch.cat((x, low), 1) @ wide.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        low, wide = ctx.saved_tensors
+        return *_split(grad @ wide, grad, low, ctx.s), None, None, None
+
+
+def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
+    """Dequantise [W | s B] for the products that follow; a weight that needs none stays as it is.
+
+    Args:
+        b: (out, r) float32, or None without LoRA.
+    """
+    if not isinstance(weight, Int8Weight | Nf4Weight):
+        return weight
+    if b is None:
+        return HeldWeight(dequantize(weight, dtype))
+    return HeldWeight(_wide(weight, b, s, dtype))
+
+
 def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
     """Put s B beside the dequantised W: (out, in + r)."""
     return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
@@ -170,6 +207,8 @@ def adapted_product(
         return _Int8Product.apply(x, low, b, weight.rows, weight.scale, s, wanted)
     if isinstance(weight, Nf4Weight):
         return _Nf4Product.apply(x, low, b, *weight, s, wanted)
+    if isinstance(weight, HeldWeight):
+        return _HeldProduct.apply(x, low, b, weight.wide, s, wanted)
     return torch.addmm(frozen_linear(x, weight), low, b.to(x.dtype).t(), alpha=s)
 
 
@@ -183,15 +222,21 @@ def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
     return adapted_product(x, none, x.new_empty(_rows(weight), 0), weight, 1.0)
 
 
-def _rows(weight: Int8Weight | Nf4Weight) -> int:
+def _rows(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
+    if isinstance(weight, HeldWeight):
+        return len(weight.wide)
     return len(weight.rows) if isinstance(weight, Int8Weight) else weight.shape.shape[0]
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:
-    """LLM.int8 (Dettmers et al. 2022) through bitsandbytes' own autograd function, threshold 6.0."""
+    """LLM.int8 (Dettmers et al. 2022) through bitsandbytes' own autograd function, threshold 6.0.
+
+    On the CPU bitsandbytes takes a dequantised product instead wherever a state is said to be training; its
+    backward pass does not ask, so here no state is.
+    """
     import bitsandbytes as bnb  # noqa: PLC0415
 
     state = bnb.MatmulLtState()
     state.CB, state.SCB = weight.rows, weight.absmax
-    state.threshold, state.has_fp16_weights = 6.0, False
+    state.threshold, state.has_fp16_weights, state.is_training = 6.0, False, False
     return bnb.matmul(x, weight.rows, state=state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch._functorch import config as functorch_config
 
 from so8t_helpers import pet
 from so8t_helpers.adapters import Adapters
+from so8t_helpers.int8_linear import FrozenWeight, hold
 from so8t_helpers.layer_inputs import DeviceInputs, HostInputs
 from so8t_helpers.model import Base
 from so8t_helpers.packing import IGNORE, PackedSequence
@@ -35,6 +37,7 @@ from so8t_helpers.settings import Settings
 
 _KEPT_SHARE = 0.5  # of what a compiled layer would keep if memory were free
 _LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
+_NORM_CHUNK = 4096  # tokens whose final norm is differentiated at a time, with five float32 copies of them
 
 
 def token_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +64,19 @@ def token_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor,
 
 @dataclass
 class Segment:
-    """A piece of the model that maps (T, d) to (T, d), run in `tiles` equal parts of the tokens."""
+    """A piece of the model that maps (T, d) to (T, d), run in `tiles` equal parts of the tokens.
+
+    Attributes:
+        linears: names of the weights that it multiplies with, the one of its last product last.
+        hold: dequantises one of them for several products, see `int8_linear.hold`.
+    """
 
     function: Callable[..., Tensor]
     layer: Layer
     config: LayerConfig
     tiles: int
+    linears: tuple[str, ...]
+    hold: Callable[..., FrozenWeight] = hold
 
     def __call__(self, x: Tensor, packed: Packed) -> Tensor:
         return self.function(x, self.layer, packed, self.config)
@@ -75,23 +85,37 @@ class Segment:
         """Run without gradients, tile by tile."""
         if self.tiles == 1:
             return self(x, packed)
-        out = torch.empty_like(x)
+        out, layer = torch.empty_like(x), self._held_layer(x.dtype)
         for rows in self._tiles(x):
-            out[rows] = self(x[rows], _rows_of(packed, rows))
+            out[rows] = self.function(x[rows], layer, _rows_of(packed, rows), self.config)
         return out
 
     def recompute_and_differentiate(self, x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
         """Run again with gradients on and differentiate at once; `grad` becomes the gradient of x."""
+        layer = self._held_layer(x.dtype)
         for rows in self._tiles(x):
             leaf = x[rows].detach().requires_grad_()
             with torch.enable_grad():
-                out = self.function(leaf, self.layer, _rows_of(packed, rows), self.config, False)
+                out = self.function(leaf, layer, _rows_of(packed, rows), self.config, False)
             torch.autograd.backward(out, grad[rows])
             assert leaf.grad is not None
             if self.tiles == 1:
                 return leaf.grad
             grad[rows] = leaf.grad
         return grad
+
+    def _held_layer(self, dtype: torch.dtype) -> Layer:
+        """Dequantise a weight once for both directions and all tiles, at the real size 98 MiB (tiles: 147).
+
+        The last product of a half is not run again: with one tile its weight is needed once.
+        """
+        held: dict[str, Any] = {}
+        with torch.no_grad():
+            for name in self.linears if self.tiles > 1 else self.linears[:-1]:
+                lora = getattr(self.layer, f"lora_{name}")
+                b = None if lora is None else lora.b
+                held[name] = self.hold(getattr(self.layer, name), b, self.config.lora_scale, dtype)
+        return self.layer._replace(**held)
 
     def _tiles(self, x: Tensor) -> list[slice]:
         size = len(x) // self.tiles
@@ -139,13 +163,20 @@ class MicroStep:
         self.base, self.pet = base, settings.pet
         device = base.device
         self.config = LayerConfig(
-            base.shape, settings.lora.alpha / settings.lora.r, settings.lora.dropout, varlen
+            base.shape,
+            settings.lora.alpha / settings.lora.r,
+            settings.lora.dropout,
+            varlen,
+            v_apart=tiles > 1,
         )
         layers = [adapters.layer(base, i) for i in range(base.shape.num_layers)]
         self.segments = [
-            Segment(function, layer, self.config, count)
+            Segment(function, layer, self.config, count, linears)
             for layer in layers
-            for function, count in ((attention_half, 1), (mlp_half, tiles))
+            for function, count, linears in (
+                (attention_half, 1, ("qkv", "o")),
+                (mlp_half, tiles, ("gate_up", "down")),
+            )
         ]
         self.first_kept = len(self.segments) - keep
         self.cos, self.sin = rope_tables(base.shape, length, device)
@@ -200,8 +231,9 @@ class MicroStep:
             function: torch.compile(function, fullgraph=True, dynamic=False)
             for function in {segment.function for segment in self.segments}
         }
+        held = torch.compile(hold, fullgraph=True, dynamic=False)
         for segment in self.segments:
-            segment.function = compiled[segment.function]
+            segment.function, segment.hold = compiled[segment.function], held
         self.token_loss = torch.compile(token_loss, fullgraph=True, dynamic=False)
 
     def capture(self, adapters: Adapters) -> None:
@@ -259,12 +291,21 @@ class MicroStep:
 
     def _head(self, x: Tensor) -> Tensor:
         """Final norm and both losses. x (T, d) -> gradient (T, d) of the scaled total."""
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            hidden = rms_norm(leaf, self.base.final_norm, self.base.shape.rms_eps)
-        torch.autograd.backward(hidden, self._losses(hidden.detach()))
-        assert leaf.grad is not None
-        return leaf.grad
+        weight, eps = self.base.final_norm, self.base.shape.rms_eps
+        chunks = [slice(start, start + _NORM_CHUNK) for start in range(0, len(x), _NORM_CHUNK)]
+        hidden = torch.empty_like(x)
+        for rows in chunks:
+            hidden[rows] = rms_norm(x[rows], weight, eps)
+        grad = self._losses(hidden)
+        del hidden
+        for rows in chunks:
+            leaf = x[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                out = rms_norm(leaf, weight, eps)
+            torch.autograd.backward(out, grad[rows])
+            assert leaf.grad is not None
+            grad[rows] = leaf.grad
+        return grad
 
     def _losses(self, hidden: Tensor) -> Tensor:
         """Add up both losses; return the gradient (T, d) of the scaled total by the final norm's output.

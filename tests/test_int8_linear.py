@@ -6,7 +6,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
-from so8t_helpers.int8_linear import adapted_product, dequantize, frozen_linear, quantize
+from so8t_helpers.int8_linear import adapted_product, dequantize, frozen_linear, hold, quantize
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -36,17 +36,19 @@ def test_nf4_dequantises_as_bitsandbytes_does():
     assert torch.equal(dequantize(quantize(weight, "nf4"), torch.float32), bnb.dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["each", "held"])
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 @pytest.mark.parametrize(
     # float32 sums of 160 products: some 1e-7; bf16 keeps 8 bits of weights and sums, so some 2^-9 each.
     ("dtype", "bound"),
     [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)],
 )
-def test_product_and_gradients_equal_float64(kind: str, dtype: torch.dtype, bound: float):
+def test_product_and_gradients_equal_float64(kind: str, dtype: torch.dtype, bound: float, held: bool):
     weight, rank, s = quantize(draw(192, 128), kind), 8, 2.0
     x, low = draw(40, 128).to(dtype).requires_grad_(), draw(40, rank).to(dtype).requires_grad_()
     b, upstream = draw(192, rank).requires_grad_(), draw(40, 192).to(dtype)
-    y = adapted_product(x, low, b, weight, s)
+    multiplied = hold(weight, b.detach(), s, dtype) if held else weight
+    y = adapted_product(x, low, b, multiplied, s)
     y.backward(upstream)
 
     w, g = dequantize(weight, torch.float64), upstream.double()
@@ -57,13 +59,15 @@ def test_product_and_gradients_equal_float64(kind: str, dtype: torch.dtype, boun
     assert b.grad.dtype == torch.float32
 
 
-def test_gradients_do_not_need_the_product_itself():
+@pytest.mark.parametrize("held", [False, True], ids=["each", "held"])
+def test_gradients_do_not_need_the_product_itself(held: bool):
     weight = quantize(draw(64, 64), "int8")
     grads = []
     for wanted in (True, False):
         generator = torch.Generator().manual_seed(0)
         leaves = [torch.randn(n, generator=generator).requires_grad_() for n in ((9, 64), (9, 4), (64, 4))]
-        adapted_product(leaves[0], leaves[1], leaves[2], weight, 1.0, wanted).backward(torch.ones(9, 64))
+        multiplied = hold(weight, leaves[2].detach(), 1.0, torch.float32) if held else weight
+        adapted_product(*leaves, multiplied, 1.0, wanted).backward(torch.ones(9, 64))
         grads.append([leaf.grad for leaf in leaves])
     for with_product, without in zip(*grads, strict=True):
         assert torch.equal(with_product, without)
@@ -82,8 +86,8 @@ def test_llm_int8_multiplies_the_same_weight():
     x = draw(8, 128)
     ours = frozen_linear(x, quantize(original, "int8"))
     theirs = frozen_linear(x, quantize(original, "int8", "llm_int8"))
-    # On a card LLM.int8 rounds activations to 8 bits, about 1% of their size; on the CPU it does not.
-    assert relative(theirs, ours.double()) < 0.02
+    # LLM.int8 rounds activations to 8 bits, about 1% of their size; a product that does not is another one.
+    assert 1e-4 < relative(theirs, ours.double()) < 0.02
 
 
 def test_a_weight_that_stays_whole_takes_the_compute_dtype():
