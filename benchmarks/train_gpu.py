@@ -7,6 +7,9 @@ where the machine has a second card, what is measured alone for its memory runs 
 
 CONFIG_FOLDER holds config.json and the tokenizer of Phi-3.5-mini; the peers' random checkpoint (7.6 GB) is
 written to --scratch. Ours is the code that 02_train runs. Results go to benchmarks/results/train_gpu.json.
+Where no one machine is lent for long enough, calls with --only and --output are put together by
+
+    python benchmarks/train_gpu.py --merge FIRST.json OTHER.json ...
 """
 
 from __future__ import annotations
@@ -238,7 +241,8 @@ def shares(micro_step: Any) -> dict[str, float]:
 def parts(micro_step: Any, optimizer: Any) -> dict[str, float]:
     """Milliseconds of what a step has beside the decoder layers: both losses of a micro-step, one update.
 
-    What gates and LoRA cost within the layers shows in the stacks that do without them.
+    Outside the graph, so with their launches: no part costs a step more. What gates and LoRA cost within the
+    layers shows in the stacks that do without them.
     """
 
     def timed(work: Callable[[], object]) -> float:
@@ -405,6 +409,18 @@ def agreement(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[st
     return {"losses": found, "worst_over_bound": {k: round(v, 4) for k, v in ratios.items()}}
 
 
+def merge(files: list[Path]) -> dict[str, Any]:
+    """Put into the first file's results what it lacks; what another kind of card measured names the card."""
+    result, *others = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    for other in others:
+        card, here = (r["machine"].split(",")[0] for r in (other, result))
+        for name, found in other["stacks"].items():
+            place = name if card == here else f"{name}, {card}"
+            if "error" not in found and "error" in result["stacks"].get(place, {"error": ""}):
+                result["stacks"][place] = found | {"call": "another one", "machine": other["machine"]}
+    return result | {"claims": claims(result["stacks"])}
+
+
 def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry for each bound that issue 4 names and this machine can measure."""
 
@@ -412,6 +428,7 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
         return stacks.get(name, {}).get(key, float("nan"))
 
     ours, speed, peak, taken = "so8t int8", "tokens_per_s", "peak_allocated_gib", "peak_reserved_gib"
+    h200 = f"{ours}, NVIDIA H200" if f"{ours}, NVIDIA H200" in stacks else ours
     rest, two, second = "so8t int8, no gates, no PET", "so8t int8, 2 GPUs", "so8t int8, second start"
     # Measured twice; whatever else the host does only slows a run down. The first stands against Unsloth.
     best = max(get(ours, speed), get(second, speed))
@@ -430,7 +447,7 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
             "x",
         ),
         ("8-bit: peak memory over Unsloth's", get(ours, peak) / get("unsloth int8", peak), False, 1, "x"),
-        ("8-bit, everything recomputed (stretch, on an H200)", get(ours, speed), True, 20000, "tokens/s"),
+        ("8-bit, everything recomputed (stretch, on an H200)", get(h200, speed), True, 20000, "tokens/s"),
         (
             "11 GiB over everything recomputed",
             get("so8t int8, 11 GiB", speed) / best,
@@ -486,13 +503,19 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--config", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="*", default=list(ALL_STACKS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no further stack after this")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--merge", type=Path, nargs="+", help="put these results together; measures nothing")
     parser.add_argument("--one", help="measure one stack in this process and print it as JSON")
     options = parser.parse_args()
+    if options.merge:
+        save(options.output, merge(options.merge))
+        return
+    if not options.config:
+        parser.error("--config is missing: a folder with config.json and the tokenizer of Phi-3.5-mini")
     if options.one:
         function, arguments, _ = ALL_STACKS[options.one]
         found = globals()[function](options.config, options.scratch, dict(arguments))
@@ -558,8 +581,13 @@ def write(options: argparse.Namespace, stacks: dict[str, Any]) -> None:
         "stacks": stacks,
         "claims": claims(stacks),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
+    save(options.output, result)
+
+
+def save(output: Path, result: dict[str, Any]) -> None:
+    """Write results as JSON."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
