@@ -34,7 +34,7 @@ def base_folder(settings: Settings) -> Path:
     try:
         # Only these files: weights as safetensors, nothing that could be executed.
         folder = snapshot_download(
-            name, revision=settings.model.revision, allow_patterns=_HUB_FILES, cache_dir=_hub_cache(settings)
+            name, revision=settings.model.revision, allow_patterns=_HUB_FILES, cache_dir=hub_cache(settings)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(
@@ -44,5 +44,10 @@ def base_folder(settings: Settings) -> Path:
     return Path(folder)
 
 
-def _hub_cache(settings: Settings) -> Path | None:
-    return resolve(settings.cache.hf_home) / "hub" if settings.cache.hf_home else None
+def hub_cache(settings: Settings) -> Path:
+    """Return the folder where the hub's downloads go under this profile."""
+    if settings.cache.hf_home:
+        return resolve(settings.cache.hf_home) / "hub"
+    from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415  (knows HF_HOME and the others)
+
+    return Path(HF_HUB_CACHE)

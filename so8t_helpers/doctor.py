@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from so8t_helpers.needs import GIB, Needs, estimate, free_bytes, hub_cache
+from so8t_helpers.base import hub_cache
+from so8t_helpers.needs import GIB, Needs, estimate, free_bytes
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from so8t_helpers.base import hub_cache
 from so8t_helpers.run_folder import STAGES, check_disk
 from so8t_helpers.settings import Settings, resolve
 
@@ -17,8 +17,8 @@ DEMO_BYTES = 16_000_000
 # Bytes a weight, scales included: ggml's Q8_0 has 34 for 32, the K mixes as measured on Phi-3.5.
 GGUF_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.74, "q4_k_m": 0.63}
 # Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
-# and 9.56 GiB at 49,152 in 8-bit; 4-bit weights take half.
-TOKEN_BYTES = (9.56 - 4.80) * GIB / (49152 - 2048)
+# and 9.00 GiB at 49,152 in 8-bit; 4-bit weights take half.
+TOKEN_BYTES = (9.00 - 4.80) * GIB / (49152 - 2048)
 WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.55, "none": 2.0}
 
 
@@ -86,12 +86,6 @@ def base_bytes(settings: Settings) -> tuple[int, bool]:
         folder = hub_cache(settings) / f"models--{base.replace('/', '--')}" / "snapshots"
     size = sum(path.stat().st_size for path in folder.glob("**/*.safetensors"))
     return (size, True) if size else (PHI35_BYTES, False)
-
-
-def hub_cache(settings: Settings) -> Path:
-    """Return the folder where the hub's downloads go under this profile."""
-    home = settings.cache.hf_home or os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return resolve(home) / "hub"
 
 
 def free_bytes(path: Path) -> int:

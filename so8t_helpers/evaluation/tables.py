@@ -48,7 +48,7 @@ def pairs_table(scores: dict[str, Any]) -> pd.DataFrame:
                     "points": f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
                     "gained": found["gained"],
                     "lost": found["lost"],
-                    "p": round(found["p"], 4),
+                    "p": f"{found['p']:.4f}" if found["p"] >= 1e-4 else "< 0.0001",
                 }
             )
     return pd.DataFrame(rows)
