@@ -8,23 +8,16 @@ the whole as one CUDA graph are the same few lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch_config
 
 from so8t_helpers import pet
 from so8t_helpers.adapters import Adapters
-from so8t_helpers.int8_linear import FrozenWeight, hold
+from so8t_helpers.int8_linear import hold
 from so8t_helpers.layer_inputs import DeviceInputs, HostInputs
 from so8t_helpers.model import Base
 from so8t_helpers.packing import IGNORE, PackedSequence
 from so8t_helpers.phi3 import (
-    Layer,
     LayerConfig,
     Packed,
     attention_half,
@@ -33,9 +26,9 @@ from so8t_helpers.phi3 import (
     rope_tables,
     token_keys,
 )
+from so8t_helpers.segment import Segment, keeping_little
 from so8t_helpers.settings import Settings
 
-_KEPT_SHARE = 0.5  # of what a compiled layer would keep if memory were free
 _LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
 _NORM_CHUNK = 4096  # tokens whose final norm is differentiated at a time, with five float32 copies of them
 
@@ -60,81 +53,6 @@ def token_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor,
     slope = wide.sub_(log_norm).exp_()
     slope -= (torch.arange(slope.shape[1], device=slope.device) == index).float()
     return total, slope.mul_((counted * factor)[:, None]).to(logits.dtype)
-
-
-@dataclass
-class Segment:
-    """A piece of the model that maps (T, d) to (T, d), run in `tiles` equal parts of the tokens.
-
-    Attributes:
-        linears: names of the weights that it multiplies with, the one of its last product last.
-        hold: dequantises one of them for several products, see `int8_linear.hold`.
-    """
-
-    function: Callable[..., Tensor]
-    layer: Layer
-    config: LayerConfig
-    tiles: int
-    linears: tuple[str, ...]
-    hold: Callable[..., FrozenWeight] = hold
-
-    def __call__(self, x: Tensor, packed: Packed) -> Tensor:
-        return self.function(x, self.layer, packed, self.config)
-
-    def forward_only(self, x: Tensor, packed: Packed) -> Tensor:
-        """Run without gradients, tile by tile."""
-        if self.tiles == 1:
-            return self(x, packed)
-        out, layer = torch.empty_like(x), self._held_layer(x.dtype)
-        for rows in self._tiles(x):
-            out[rows] = self.function(x[rows], layer, _rows_of(packed, rows), self.config)
-        return out
-
-    def recompute_and_differentiate(self, x: Tensor, grad: Tensor, packed: Packed) -> Tensor:
-        """Run again with gradients on and differentiate at once; `grad` becomes the gradient of x."""
-        layer = self._held_layer(x.dtype)
-        for rows in self._tiles(x):
-            leaf = x[rows].detach().requires_grad_()
-            with torch.enable_grad():
-                out = self.function(leaf, layer, _rows_of(packed, rows), self.config, False)
-            torch.autograd.backward(out, grad[rows])
-            assert leaf.grad is not None
-            if self.tiles == 1:
-                return leaf.grad
-            grad[rows] = leaf.grad
-        return grad
-
-    def _held_layer(self, dtype: torch.dtype) -> Layer:
-        """Dequantise a weight once for both directions and all tiles, at the real size 98 MiB (tiles: 147).
-
-        The last product of a half is not run again: with one tile its weight is needed once.
-        """
-        held: dict[str, Any] = {}
-        with torch.no_grad():
-            for name in self.linears if self.tiles > 1 else self.linears[:-1]:
-                lora = getattr(self.layer, f"lora_{name}")
-                b = None if lora is None else lora.b
-                held[name] = self.hold(getattr(self.layer, name), b, self.config.lora_scale, dtype)
-        return self.layer._replace(**held)
-
-    def _tiles(self, x: Tensor) -> list[slice]:
-        size = len(x) // self.tiles
-        return [slice(start, start + size) for start in range(0, len(x), size)]
-
-
-def _rows_of(packed: Packed, rows: slice) -> Packed:
-    """Narrow what depends on the token; bounds and positions stay, since only whole sequences attend."""
-    return packed._replace(keys=packed.keys[rows])
-
-
-def _keeping_little() -> AbstractContextManager[None]:
-    """Let the compiler keep about half of what a backward pass reads, and compute the rest again.
-
-    Products and attention are kept, norms, dropout and activation functions are not: 0.14 GiB a layer of the
-    real size at 2,048 tokens instead of 0.42, so all 32 layers fit where 11 did (on 11 GiB, one H100: 22,300
-    tokens/s; keeping less still, 21,100; recomputing all, 18,300).
-    """
-    return functorch_config.patch(activation_memory_budget=_KEPT_SHARE)
 
 
 class MicroStep:
@@ -270,7 +188,7 @@ class MicroStep:
         for i, segment in enumerate(self.segments):
             if i >= self.first_kept:
                 leaf = x.detach().requires_grad_()
-                with torch.enable_grad(), _keeping_little():
+                with torch.enable_grad(), keeping_little():
                     out = segment(leaf, packed)
                 kept[i] = (leaf, out)
                 x = out.detach()
