@@ -13,6 +13,7 @@ import numpy as np
 from so8t_helpers.plots.explorer import ExplorerFigure
 from so8t_helpers.plots.rotation import AngleHistory, most_moved, read_angles
 from so8t_helpers.run_folder import StageError
+from so8t_helpers.widgets import DARK_STYLE
 
 ANGLES = Path("02_train") / "angles.safetensors"
 NOTHING = "(nothing)"
@@ -72,6 +73,7 @@ class Explorer(w.VBox):
                 w.HBox([self.layer, self.block, self.step], layout=w.Layout(flex_flow="row wrap")),
                 self.moved,
                 w.HBox([self.first, self.second], layout=w.Layout(flex_flow="row wrap")),
+                w.HTML(DARK_STYLE),
             ]
         )
         self.add_class("explorer")

@@ -11,6 +11,7 @@ import pandas as pd
 from so8t_helpers import rotation
 from so8t_helpers.plots.what_if import WhatIfFigure
 from so8t_helpers.what_if import NAMED_POWERS, POWERS, TurnedModel
+from so8t_helpers.widgets import DARK_STYLE
 
 
 class WhatIf(w.VBox):
@@ -49,6 +50,7 @@ class WhatIf(w.VBox):
                 self.question,
                 w.HBox([self.ask, self.ask_all]),
                 self.answers,
+                w.HTML(DARK_STYLE),
             ]
         )
         self.add_class("what-if")
