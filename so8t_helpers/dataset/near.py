@@ -15,8 +15,8 @@ import numpy as np
 
 from so8t_helpers.dataset.dedup import KEPT, banding, jaccard
 
-# An estimate from `KEPT` minima has a standard error of 0.044 at most; beyond three of them it decides.
-MARGIN = 0.13
+# An estimate from `KEPT` minima has a standard error of 0.05 at most (short texts); beyond three it decides.
+MARGIN = 0.15
 # Comparisons in one band, per row: more means a band that (nearly) all rows share, which says nothing.
 MOST_COMPARISONS = 300
 _BLOCK = 2**16
