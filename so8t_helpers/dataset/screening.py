@@ -20,7 +20,7 @@ EVERYTHING = MARKS | PERSONAL | WORDS
 
 # Bits of a character's class. A pair is a first (bit n) before a second (bit n + 1).
 _NO_LETTER, _DIGIT, _SIGN, _FIRST, _SECOND, _WORD_FIRST, _WORD_SECOND, _WORD = (1 << n for n in range(8))
-_OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for all classes
+_OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for whatever one of them may be
 _RUN = personal_data.FEWEST_IN_A_ROW
 
 
@@ -33,12 +33,16 @@ class Screen:
 
     def __init__(self, words: Iterable[str]):
         self._classes = _personal_classes().copy()
+        pairs = set()
         for word in words:
             if len(word) == 1:
                 self._classes[_codes(word)] |= _WORD
             else:
-                self._classes[_codes(word[0])] |= _WORD_FIRST
-                self._classes[_codes(word[1])] |= _WORD_SECOND
+                first, second = _codes(word[:2])
+                self._classes[first] |= _WORD_FIRST
+                self._classes[second] |= _WORD_SECOND
+                pairs.add(first << 16 | second)
+        self._pairs = np.array(sorted(pairs), dtype=np.uint32)
 
     def __call__(self, texts: list[str], plain: list[str]) -> list[int]:
         """Return for each text which of MARKS, PERSONAL and WORDS are worth a look.
@@ -52,11 +56,16 @@ class Screen:
         points, starts = _points(plain)
         classes = self._classes.take(points)
         seen = classes & (_SIGN | _WORD)
-        seen[:-1] |= classes[:-1] & (classes[1:] >> 1) & (_FIRST | _WORD_FIRST)
+        paired = classes[:-1] & (classes[1:] >> 1)
+        seen[:-1] |= paired & _FIRST
+        # Some hundred words have many first and second characters: which go together is looked up.
+        maybe = np.flatnonzero(paired & _WORD_FIRST)
+        known = np.isin(points[maybe] << 16 | points[maybe + 1], self._pairs)
+        seen[maybe[known]] |= _WORD
         seen[: 1 - _RUN] |= (classes[: 1 - _RUN] & _DIGIT) & (_in_a_row(classes & _NO_LETTER) << 1)
         seen = np.bitwise_or.reduceat(seen, starts)
         personal = (seen & (_SIGN | _FIRST | _DIGIT)) != 0
-        words = (seen & (_WORD | _WORD_FIRST)) != 0
+        words = (seen & _WORD) != 0
         return (marks * MARKS + personal * PERSONAL + words * WORDS).tolist()
 
 
@@ -96,7 +105,7 @@ def _personal_classes() -> np.ndarray:
     table[_codes(personal_data.SIGNS)] |= _SIGN
     table[_codes("".join(word[0] for word in personal_data.BEGINNINGS))] |= _FIRST
     table[_codes("".join(word[1] for word in personal_data.BEGINNINGS))] |= _SECOND
-    table[_OUTSIDE] = 0xFF
+    table[_OUTSIDE] = _NO_LETTER | _DIGIT | _SIGN
     return table
 
 
