@@ -27,12 +27,17 @@ _PROBES = _rng.permuted(np.tile(np.arange(BINS), (BINS, 1)), axis=1)
 _POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM)]
 
 
-def normalise_question(question: str) -> str:
-    """Return a question without what does not matter when two are compared: width, case, signs, spaces."""
-    plain = unicodedata.normalize("NFKC", question).lower()
+def normalise_question(question: str, plain: bool = False) -> str:
+    """Return a question without what does not matter when two are compared: width, case, signs, spaces.
+
+    Args:
+        question: the text.
+        plain: it is known to be in NFKC and lower case.
+    """
+    text = question if plain else unicodedata.normalize("NFKC", question).lower()
     # Most noise is a few signs, and taking those out first leaves nothing for the regex to do.
-    letters = plain.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
-    return letters if letters.isalnum() else _NOISE.sub("", letters) or plain
+    letters = text.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
+    return letters if letters.isalnum() else _NOISE.sub("", letters) or text
 
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

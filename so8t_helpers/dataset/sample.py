@@ -119,7 +119,8 @@ class Sampler:
         self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
         self.lengths = TokenLengths(plan.tokenizer)
         self.allowed = tuple(plan.settings.licences)
-        self.key = plan.seed.to_bytes(8, "little", signed=True)
+        key = plan.seed.to_bytes(8, "little", signed=True)
+        self.hasher = hashlib.blake2b(digest_size=8, key=key)
         self.plain_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def __call__(self, raw: bytes | None, encoding: str, file: str, line: int) -> Sample | Quarantined:
@@ -165,18 +166,16 @@ class Sampler:
         """Read one line: its shape, licence and source."""
         record = records.normalise(records.parse_json(records.to_utf8(raw, encoding)))
         licence_name = self._source(record)
-        joined = record.texts()
-        return _Read(record, licence_name, joined, harm.plain(joined))
+        return _Read(record, licence_name, record.texts())
 
     def _look(self, batch: list[_Read]) -> None:
         """Look for marks, personal data and unsafe content in many records at once."""
         if not batch:
             return
-        plain = [read.plain for read in batch]
-        seen = self.screen([read.joined for read in batch], plain)
+        seen, plain = self.screen([read.joined for read in batch])
         found = self.detector.find(plain, [bool(flags & WORDS) for flags in seen])
-        for read, flags, category in zip(batch, seen, found, strict=True):
-            read.worth, read.harm = flags, category
+        for read, flags, text, category in zip(batch, seen, plain, found, strict=True):
+            read.worth, read.plain, read.harm = flags, text, category
 
     def _judge(self, read: _Read) -> _Judged:
         """Apply policy to what was found in one record."""
@@ -197,7 +196,8 @@ class Sampler:
             if self.thoughts is not None and _says_only_its_label(judged):
                 reasoning = self._thought(record)
                 source = "a teacher's" if reasoning else source
-        question = normalise_question(record.question)
+        unchanged = read.plain is read.joined and not judged.masked
+        question = normalise_question(record.question, unchanged)
         draw = self._draw(question)
         unthinking = draw / 2**64 >= self.plain_from
         style = self._style(draw)
@@ -288,8 +288,9 @@ class Sampler:
 
     def _draw(self, question: str) -> int:
         """Return 64 bits that decide split, format and share: the same for the same question."""
-        digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8, key=self.key)
-        return int.from_bytes(digest.digest(), "little")
+        hasher = self.hasher.copy()
+        hasher.update(question.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(hasher.digest(), "little")
 
     def _style(self, draw: int) -> str:
         wanted = self.settings.think_format
@@ -340,7 +341,7 @@ class _Read:
     record: Record
     licence: str
     joined: str
-    plain: str
+    plain: str = ""
     worth: int = EVERYTHING
     harm: str | None = None
 
