@@ -28,6 +28,7 @@ __all__ = [
     "build",
     "contains_markers",
     "decision_of",
+    "join",
     "parse",
     "rejoin",
     "render",
@@ -126,7 +127,7 @@ def build(text: ThinkText) -> str:
             raise ValueError(f"{text.style} format: part {name!r} is empty")
         if contains_markers(part):
             raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
-    return _join(text)
+    return join(text)
 
 
 def parse(text: str) -> Parsed:
@@ -150,7 +151,7 @@ def parse(text: str) -> Parsed:
         else ThinkText("quadruple", final, "", task, safety, policy)
     )
     filled = bool(final) and (bool(thinking) if seed else all((task, safety, policy)))
-    well_formed = filled and _join(again) == text.strip()
+    well_formed = filled and join(again) == text.strip()
     return Parsed(scanner.style, thinking, final, well_formed, decision_of(thinking), task, safety, policy)
 
 
@@ -186,7 +187,8 @@ def rejoin(thinking: str, content: str, style: str) -> str:
 _QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
 
 
-def _join(text: ThinkText) -> str:
+def join(text: ThinkText) -> str:
+    """Return what `build` returns, without a look at the parts: for parts known to hold no mark."""
     if text.style == "seed":
         return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
     return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

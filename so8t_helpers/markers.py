@@ -28,6 +28,7 @@ LINE_START = 80
 _PLAIN_LETTER = "(?:(?![思考最終回])[0-9a-zぁ-ゖ一-鿿])"
 _MAY_FOLLOW = r"""a-z0-9\-_*'"`.!?,:;~+$@^\x00-\x1f\x7f-\U0010ffff"""
 _OTHERS = OTHER_FORMS + OPENING
+MARK_STARTS = r"<&[#\%思" + _OTHERS  # a text without any of these holds no mark
 CANDIDATE = re.compile(
     # The set comes first, outside of the case-blind part: so the search jumps from one of it to the next.
     rf"""[<&\[\#\\%思{_OTHERS}](?i:"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from so8t_helpers.settings import Settings
 OUTPUTS = ("train", "eval", "quarantine")
 _TRAIN, _EVAL, _DUPLICATE = range(3)
 BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
+SYNC_BYTES = 2**26  # the disk works while the rest is written, not all at the end
 
 
 class Rows:
@@ -55,12 +57,14 @@ class Rows:
 
 
 class _Output:
-    """One of the stage's files, hashed by another thread while it is written."""
+    """One of the stage's files, hashed and brought to the disk by other threads while it is written."""
 
-    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor):
-        self._file, self._pool = file, pool
+    def __init__(self, file: IO[bytes], hashing: ThreadPoolExecutor, syncing: ThreadPoolExecutor):
+        self._file, self._pool, self._syncing = file, hashing, syncing
         self._hash = hashlib.sha256()
         self._hashing: Future[None] | None = None
+        self._synced: Future[None] | None = None
+        self._waiting = 0
 
     def write(self, content: bytes) -> None:
         """Append some bytes; at most one block waits to be hashed."""
@@ -68,6 +72,15 @@ class _Output:
             self._hashing.result()
         self._hashing = self._pool.submit(self._hash.update, content)
         self._file.write(content)
+        self._waiting += len(content)
+        if self._waiting > SYNC_BYTES and (self._synced is None or self._synced.done()):
+            self._synced = self._syncing.submit(os.fsync, self._file.fileno())
+            self._waiting = 0
+
+    def finish(self) -> None:
+        """Wait until the other threads are done with the file."""
+        if self._synced is not None:
+            self._synced.result()
 
     def digest(self) -> str:
         """Return the hash of all that was written, once the other thread is done."""
@@ -92,7 +105,7 @@ def assemble(
     tally = Tally(settings.training.sequence_length)
     earlier, exact = _duplicates(settings, rows, results, tally)
     held = held_out(rows.index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
-    with _outputs(directory, hashes) as (*splits, quarantine):
+    with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])
             here = slice(first, first + result.kept)
@@ -100,7 +113,7 @@ def assemble(
             targets = np.where(kept, np.where(in_eval, _EVAL, _TRAIN), _DUPLICATE)
             path = part(work, "rows", chunk.index)
             duplicates: list[tuple[int, bytes]] = []
-            for start, edges, block in _blocks(path, index["offset"]):
+            for start, edges, block in _ahead(_blocks(path, index["offset"]), reading):
                 chosen = targets[start : start + len(edges) - 1]
                 for split, out in enumerate(splits):
                     out.write(_taken(block, edges, chosen == split))
@@ -123,18 +136,22 @@ def assemble(
 @contextmanager
 def _outputs(directory: Path, hashes: HashCache) -> Iterator[list[_Output]]:
     """Open the stage's files; on success they are in place, and `hashes` knows them."""
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as syncing:
         outputs = []
         with ExitStack() as stack:
             for name in OUTPUTS:
                 scratch = stack.enter_context(run_folder.atomic_path(directory / f"{name}.jsonl"))
-                outputs.append(_Output(stack.enter_context(scratch.open("wb")), pool))
+                outputs.append(_Output(stack.enter_context(scratch.open("wb")), hashing, syncing))
+                stack.callback(outputs[-1].finish)
             yield outputs
         for name, output in zip(OUTPUTS, outputs, strict=True):
             hashes.put(directory / f"{name}.jsonl", output.digest())
 
 
-def _blocks(path: Path, offsets: np.ndarray) -> Iterator[tuple[int, list[int], bytes]]:
+_Block = tuple[int, list[int], bytes]
+
+
+def _blocks(path: Path, offsets: np.ndarray) -> Iterator[_Block]:
     """Yield a chunk's rows some megabytes at a time: (first row, edges, bytes).
 
     Row `first row + i` is `bytes[edges[i] : edges[i + 1]]`. One chunk may be a whole compressed file.
@@ -148,6 +165,14 @@ def _blocks(path: Path, offsets: np.ndarray) -> Iterator[tuple[int, list[int], b
             own = (edges[start : stop + 1] - edges[start]).tolist()
             yield start, own, file.read(own[-1])
             start = stop
+
+
+def _ahead(blocks: Iterator[_Block], pool: ThreadPoolExecutor) -> Iterator[_Block]:
+    """Yield the blocks while another thread reads the next one."""
+    coming = pool.submit(next, blocks, None)
+    while (block := coming.result()) is not None:
+        coming = pool.submit(next, blocks, None)
+        yield block
 
 
 def _taken(block: bytes, edges: list[int], wanted: np.ndarray) -> bytes:

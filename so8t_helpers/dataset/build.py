@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ def build(settings: Settings) -> Built:
         SettingsError: an input, word list or tokenizer that is not there.
         StageError: where nothing was kept, or the inputs' lines cannot be read.
     """
-    with run_folder.open_stage(settings, STAGE) as stage:
+    with run_folder.open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
         files = reading.inspect(_input_paths(settings))
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
+        hashes = run_folder.HashCache(settings.run_dir / ".hashes.json")
+        known = hashing.map(hashes.sha256, [file.path for file in files])  # while their lines are counted
         chunks = reading.split(files)
         lines = sum(chunk.lines for chunk in chunks)
         run_folder.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
@@ -76,7 +79,7 @@ def build(settings: Settings) -> Built:
             for result in chunk_pass.run(plan, chunks, work, workers):
                 results.append(result)
                 bar.update(result.lines, kept=sum(r.kept for r in results))
-        hashes = run_folder.HashCache(settings.run_dir / ".hashes.json")
+        list(known)
         tally = assemble(settings, stage.directory, chunks, results, work, hashes)
         shutil.rmtree(work)
         if not tally.total("train"):

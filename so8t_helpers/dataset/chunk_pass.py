@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -34,7 +33,7 @@ INDEX = np.dtype(
         ("tokens", "<u4"),
     ]
 )
-BATCH = 512
+BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
 WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row
 
 
@@ -144,14 +143,24 @@ def _work(chunk: Chunk, work: Path) -> ChunkResult:
     return result
 
 
-def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Any]]]:
-    batch: list[tuple[int, Any]] = []
+def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Sample | Quarantined]]]:
+    lines: list[tuple[int, bytes | None]] = []
+    held = 0
     for line, raw in read_lines(chunk):
-        batch.append((line, sampler(raw, chunk.file.encoding, chunk.file.name, line)))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    yield batch
+        lines.append((line, raw))
+        held += len(raw or b"")
+        if len(lines) == BATCH or held > BATCH_BYTES:
+            yield _judged(sampler, chunk, lines)
+            lines, held = [], 0
+    if lines:
+        yield _judged(sampler, chunk, lines)
+
+
+def _judged(
+    sampler: Sampler, chunk: Chunk, lines: list[tuple[int, bytes | None]]
+) -> list[tuple[int, Sample | Quarantined]]:
+    outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
+    return [(line, outcome) for (line, _), outcome in zip(lines, outcomes, strict=True)]
 
 
 def _number(names: dict[str, int], name: str) -> int:

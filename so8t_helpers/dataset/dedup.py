@@ -13,22 +13,31 @@ import unicodedata
 import numpy as np
 
 NGRAM = 5
-PERMUTATIONS = 256
+TABLES, BINS = 4, 64
+PERMUTATIONS = TABLES * BINS
 KEPT = 128  # minima kept, as their low byte, to estimate a pair's similarity
 _NOISE = re.compile(r"[\W_]+")
 _rng = np.random.default_rng(20240229)
-# Permutations x -> a x + b modulo 2^32 (Dietzfelbinger's multiply-add), with odd a.
-_MULTIPLIERS = _rng.integers(0, 2**32, PERMUTATIONS, dtype=np.uint32) | np.uint32(1)
-_ADDENDS = _rng.integers(0, 2**32, PERMUTATIONS, dtype=np.uint32)
+# Hash functions x -> a x modulo 2^32 (Dietzfelbinger's multiply-shift), with odd a: one for each table.
+_MULTIPLIERS = _rng.integers(0, 2**32, TABLES, dtype=np.uint32) | np.uint32(1)
+_BIN_SHIFT = np.uint32(32 - 6)
+_EMPTY = np.uint32(0xFFFFFFFF)
+# For each bin the order in which it looks at the others where it is empty: (BINS, BINS).
+_PROBES = _rng.permuted(np.tile(np.arange(BINS), (BINS, 1)), axis=1)
 _POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM)]
 
 
-def normalise_question(question: str) -> str:
-    """Return a question without what does not matter when two are compared: width, case, signs, spaces."""
-    plain = unicodedata.normalize("NFKC", question).lower()
+def normalise_question(question: str, plain: bool = False) -> str:
+    """Return a question without what does not matter when two are compared: width, case, signs, spaces.
+
+    Args:
+        question: the text.
+        plain: it is known to be in NFKC and lower case.
+    """
+    text = question if plain else unicodedata.normalize("NFKC", question).lower()
     # Most noise is a few signs, and taking those out first leaves nothing for the regex to do.
-    letters = plain.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
-    return letters if letters.isalnum() else _NOISE.sub("", letters) or plain
+    letters = text.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
+    return letters if letters.isalnum() else _NOISE.sub("", letters) or text
 
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -61,15 +70,35 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def signatures(texts: list[str]) -> np.ndarray:
-    """Return the MinHash signatures of normalised texts: (len(texts), 256) uint32."""
+    """Return the MinHash signatures of normalised texts: (len(texts), 256) uint32.
+
+    One permutation hashing (Li, Owen & Zhang, 2012): a hash's high bits choose a bin, and each bin keeps its
+    least hash; so a text costs four hash functions, not 256. A bin that stays empty takes what the first
+    other bin has that is not, in an order of its own (Shrivastava's optimal densification, 2017).
+    """
     hashes, starts = shingles(texts)
-    signature = np.empty((PERMUTATIONS, len(texts)), dtype=np.uint32)
-    permuted = np.empty_like(hashes)
-    for i in range(PERMUTATIONS):
-        np.multiply(hashes, _MULTIPLIERS[i], out=permuted)
-        np.add(permuted, _ADDENDS[i], out=permuted)
-        np.minimum.reduceat(permuted, starts, out=signature[i])
-    return np.ascontiguousarray(signature.T)
+    own = np.repeat(np.arange(len(texts)) * BINS, np.diff(starts, append=len(hashes)))
+    signature = np.empty((len(texts), TABLES, BINS), dtype=np.uint32)
+    for table in range(TABLES):
+        hashed = hashes * _MULTIPLIERS[table]
+        least = np.full(len(texts) * BINS, _EMPTY)
+        np.minimum.at(least, own + (hashed >> _BIN_SHIFT), hashed)
+        signature[:, table] = _filled(least.reshape(-1, BINS))
+    return signature.reshape(len(texts), PERMUTATIONS)
+
+
+def _filled(least: np.ndarray) -> np.ndarray:
+    """Fill the empty bins of (texts, BINS) uint32 from those that are not."""
+    filled = least.copy()
+    text, empty = np.nonzero(least == _EMPTY)
+    for attempt in range(BINS):
+        if not len(text):
+            break
+        found = least[text, _PROBES[empty, attempt]]
+        filled[text, empty] = found
+        still = found == _EMPTY
+        text, empty = text[still], empty[still]
+    return filled
 
 
 def banding(threshold: float) -> tuple[int, int]:

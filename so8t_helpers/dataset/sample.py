@@ -18,6 +18,7 @@ from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.dedup import normalise_question
 from so8t_helpers.dataset.lengths import TokenLengths
 from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.dataset.screening import EVERYTHING, MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
 from so8t_helpers.markers import CANDIDATE
 from so8t_helpers.policy import harm, licence, robots
@@ -113,44 +114,81 @@ class Sampler:
     def __init__(self, plan: Plan):
         self.plan, self.settings = plan, plan.settings
         self.detector = Detector(plan.settings, plan.classifier)
+        self.screen = Screen(self.detector.words)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
         self.lengths = TokenLengths(plan.tokenizer)
         self.allowed = tuple(plan.settings.licences)
-        self.key = plan.seed.to_bytes(8, "little", signed=True)
+        key = plan.seed.to_bytes(8, "little", signed=True)
+        self.hasher = hashlib.blake2b(digest_size=8, key=key)
         self.plain_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def __call__(self, raw: bytes | None, encoding: str, file: str, line: int) -> Sample | Quarantined:
         """Judge one line; `raw` is None for one that was too long to read."""
-        if raw is None:
-            return Quarantined("line_too_long", "longer than 10 MiB", "")
-        digest = hashlib.sha256(raw).hexdigest()
-        try:
-            return self._sample(raw, encoding, file, line, digest)
-        except RejectedError as rejected:
-            return Quarantined(rejected.reason, rejected.detail, digest)
+        return self.batch([(line, raw)], encoding, file)[0]
+
+    def batch(
+        self, lines: list[tuple[int, bytes | None]], encoding: str, file: str
+    ) -> list[Sample | Quarantined]:
+        """Judge many lines at once, each as if it were alone: what looks at characters costs less so."""
+        outcomes: list[_Read | Quarantined] = []
+        digests = [hashlib.sha256(raw).hexdigest() if raw is not None else "" for _, raw in lines]
+        for (_, raw), digest in zip(lines, digests, strict=True):
+            try:
+                if raw is None:
+                    raise RejectedError("line_too_long", "longer than 10 MiB")
+                outcomes.append(self._read(raw, encoding))
+            except RejectedError as rejected:
+                outcomes.append(Quarantined(rejected.reason, rejected.detail, digest))
+        self._look([outcome for outcome in outcomes if isinstance(outcome, _Read)])
+        judged: list[Sample | Quarantined] = []
+        for outcome, (line, _), digest in zip(outcomes, lines, digests, strict=True):
+            if isinstance(outcome, Quarantined):
+                judged.append(outcome)
+                continue
+            try:
+                judged.append(self._sample(outcome, file, line, digest))
+            except RejectedError as rejected:
+                judged.append(Quarantined(rejected.reason, rejected.detail, digest))
+        return judged
 
     def needs_teacher(self, raw: bytes | None, encoding: str) -> Record | None:
         """Return the record, as policy leaves it, where a teacher is to think for it; None for all others."""
         try:
-            judged = self._judge(raw or b"", encoding)
+            read = self._read(raw or b"", encoding)
+            self._look([read])
+            judged = self._judge(read)
         except RejectedError:
             return None
         return judged.record if _says_only_its_label(judged) else None
 
-    def _judge(self, raw: bytes, encoding: str) -> _Judged:
-        """Apply policy to one line: shape, licence, source, markers, personal data, unsafe content."""
+    def _read(self, raw: bytes, encoding: str) -> _Read:
+        """Read one line: its shape, licence and source."""
         record = records.normalise(records.parse_json(records.to_utf8(raw, encoding)))
         licence_name = self._source(record)
-        joined = record.texts()
-        if CANDIDATE.search(joined):
-            _no_markers(record)
-        plain = harm.plain(joined)
-        masked = self._personal_data(record, plain)
-        return _Judged(record, licence_name, masked, self._harm(record, plain))
+        return _Read(record, licence_name, record.texts())
 
-    def _sample(self, raw: bytes, encoding: str, file: str, line: int, digest: str) -> Sample:
-        judged = self._judge(raw, encoding)
+    def _look(self, batch: list[_Read]) -> None:
+        """Look for marks, personal data and unsafe content in many records at once."""
+        if not batch:
+            return
+        seen, plain = self.screen([read.joined for read in batch])
+        found = self.detector.find(plain, [bool(flags & WORDS) for flags in seen])
+        for read, flags, text, category in zip(batch, seen, plain, found, strict=True):
+            read.worth, read.plain, read.harm = flags, text, category
+
+    def _judge(self, read: _Read) -> _Judged:
+        """Apply policy to what was found in one record."""
+        record = read.record
+        if read.worth & MARKS and CANDIDATE.search(read.joined):
+            _no_markers(record)
+        masked = self._personal_data(record, read.plain) if read.worth & PERSONAL else []
+        return _Judged(
+            record, read.licence, masked, self._harm(record, read.harm), not (read.worth & MARKS or masked)
+        )
+
+    def _sample(self, read: _Read, file: str, line: int, digest: str) -> Sample:
+        judged = self._judge(read)
         record = judged.record
         reasoning, source = record.reasoning, "the record's own"
         if not reasoning:
@@ -158,12 +196,15 @@ class Sampler:
             if self.thoughts is not None and _says_only_its_label(judged):
                 reasoning = self._thought(record)
                 source = "a teacher's" if reasoning else source
-        question = normalise_question(record.question)
+        unchanged = read.plain is read.joined and not judged.masked
+        question = normalise_question(record.question, unchanged)
         draw = self._draw(question)
         unthinking = draw / 2**64 >= self.plain_from
         style = self._style(draw)
         parts = thinking.build(record, style, reasoning, judged.harm)
-        fitted = self._fit(record, parts, unthinking, draw)
+        # A teacher's words and a category's name were not looked through.
+        clean = judged.clean and judged.harm is None and reasoning is record.reasoning
+        fitted = self._fit(record, parts, unthinking, draw, clean)
         row: dict[str, Any] = {
             "id": digest[:16],
             "label": record.label,
@@ -233,8 +274,8 @@ class Sampler:
             record.check = {**record.check, "value": personal_data.mask(value, personal_data.find(value))}
         return kinds
 
-    def _harm(self, record: Record, plain: str) -> str | None:
-        category = record.flagged or self.detector.find(plain)
+    def _harm(self, record: Record, found: str | None) -> str | None:
+        category = record.flagged or found
         if category is None:
             return None
         if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
@@ -247,17 +288,18 @@ class Sampler:
 
     def _draw(self, question: str) -> int:
         """Return 64 bits that decide split, format and share: the same for the same question."""
-        digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8, key=self.key)
-        return int.from_bytes(digest.digest(), "little")
+        hasher = self.hasher.copy()
+        hasher.update(question.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(hasher.digest(), "little")
 
     def _style(self, draw: int) -> str:
         wanted = self.settings.think_format
         return chat_format.STYLES[draw & 1] if wanted == "both" else wanted
 
-    def _fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int) -> _Fitted:
+    def _fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int, clean: bool) -> _Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be."""
         limit = self.plan.limit
-        whole = self._render(record, parts, unthinking)
+        whole = self._render(record, parts, unthinking, clean)
         counted = (draw >> 1) % 10_000 < self.plan.length_share * 10_000
         if counted or not self.lengths.surely_within(whole.text, limit):
             whole.tokens = self.lengths.count(whole.text, limit)
@@ -275,11 +317,15 @@ class Sampler:
                 return fitted
         raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
 
-    def _render(self, record: Record, parts: ThinkText, unthinking: bool) -> _Fitted:
+    def _render(self, record: Record, parts: ThinkText, unthinking: bool, clean: bool = False) -> _Fitted:
+        """Return the sample's messages and text; `clean` parts hold nothing that could begin a mark."""
         system = record.system or self.settings.system_prompt
         command = "" if unthinking else self.settings.think_command
         try:
-            answer = parts.final if unthinking else chat_format.build(parts)
+            if unthinking:
+                answer = parts.final
+            else:
+                answer = chat_format.join(parts) if clean else chat_format.build(parts)
         except ValueError as error:  # a mark that only came about where two parts were joined
             raise RejectedError("format_markers", str(error)) from None
         messages = [{"role": "system", "content": system}] if system else []
@@ -291,11 +337,22 @@ class Sampler:
 
 
 @dataclass(slots=True)
+class _Read:
+    record: Record
+    licence: str
+    joined: str
+    plain: str = ""
+    worth: int = EVERYTHING
+    harm: str | None = None
+
+
+@dataclass(slots=True)
 class _Judged:
     record: Record
     licence: str
     masked: list[str]
     harm: str | None
+    clean: bool
 
 
 @dataclass(slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 from so8t_helpers.policy.harm import HarmWords
 from so8t_helpers.settings import DatasetSettings, SettingsError, resolve
@@ -14,28 +16,39 @@ class Detector:
 
     def __init__(self, settings: DatasetSettings, classifier: Path | None):
         self._words = HarmWords(settings.nsfw_words)
-        self._scores: list[tuple[str, float, Callable[[str], float]]] = []
+        self._scores: list[tuple[str, float, Callable[[list[str]], np.ndarray]]] = []
         if classifier is not None:
             from so8t_helpers.policy.ngrams import NgramClassifier  # noqa: PLC0415  (an option)
 
             trained = NgramClassifier(classifier)
-            self._scores.append(("classifier", trained.threshold, trained.score))
+            self._scores.append(("classifier", trained.threshold, trained.scores))
         if settings.nsfw_model is not None:
             threshold = 0.5 if settings.nsfw_threshold is None else settings.nsfw_threshold
             self._scores.append(("model", threshold, _model(settings)))
 
-    def find(self, plain: str) -> str | None:
-        """Return a category of the word list, "classifier", "model", or None for a text that `plain` made."""
-        category = self._words.find(plain)
-        if category is None:
-            for name, threshold, score in self._scores:
-                if score(plain) >= threshold:
-                    return name
-        return category
+    @property
+    def words(self) -> Iterable[str]:
+        """What the word list looks for."""
+        return self._words.categories
+
+    def find(self, plain: list[str], worth: list[bool]) -> list[str | None]:
+        """Return for each text a category of the word list, "classifier", "model", or None.
+
+        Args:
+            plain: texts as `harm.plain` made them.
+            worth: whether a listed word may be in each.
+        """
+        found = [self._words.find(text) if look else None for text, look in zip(plain, worth, strict=True)]
+        for name, threshold, scores in self._scores:
+            rest = [i for i, category in enumerate(found) if category is None]
+            if rest:
+                for i in np.flatnonzero(scores([plain[i] for i in rest]) >= threshold).tolist():
+                    found[rest[i]] = name
+        return found
 
 
-def _model(settings: DatasetSettings) -> Callable[[str], float]:
-    """Return the probability of the unsafe labels, from a local text-classification folder.
+def _model(settings: DatasetSettings) -> Callable[[list[str]], np.ndarray]:
+    """Return a function that gives texts their probability of the unsafe labels, from a local model folder.
 
     Raises:
         SettingsError: no such folder, or none of its labels is in `nsfw_model_labels`.
@@ -65,4 +78,5 @@ def _model(settings: DatasetSettings) -> Callable[[str], float]:
             return float(logits.sigmoid()[columns].max())
         return float(logits.softmax(-1)[columns].sum())
 
-    return score
+    # One by one: padding to a common length would let the other texts change a text's last digits.
+    return lambda texts: np.array([score(text) for text in texts])

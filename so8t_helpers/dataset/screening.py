@@ -1,0 +1,131 @@
+"""One cheap look at many texts at once: which of them any of the dear looks could find something in.
+
+Most records hold no mark, no personal data and no listed word, and what they would need for one is a matter
+of single characters and pairs of them. A table of character classes says so for a whole batch in a few numpy
+calls; only where it finds something does a regex run. It never misses what the regexes would find.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from so8t_helpers import personal_data
+from so8t_helpers.markers import MARK_STARTS
+from so8t_helpers.policy import harm
+
+MARKS, PERSONAL, WORDS = 1, 2, 4
+EVERYTHING = MARKS | PERSONAL | WORDS
+
+# Bits of a character's class. A pair is a first (bit n) before a second (bit n + 1).
+_NO_LETTER, _DIGIT, _SIGN, _FIRST, _SECOND, _WORD_FIRST, _WORD_SECOND, _WORD = (1 << n for n in range(8))
+_MARK_START, _NOT_PLAIN = 1, 2
+_OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for whatever one of them may be
+_RUN = personal_data.FEWEST_IN_A_ROW
+
+
+class Screen:
+    """Character classes for the looks of the stage.
+
+    Args:
+        words: what the word list looks for, as `harm.plain` made them.
+    """
+
+    def __init__(self, words: Iterable[str]):
+        self._classes = _personal_classes().copy()
+        pairs, triples = set(), set()
+        for word in words:
+            if len(word) == 1:
+                self._classes[_codes(word)] |= _WORD
+            else:
+                first, second, *rest = _codes(word[:3]).tolist()
+                self._classes[first] |= _WORD_FIRST
+                self._classes[second] |= _WORD_SECOND
+                if rest:
+                    triples.add(first << 32 | second << 16 | rest[0])
+                else:
+                    pairs.add(first << 16 | second)
+        self._pairs = np.array(sorted(pairs), dtype=np.uint64)
+        self._triples = np.array(sorted(triples), dtype=np.uint64)
+
+    def __call__(self, texts: list[str]) -> tuple[list[int], list[str]]:
+        """Return for each text which of MARKS, PERSONAL and WORDS are worth a look, and its plain form.
+
+        The plain form is what `harm.plain` makes of it: the very same object where that changes nothing.
+        """
+        points, starts = _points(texts)
+        seen = np.bitwise_or.reduceat(_text_classes().take(points), starts)
+        marks, plain = seen & _MARK_START, texts
+        if (seen & _NOT_PLAIN).any():
+            changes = (seen & _NOT_PLAIN).tolist()
+            plain = [
+                harm.plain(text) if change else text for text, change in zip(texts, changes, strict=True)
+            ]
+            points, starts = _points(plain)
+        classes = self._classes.take(points)
+        seen = classes & (_SIGN | _WORD)
+        paired = classes[:-1] & (classes[1:] >> 1)
+        seen[:-1] |= paired & _FIRST
+        # Some hundred words have many first and second characters: which go together is looked up.
+        maybe = np.flatnonzero(paired & _WORD_FIRST)
+        pairs = points[maybe].astype(np.uint64) << np.uint64(16) | points[maybe + 1]
+        triples = pairs << np.uint64(16) | points[maybe + 2]
+        known = np.isin(pairs, self._pairs) | np.isin(triples, self._triples)
+        seen[maybe[known]] |= _WORD
+        seen[: 1 - _RUN] |= (classes[: 1 - _RUN] & _DIGIT) & (_in_a_row(classes & _NO_LETTER) << 1)
+        seen = np.bitwise_or.reduceat(seen, starts)
+        personal = (seen & (_SIGN | _FIRST | _DIGIT)) != 0
+        words = (seen & _WORD) != 0
+        return (marks * MARKS + personal * PERSONAL + words * WORDS).tolist(), plain
+
+
+def _in_a_row(wanted: np.ndarray) -> np.ndarray:
+    """Return where `_RUN` (seven) ones in a row begin: (n - 6,) of the same type."""
+    two = wanted[:-1] & wanted[1:]
+    four = two[:-2] & two[2:]
+    return four[: 1 - _RUN + 3] & four[_RUN - 4 :]
+
+
+def _points(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the texts' code points, up to `_OUTSIDE`, in one row, and where each text begins.
+
+    A line end closes each text, and some more the last one, so that there is room for every window.
+    """
+    joined = "\n".join(texts) + "\n" * _RUN
+    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    lengths = np.array([len(text) + 1 for text in texts])
+    return np.minimum(points, _OUTSIDE), np.cumsum(lengths) - lengths
+
+
+@lru_cache(maxsize=1)
+def _text_classes() -> np.ndarray:
+    table = np.zeros(_OUTSIDE + 1, dtype=np.uint8)
+    table[_codes(MARK_STARTS)] |= _MARK_START
+    # What NFKC or lower case changes, alone or (marks, and letters of Korean) with the character before it.
+    for code in range(_OUTSIDE):
+        letter = chr(code)
+        if harm.plain(letter) != letter or unicodedata.category(letter)[0] == "M" or 0x1100 <= code < 0x1200:
+            table[code] |= _NOT_PLAIN
+    table[_OUTSIDE] = _MARK_START | _NOT_PLAIN
+    return table
+
+
+@lru_cache(maxsize=1)
+def _personal_classes() -> np.ndarray:
+    table = np.zeros(_OUTSIDE + 1, dtype=np.uint8)
+    every = "".join(chr(code) for code in range(_OUTSIDE))
+    table[_codes("".join(personal_data.NO_LETTER.findall(every)))] |= _NO_LETTER
+    table[_codes("0123456789")] |= _DIGIT | _FIRST
+    table[_codes(".")] |= _SECOND
+    table[_codes(personal_data.SIGNS)] |= _SIGN
+    table[_codes("".join(word[0] for word in personal_data.BEGINNINGS))] |= _FIRST
+    table[_codes("".join(word[1] for word in personal_data.BEGINNINGS))] |= _SECOND
+    table[_OUTSIDE] = _NO_LETTER | _DIGIT | _SIGN
+    return table
+
+
+def _codes(characters: str) -> np.ndarray:
+    return np.minimum([ord(character) for character in characters], _OUTSIDE)
