@@ -35,7 +35,7 @@ LINEARS = {
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
 SHARD_BYTES = 5 * 10**9
-PROOF_TEXTS, PROOF_TOKENS = 8, 96  # the stage's defaults
+PROOF_TEXTS, PROOF_TOKENS = 8, 80  # the stage's defaults
 MOST_TIMES_COPY, MOST_GIB = 1.5, 1.5
 
 

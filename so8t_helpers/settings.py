@@ -168,7 +168,7 @@ class BakeSettings(Section):
     logit_bound: Positive = 1e-4
     layer_bound: Positive = 1e-5
     proof_texts: Count = 8
-    proof_tokens: Annotated[int, Field(ge=2)] = 96
+    proof_tokens: Annotated[int, Field(ge=2)] = 80
     max_shard_gib: Positive = 4.0
 
 
