@@ -167,8 +167,8 @@ class BakeSettings(Section):
     adapter_dir: str | None = None
     logit_bound: Positive = 1e-4
     layer_bound: Positive = 1e-5
-    proof_texts: Count = 16
-    proof_tokens: Annotated[int, Field(ge=2)] = 128
+    proof_texts: Count = 8
+    proof_tokens: Annotated[int, Field(ge=2)] = 80
     max_shard_gib: Positive = 4.0
 
 

@@ -21,8 +21,10 @@ from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.layer_stream import Beside, empty_layer
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_ROWS = 512  # of a weight at once: 32 MiB of down_proj in float64
-_TOKENS = 256  # through a layer at once: 32 MiB of what gate_up_proj gives, in float64
+_WEIGHTS = 2**22  # numbers of a weight at once: 32 MiB in float64
+# Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. Each time reads, merges and widens
+# the whole layer again.
+_TOKENS = 1024
 
 
 class StreamedLinear(nn.Module):
@@ -57,19 +59,24 @@ class StreamedLinear(nn.Module):
         if self.blocks is not None:
             x = rotation.rotate(x, self.blocks)
         pair = self.merged.lora.load() if self.merged.lora else None
-        y = x.new_empty(*x.shape[:-1], self.place.shape[0])
-        for start in range(0, y.shape[-1], _ROWS):
-            stop = min(start + _ROWS, y.shape[-1])
-            rows = self.place.read(start, stop).float()
-            lora = None
-            if pair is not None and self.merged.lora is not None:
-                lora = (pair[1][start:stop], pair[0], self.merged.lora.scale)
-            rows = bake_rows(rows, lora, self.merged.blocks)
-            y[..., start:stop] = functional.linear(x, rows.double())
+        tokens = x.flatten(0, -2)  # (n, in)
+        y = x.new_empty(len(tokens), self.place.shape[0])
+        step = min(y.shape[1], max(1, _WEIGHTS // x.shape[-1]))
+        wide = x.new_empty(step, x.shape[-1])
+        for start in range(0, y.shape[1], step):
+            stop = min(start + step, y.shape[1])
+            rows = self.place.read(start, stop)
+            if self.merged.lora is not None or self.merged.blocks is not None:
+                lora = None
+                if pair is not None and self.merged.lora is not None:
+                    lora = (pair[1][start:stop], pair[0], self.merged.lora.scale)
+                rows = bake_rows(rows.float(), lora, self.merged.blocks)
+            weight = wide[: stop - start].copy_(rows)
+            torch.mm(tokens, weight.T, out=y[:, start:stop])
         if self.lora is not None:
             a, b, scale = self.lora
-            y += scale * functional.linear(functional.linear(x, a), b)
-        return y
+            y.addmm_(functional.linear(tokens, a), b.T, alpha=scale)
+        return y.unflatten(0, x.shape[:-1])
 
 
 class Layer:
