@@ -22,6 +22,7 @@ from torch import Tensor
 
 from so8t_helpers import rotation
 from so8t_helpers.baking.adapter import LoraPair
+from so8t_helpers.baking.direct import PAGE, DirectWriter, aligned_buffer
 from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
 from so8t_helpers.run_folder import StageError
 
@@ -104,7 +105,7 @@ def bake_checkpoint(
         folder: exists and holds no weights.
         max_shard_bytes: a larger model is cut into shards.
         count_bytes: called in this thread with the bytes of each finished piece.
-        threads: default one a core and one more, which covers the waits for the disk.
+        threads: default one a core and two more, which cover the waits for the disk.
 
     Raises:
         StageError: a value that is no number, or too large for the base's dtype, with the tensor's name.
@@ -113,25 +114,25 @@ def bake_checkpoint(
     load = lru_cache(maxsize=2)(lambda lora: lora.load())  # pieces come tensor by tensor
     scratch = _Scratch()
 
-    def work(source: TensorPlace, start: int, stop: int) -> tuple[Path, int]:
-        rows = _read_rows(source, start, stop, scratch)
+    def work(source: TensorPlace, start: int, stop: int) -> tuple[Path, int, int]:
+        target = targets[source.name]
+        offset = target.offset + start * target.row_bytes
+        rows = _read_rows(source, start, stop, scratch, offset % PAGE)
         if change := changes.get(source.name):
             _bake_piece(rows.view(FLOATS[source.dtype]).view(stop - start, -1), source, start, change, load)
-        target = targets[source.name]
-        with target.path.open("rb+") as file:
-            file.seek(target.offset + start * target.row_bytes)
-            file.write(rows.numpy().data)
-        return target.path, len(rows)
+        return target.path, len(rows), writer.write(target.path, offset, rows)
 
     jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
-    threads = threads or (os.cpu_count() or 1) + 1
+    threads = threads or (os.cpu_count() or 1) + 2
     unsynced, syncing = 0, _nothing_to_sync()
+    paths = sorted({target.path for target in targets.values()})
     with (
+        DirectWriter(paths) as writer,
         _one_thread_per_operation(),
         ThreadPoolExecutor(1) as syncer,  # waits for the disk while the others work
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        running: set[Future[tuple[Path, int]]] = set()
+        running: set[Future[tuple[Path, int, int]]] = set()
         try:
             while True:
                 running |= {pool.submit(work, *job) for job in islice(jobs, 2 * threads - len(running))}
@@ -139,9 +140,9 @@ def bake_checkpoint(
                     break
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    path, size = future.result()
+                    path, size, cached = future.result()
                     count_bytes(size)
-                    unsynced += size
+                    unsynced += cached
                 if unsynced >= _SYNC_BYTES and syncing.done():
                     syncing.result()  # raises what the disk refused
                     unsynced, syncing = 0, syncer.submit(_sync, path)
@@ -149,7 +150,7 @@ def bake_checkpoint(
             pool.shutdown(cancel_futures=True)
             raise
     syncing.result()
-    for path in sorted({target.path for target in targets.values()}):
+    for path in paths:
         _sync(path)
     return targets
 
@@ -176,12 +177,13 @@ class _Scratch(threading.local):
     """A piece's bytes, one buffer a thread: fresh memory for every piece would cost more than reading it."""
 
     def __init__(self) -> None:
-        self.buffer = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
+        self.buffer = aligned_buffer(_PIECE_BYTES + PAGE)
 
-    def take(self, size: int) -> Tensor:
-        if len(self.buffer) < size:  # a single row longer than a piece
-            self.buffer = torch.empty(size, dtype=torch.uint8)
-        return self.buffer[:size]
+    def take(self, size: int, start: int) -> Tensor:
+        """Return `size` bytes that begin `start` bytes after the beginning of a page."""
+        if len(self.buffer) < start + size:  # a single row longer than a piece
+            self.buffer = aligned_buffer(start + size)
+        return self.buffer[start : start + size]
 
 
 def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
@@ -191,8 +193,8 @@ def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, rows)
 
 
-def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch) -> Tensor:
-    data = scratch.take((stop - start) * source.row_bytes)
+def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch, in_page: int) -> Tensor:
+    data = scratch.take((stop - start) * source.row_bytes, in_page)
     with source.path.open("rb") as file:
         file.seek(source.offset + start * source.row_bytes)
         if file.readinto(data.numpy().data) != len(data):
