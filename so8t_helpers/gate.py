@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from so8t_helpers.rotation import BLOCK
+from so8t_helpers.rotation import BLOCK, side_by_side
 
 # Features multiplied together: eight blocks side by side, seven eighths of it zeros. Wasteful on paper, and
 # ten times as fast as thousands of 8x8 products.
@@ -58,20 +58,12 @@ def _has_kernel(x: Tensor) -> bool:
 
 def _turn_groups(x: Tensor, blocks: Tensor) -> Tensor:
     groups = x.float().unflatten(-1, (-1, _group(x))).transpose(0, 1)  # (d/group, T, group)
-    turned = groups @ _side_by_side(blocks, _group(x)).transpose(-1, -2)
+    turned = groups @ side_by_side(blocks, _group(x)).transpose(-1, -2)
     return turned.transpose(0, 1).flatten(-2).to(x.dtype)
 
 
 def _group(x: Tensor) -> int:
     return _GROUP if x.shape[-1] % _GROUP == 0 else BLOCK
-
-
-def _side_by_side(blocks: Tensor, group: int) -> Tensor:
-    """Put blocks on the diagonal of wider ones. (d/8, 8, 8) -> (d/group, group, group)."""
-    count = group // BLOCK
-    wide = blocks.new_zeros(len(blocks) // count, count, BLOCK, count, BLOCK)
-    wide.diagonal(dim1=1, dim2=3).copy_(blocks.unflatten(0, (-1, count)).permute(0, 2, 3, 1))
-    return wide.view(-1, group, group)
 
 
 def _outer(grad: Tensor, x: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ class LayerConfig:
     lora_scale: float
     dropout: float
     varlen: bool
-    v_apart: bool = False
+    v_apart: bool
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -86,12 +86,18 @@ def rotate(x: Tensor, blocks: Tensor) -> Tensor:
     return (parts @ blocks.transpose(-1, -2)).flatten(-3)  # row vector times R^T is R x
 
 
+def side_by_side(blocks: Tensor, group: int) -> Tensor:
+    """Put blocks on the diagonal of wider ones. (d/8, 8, 8) -> (d/group, group, group)."""
+    count = group // BLOCK
+    wide = blocks.new_zeros(len(blocks) // count, count, BLOCK, count, BLOCK)
+    wide.diagonal(dim1=1, dim2=3).copy_(blocks.unflatten(0, (-1, count)).permute(0, 2, 3, 1))
+    return wide.view(-1, group, group)
+
+
 def bake_rotation(weight: Tensor, blocks: Tensor) -> Tensor:
     """W' = W @ R with block-diagonal R. weight (out, d), blocks (d/8, 8, 8) -> (out, d)."""
-    if len(blocks) % 2 == 0:  # two blocks side by side: half of it zeros, and twice as fast
-        pairs = blocks.new_zeros(len(blocks) // 2, 2 * BLOCK, 2 * BLOCK)
-        pairs[:, :BLOCK, :BLOCK], pairs[:, BLOCK:, BLOCK:] = blocks[::2], blocks[1::2]
-        blocks = pairs
+    if len(blocks) % 2 == 0:  # half of two side by side is zeros, and they are twice as fast
+        blocks = side_by_side(blocks, 2 * BLOCK)
     columns = weight.unflatten(-1, (len(blocks), -1)).transpose(0, 1)  # (d/16, out, 16)
     return (columns @ blocks).transpose(0, 1).flatten(-2)
 
