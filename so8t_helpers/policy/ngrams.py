@@ -6,6 +6,7 @@ hashed (Weinberger et al., 2009): nothing of the training text is kept in the fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,17 @@ def features(plain: str) -> np.ndarray:
     Args:
         plain: the text as `harm.plain` made it.
     """
-    points = np.frombuffer(f"^{plain}$".encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    parts = []
-    hashed = points
+    return np.concatenate(list(_buckets(f"^{plain}$"))).astype(np.int64)
+
+
+def _buckets(marked: str) -> Iterator[np.ndarray]:
+    """Yield the buckets of a text's 2-grams, 3-grams and 4-grams, as far as it has any: (k,) uint32 each."""
+    hashed = points = np.frombuffer(marked.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     for size in SIZES:
         if len(points) < size:
             break
         hashed = hashed[:-1] * _FACTOR ^ points[size - 1 :]
-        parts.append((hashed * _FACTOR) >> _SHIFT)
-    return np.concatenate(parts).astype(np.int64)
+        yield (hashed * _FACTOR) >> _SHIFT
 
 
 class NgramClassifier:
@@ -52,15 +55,12 @@ class NgramClassifier:
             texts: as `harm.plain` made them.
         """
         marked = [f"^{text}$" for text in texts]
-        points = np.frombuffer("".join(marked).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         lengths = np.array([len(text) for text in marked])
         ends = np.cumsum(lengths)
         total, count = np.zeros(len(texts), dtype=np.float32), np.zeros(len(texts), dtype=np.int64)
-        hashed = points
-        for size in SIZES:
-            hashed = hashed[:-1] * _FACTOR ^ points[size - 1 :]
-            # `features` of all texts in one row: those that reach over a border are left out of the sums.
-            weights = self.weights.take((hashed * _FACTOR) >> _SHIFT, mode="clip")
+        # All texts in one row: what reaches over a border is left out of the sums.
+        for size, buckets in zip(SIZES, _buckets("".join(marked)), strict=False):
+            weights = self.weights.take(buckets, mode="clip")
             own = lengths >= size
             edges = np.stack([ends - lengths, ends - size + 1], axis=1)[own]
             if not len(edges):
