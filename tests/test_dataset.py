@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from so8t_helpers import chat_format, dataset
 from so8t_helpers import settings as so8t_settings
 from so8t_helpers.dataset import assemble, dedup, reading
-from so8t_helpers.dataset.sample import REASONS, Plan, Quarantined, Sampler
+from so8t_helpers.dataset.reasons import REASONS
+from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
 from so8t_helpers.plots import dataset as plots
 from so8t_helpers.run_folder import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError

@@ -12,7 +12,8 @@ from so8t_helpers import personal_data
 from so8t_helpers.chat_format import LABELS
 from so8t_helpers.dataset.chunk_pass import ChunkResult
 from so8t_helpers.dataset.reading import InputFile
-from so8t_helpers.dataset.sample import FORMATS, REASONS
+from so8t_helpers.dataset.reasons import REASONS
+from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.policy.harm import PURPOSE
 from so8t_helpers.run_folder import HashCache
 

@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from so8t_helpers import chat_format, personal_data
-from so8t_helpers.chat_format import ThinkText
 from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.dedup import normalise_question
-from so8t_helpers.dataset.lengths import TokenLengths
+from so8t_helpers.dataset.fitting import Fitter
+from so8t_helpers.dataset.reasons import REASONS
 from so8t_helpers.dataset.records import Record, RejectedError
 from so8t_helpers.dataset.screening import EVERYTHING, MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
@@ -26,34 +26,6 @@ from so8t_helpers.policy.detector import Detector
 from so8t_helpers.settings import DatasetSettings
 
 FORMATS = ("seed", "quadruple", "plain")
-
-REASONS = {
-    "line_too_long": "the line is over 10 MiB",
-    "bad_encoding": "the bytes are not valid in the file's encoding",
-    "empty_line": "the line is empty",
-    "bad_json": "the line is not valid JSON",
-    "not_an_object": "the line is JSON, but not an object",
-    "unknown_shape": "none of the known record shapes",
-    "wrong_type": "a value has the wrong type",
-    "empty_question": "no question",
-    "empty_answer": "no answer",
-    "missing_label": "no label",
-    "unknown_label": "a label that is none of the four",
-    "label_conflict": "the reasoning decides otherwise than the label",
-    "broken_format": "think markers that are not well formed",
-    "format_markers": "text that holds the format's own markers",
-    "licence_missing": "no licence given",
-    "licence_not_allowed": "a licence that the profile does not allow",
-    "bad_url": "a source URL that is none",
-    "robots_disallow": "robots.txt of the source forbids it",
-    "robots_unknown": "no robots.txt known for the source's host",
-    "personal_data": "personal or confidential data",
-    "unsafe_label": "unsafe content with a label that allows it",
-    "unsafe_answer": "unsafe content with an answer that does not refuse",
-    "too_long": "longer than the sequence length, even with the thinking cut",
-    "duplicate": "the same question as an earlier record",
-    "near_duplicate": "nearly the same question as an earlier record",
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +89,7 @@ class Sampler:
         self.screen = Screen(self.detector.words)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
-        self.lengths = TokenLengths(plan.tokenizer)
+        self.fitter = Fitter(plan.settings, plan.tokenizer, plan.limit, plan.length_share)
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
@@ -204,7 +176,7 @@ class Sampler:
         parts = thinking.build(record, style, reasoning, judged.harm)
         # A teacher's words and a category's name were not looked through.
         clean = judged.clean and judged.harm is None and reasoning is record.reasoning
-        fitted = self._fit(record, parts, unthinking, draw, clean)
+        fitted = self.fitter.fit(record, parts, unthinking, draw, clean)
         row: dict[str, Any] = {
             "id": digest[:16],
             "label": record.label,
@@ -296,45 +268,6 @@ class Sampler:
         wanted = self.settings.think_format
         return chat_format.STYLES[draw & 1] if wanted == "both" else wanted
 
-    def _fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int, clean: bool) -> _Fitted:
-        """Render the sample within the limit, its thinking cut if it must be and may be."""
-        limit = self.plan.limit
-        whole = self._render(record, parts, unthinking, clean)
-        counted = (draw >> 1) % 10_000 < self.plan.length_share * 10_000
-        if counted or not self.lengths.surely_within(whole.text, limit):
-            whole.tokens = self.lengths.count(whole.text, limit)
-        if whole.tokens <= limit:
-            return whole
-        if self.settings.overlong == "cut" and not unthinking:
-            shorter = thinking.cut(
-                parts,
-                lambda p: self.lengths.count(self._render(record, p, False).text, limit) <= limit,
-                record.label,
-            )
-            if shorter is not None:
-                fitted = self._render(record, shorter, False)
-                fitted.tokens = self.lengths.count(fitted.text, limit)
-                return fitted
-        raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
-
-    def _render(self, record: Record, parts: ThinkText, unthinking: bool, clean: bool = False) -> _Fitted:
-        """Return the sample's messages and text; `clean` parts hold nothing that could begin a mark."""
-        system = record.system or self.settings.system_prompt
-        command = "" if unthinking else self.settings.think_command
-        try:
-            if unthinking:
-                answer = parts.final
-            else:
-                answer = chat_format.join(parts) if clean else chat_format.build(parts)
-        except ValueError as error:  # a mark that only came about where two parts were joined
-            raise RejectedError("format_markers", str(error)) from None
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [
-            {"role": "user", "content": chat_format.user_turn(record.question, command)},
-            {"role": "assistant", "content": answer},
-        ]
-        return _Fitted(parts, messages, chat_format.render(messages), 0)
-
 
 @dataclass(slots=True)
 class _Read:
@@ -353,14 +286,6 @@ class _Judged:
     masked: list[str]
     harm: str | None
     clean: bool
-
-
-@dataclass(slots=True)
-class _Fitted:
-    parts: ThinkText
-    messages: list[dict[str, str]]
-    text: str
-    tokens: int
 
 
 def _no_markers(record: Record) -> None:
