@@ -36,6 +36,19 @@ _PLAIN: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Lora:
+    """An update scale * B @ A in memory. a (r, in), b (out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def rows(self, which: slice | list[int]) -> Lora:
+        """Return what it adds to some rows of the weight."""
+        return Lora(self.a, self.b[which], self.scale)
+
+
+@dataclass(frozen=True)
 class LoraPair:
     """One adapted weight's update scale * B @ A, still on disk. a (r, in), b (out, r)."""
 
@@ -43,9 +56,9 @@ class LoraPair:
     b: TensorPlace
     scale: float
 
-    def load(self) -> tuple[Tensor, Tensor]:
+    def load(self) -> Lora:
         """Return A and B as float32."""
-        return self.a.read().float(), self.b.read().float()
+        return Lora(self.a.read().float(), self.b.read().float(), self.scale)
 
 
 def read_adapter(folder: Path, base: dict[str, TensorPlace]) -> dict[str, LoraPair]:

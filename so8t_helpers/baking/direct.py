@@ -8,6 +8,7 @@ and on file systems that refuse, goes the usual way. The two never touch the sam
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,10 +65,11 @@ class DirectWriter:
 
 
 def aligned_buffer(size: int) -> Tensor:
-    """Return (size,) uint8 whose first byte lies at a multiple of PAGE in memory."""
-    whole = torch.empty(size + PAGE, dtype=torch.uint8)
-    start = -whole.data_ptr() % PAGE
-    return whole[start : start + size]
+    """Return (size,) uint8 whose first byte lies at a multiple of PAGE in memory.
+
+    It goes back to the system with the tensor; the allocator would keep it for the process.
+    """
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
 
 def _open_direct(path: Path) -> int | None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import Phi3Config
 
 from so8t_helpers import rotation
+from so8t_helpers.baking.adapter import Lora
 from so8t_helpers.baking.stream import Change, bake_rows
 from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.layer_stream import Beside, empty_layer
@@ -33,7 +34,7 @@ class StreamedLinear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.place: TensorPlace | None = None
-        self.lora: tuple[Tensor, Tensor, float] | None = None
+        self.lora: Lora | None = None
         self.blocks: Tensor | None = None
         self.merged = Change()
 
@@ -45,8 +46,8 @@ class StreamedLinear(nn.Module):
         """Y = W R x + s·B·A R x, as in training: R comes from the gate's own numbers, (d/8, 28) or None."""
         self.plain(place)
         if change.lora is not None:
-            a, b = change.lora.load()
-            self.lora = (a.double(), b.double(), change.lora.scale)
+            lora = change.lora.load()
+            self.lora = Lora(lora.a.double(), lora.b.double(), lora.scale)
         self.blocks = None if free is None else rotation.rotation(free.double())
 
     def merge(self, place: TensorPlace, change: Change) -> None:
@@ -58,7 +59,7 @@ class StreamedLinear(nn.Module):
         assert self.place is not None
         if self.blocks is not None:
             x = rotation.rotate(x, self.blocks)
-        pair = self.merged.lora.load() if self.merged.lora else None
+        lora = self.merged.lora.load() if self.merged.lora else None
         tokens = x.flatten(0, -2)  # (n, in)
         y = x.new_empty(len(tokens), self.place.shape[0])
         step = min(y.shape[1], max(1, _WEIGHTS // x.shape[-1]))
@@ -67,15 +68,11 @@ class StreamedLinear(nn.Module):
             stop = min(start + step, y.shape[1])
             rows = self.place.read(start, stop)
             if self.merged.lora is not None or self.merged.blocks is not None:
-                lora = None
-                if pair is not None and self.merged.lora is not None:
-                    lora = (pair[1][start:stop], pair[0], self.merged.lora.scale)
-                rows = bake_rows(rows.float(), lora, self.merged.blocks)
+                rows = bake_rows(rows.float(), lora and lora.rows(slice(start, stop)), self.merged.blocks)
             weight = wide[: stop - start].copy_(rows)
             torch.mm(tokens, weight.T, out=y[:, start:stop])
         if self.lora is not None:
-            a, b, scale = self.lora
-            y.addmm_(functional.linear(tokens, a), b.T, alpha=scale)
+            y.addmm_(functional.linear(tokens, self.lora.a), self.lora.b.T, alpha=self.lora.scale)
         return y.unflatten(0, x.shape[:-1])
 
 

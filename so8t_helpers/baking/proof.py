@@ -139,9 +139,8 @@ def _weight_facts(
     weight = torch.cat([base.read(i, i + 1) for i in rows]).float()
     exact, lora = weight.double(), None
     if change.lora is not None:
-        a, b = change.lora.load()
-        lora = (b[rows], a, change.lora.scale)
-        exact = exact + change.lora.scale * (b[rows].double() @ a.double())
+        lora = change.lora.load().rows(rows)
+        exact = exact + lora.scale * (lora.b.double() @ lora.a.double())
     if free is not None and name == o_proj_name(index):
         exact = exact @ torch.block_diag(*torch.matrix_exp(rotation.skew(free.double())))
     norm = weight.double().norm()

@@ -1,7 +1,7 @@
 """Streamed baking: W' = (W + s·B·A) @ R, in float32, a block of rows at a time, rounded to the base's dtype.
 
 Every piece of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
-a few threads do pieces in any order, memory is a few megabytes a thread whatever the model's size, and
+a few threads do pieces in any order, memory is one piece a thread whatever the model's size, and
 reading and writing overlap with arithmetic (torch and file calls release the interpreter's lock).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 
 from so8t_helpers import rotation
-from so8t_helpers.baking.adapter import LoraPair
+from so8t_helpers.background_sync import BackgroundSync
+from so8t_helpers.baking.adapter import Lora, LoraPair
 from so8t_helpers.baking.direct import PAGE, DirectWriter, aligned_buffer
 from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
 from so8t_helpers.run_folder import StageError
 
 _PIECE_BYTES = 16 * 2**20  # read and written at once
 _SYNC_BYTES = 2**26  # the disk begins when so much is written, and works beside the products
-_CACHED = 384 * 1024  # weights whose float32 copy (1.5 MiB) stays in a core's second-level cache
+_CACHED = (
+    384 * 1024
+)  # weights whose float32 copy (1.5 MiB) stays in the caches from one operation to the next
 _MOST_AT_WORK = 8  # more cores than that would wait for the disk
 
 
@@ -73,18 +76,16 @@ def plan_changes(
     }
 
 
-def bake_rows(
-    rows: Tensor, lora: tuple[Tensor, Tensor, float] | None = None, blocks: Tensor | None = None
-) -> Tensor:
+def bake_rows(rows: Tensor, lora: Lora | None = None, blocks: Tensor | None = None) -> Tensor:
     """Return (W + s·B·A) @ R for some rows of W.
 
     Args:
         rows: (n, in) float32 rows of W; used as scratch.
-        lora: (B's same rows (n, r), A (r, in), s), or None.
+        lora: what is added to these rows, or None.
         blocks: (in/8, 8, 8) float32 rotations, or None.
     """
     if lora is not None:
-        rows.addmm_(lora[0], lora[1], alpha=lora[2])
+        rows.addmm_(lora.b, lora.a, alpha=lora.scale)
     return rows if blocks is None else rotation.bake_rotation(rows, blocks)
 
 
@@ -121,13 +122,13 @@ def bake_checkpoint(
         rows = _read_rows(source, start, stop, scratch, offset % PAGE)
         if change := changes.get(source.name):
             values = rows.view(FLOATS[source.dtype]).view(stop - start, -1)
+            lora = load(change.lora).rows(slice(start, stop)) if change.lora else None
             with computing:
-                _bake_piece(values, source, start, change, load)
+                _bake_piece(values, lora, change.blocks, f"{source.name}: among rows {start} to {stop - 1}")
         return target.path, len(rows), writer.write(target.path, offset, rows)
 
     jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
     threads = threads or cores + 4
-    unsynced, syncing = 0, _nothing_to_sync()
     paths = sorted({target.path for target in targets.values()})
     with (
         DirectWriter(paths) as writer,
@@ -135,6 +136,7 @@ def bake_checkpoint(
         ThreadPoolExecutor(1) as syncer,  # waits for the disk while the others work
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
+        sync = BackgroundSync(syncer, _SYNC_BYTES)
         running: set[Future[tuple[Path, int, int]]] = set()
         try:
             while True:
@@ -145,23 +147,16 @@ def bake_checkpoint(
                 for future in done:
                     path, size, cached = future.result()
                     count_bytes(size)
-                    unsynced += cached
-                if unsynced >= _SYNC_BYTES and syncing.done():
-                    syncing.result()  # raises what the disk refused
-                    unsynced, syncing = 0, syncer.submit(_sync, path)
+                    sync.wrote(cached)
+                if sync.due():
+                    sync.start(partial(_sync, path))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    syncing.result()
+    sync.settle()
     for path in paths:
         _sync(path)
     return targets
-
-
-def _nothing_to_sync() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
 
 
 def _sync(path: Path) -> None:
@@ -205,35 +200,24 @@ def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch, in
     return data
 
 
-def _bake_piece(
-    rows: Tensor,
-    source: TensorPlace,
-    first: int,
-    change: Change,
-    load: Callable[[LoraPair], tuple[Tensor, Tensor]],
-) -> None:
-    """Bake rows [first, first + n) in place. rows (n, in) in the file's dtype."""
-    a, b = load(change.lora) if change.lora else (None, None)
+def _bake_piece(rows: Tensor, lora: Lora | None, blocks: Tensor | None, where: str) -> None:
+    """Bake rows (n, in) of the file's dtype in place; `where` begins the error's message."""
     limit = _rounds_to_infinity(rows.dtype)
     step = max(1, _CACHED // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        lora = None
-        if change.lora is not None and a is not None and b is not None:
-            lora = (b[first + start : first + start + len(part)], a, change.lora.scale)
-        baked = bake_rows(part.float(), lora, change.blocks)
+        baked = bake_rows(part.float(), lora and lora.rows(slice(start, start + step)), blocks)
         least, most = torch.aminmax(baked)
         if not (-limit < least.item() and most.item() < limit):  # NaN fails, too
             raise StageError(
-                f"{source.name}: among rows {first + start} to {first + start + len(part) - 1} is a value "
-                f"that is no number or too large for {source.dtype}; look at the adapter's training, or bake "
-                "onto a bfloat16 base"
+                f"{where} is a value that is no number or too large for {rows.dtype}; look at the adapter's "
+                "training, or bake onto a bfloat16 base"
             )
         part.copy_(baked)
 
 
 def _rounds_to_infinity(dtype: torch.dtype) -> float:
-    """The smallest magnitude that rounds to infinity: half a unit of the last place above the largest value."""
+    """The smallest magnitude that rounds to infinity: half a unit above the format's largest value."""
     info = torch.finfo(dtype)  # max = (2 - eps) 2^e; a tie goes to the even neighbour, which would be 2^(e+1)
     return info.max / (2 - info.eps) * (2 - info.eps / 2)
 

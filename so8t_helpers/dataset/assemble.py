@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ import numpy as np
 import orjson
 
 from so8t_helpers import run_folder
+from so8t_helpers.background_sync import BackgroundSync
 from so8t_helpers.dataset import chunk_pass
 from so8t_helpers.dataset.card import Tally
 from so8t_helpers.dataset.chunk_pass import INDEX, ChunkResult, part
@@ -60,11 +62,9 @@ class _Output:
     """One of the stage's files, hashed and brought to the disk by other threads while it is written."""
 
     def __init__(self, file: IO[bytes], hashing: ThreadPoolExecutor, syncing: ThreadPoolExecutor):
-        self._file, self._pool, self._syncing = file, hashing, syncing
+        self._file, self._pool, self._sync = file, hashing, BackgroundSync(syncing, SYNC_BYTES)
         self._hash = hashlib.sha256()
         self._hashing: Future[None] | None = None
-        self._synced: Future[None] | None = None
-        self._waiting = 0
 
     def write(self, content: bytes) -> None:
         """Append some bytes; at most one block waits to be hashed."""
@@ -72,15 +72,13 @@ class _Output:
             self._hashing.result()
         self._hashing = self._pool.submit(self._hash.update, content)
         self._file.write(content)
-        self._waiting += len(content)
-        if self._waiting > SYNC_BYTES and (self._synced is None or self._synced.done()):
-            self._synced = self._syncing.submit(os.fsync, self._file.fileno())
-            self._waiting = 0
+        self._sync.wrote(len(content))
+        if self._sync.due():
+            self._sync.start(partial(os.fsync, self._file.fileno()))
 
     def finish(self) -> None:
         """Wait until the other threads are done with the file."""
-        if self._synced is not None:
-            self._synced.result()
+        self._sync.settle()
 
     def digest(self) -> str:
         """Return the hash of all that was written, once the other thread is done."""

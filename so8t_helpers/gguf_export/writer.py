@@ -15,13 +15,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from so8t_helpers.background_sync import BackgroundSync
 from so8t_helpers.checkpoint import TensorPlace
 from so8t_helpers.gguf_export.convert import Bytes, convert_rows, quantize
 from so8t_helpers.gguf_export.layout import PlannedFile, Tensor, source_stamps
@@ -33,22 +35,15 @@ _SYNC_BYTES = 1 << 28  # what an interruption may cost each file
 Importance = dict[str, NDArray[np.float32]]
 
 
-def _nothing_to_wait_for() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
-
-
 @dataclass
 class _Part:
-    """A file being written: its tensors that are whole, its bytes that are not synced, its last sync."""
+    """A file being written: its tensors that are whole, and what brings it to the disk."""
 
     plan: PlannedFile
     key: str
     file: IO[bytes]
     done: int
-    unsynced: int = 0
-    syncing: Future[None] = field(default_factory=_nothing_to_wait_for)
+    sync: BackgroundSync
 
     @property
     def journal(self) -> Path:
@@ -57,20 +52,18 @@ class _Part:
     def put(self, offset: int, data: Bytes) -> None:
         self.file.seek(offset)
         self.file.write(data.data)
-        self.unsynced += data.nbytes
+        self.sync.wrote(data.nbytes)
 
-    def tensor_done(self, count: int, syncer: ThreadPoolExecutor) -> None:
+    def tensor_done(self, count: int) -> None:
         """Count a tensor; have all so far synced and journalled if it is time and the disk has kept up."""
         self.done = count
-        if self.unsynced >= _SYNC_BYTES and self.syncing.done():
-            self.syncing.result()  # raises what the disk refused
+        if self.sync.due():
             self.file.flush()
-            self.unsynced = 0
-            self.syncing = syncer.submit(self._sync, count)
+            self.sync.start(partial(self._sync, count))
 
     def settle(self) -> None:
         """Sync and journal what is left, at the end of a pass or where it is interrupted."""
-        self.syncing.result()
+        self.sync.settle()
         self.file.flush()
         self._sync(self.done)
 
@@ -167,15 +160,15 @@ def write_files(
         ThreadPoolExecutor(1, "sync") as syncer,
         ThreadPoolExecutor(threads, "gguf") as pool,
     ):
-        parts = [_open_part(stack, plan, key, done) for plan, key, done in open_plans]
+        parts = [_open_part(stack, syncer, plan, key, done) for plan, key, done in open_plans]
         waiting: deque[tuple[_Job, Future[list[Bytes]]]] = deque()
         try:
             for job in _jobs(tensors, parts):
                 waiting.append((job, pool.submit(_convert, job, importance)))
                 if len(waiting) > 2 * threads:
-                    _finish(*waiting.popleft(), on_read, syncer)
+                    _finish(*waiting.popleft(), on_read)
             while waiting:
-                _finish(*waiting.popleft(), on_read, syncer)
+                _finish(*waiting.popleft(), on_read)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             for part in parts:
@@ -185,14 +178,14 @@ def write_files(
     return [part.plan.path for part in parts]
 
 
-def _open_part(stack: ExitStack, plan: PlannedFile, key: str, done: int) -> _Part:
+def _open_part(stack: ExitStack, syncer: ThreadPoolExecutor, plan: PlannedFile, key: str, done: int) -> _Part:
     path = part_path(plan.path)
     if not done:
         journal_path(plan.path).unlink(missing_ok=True)
         with path.open("wb") as file:
             file.write(plan.header)
             file.truncate(plan.size)  # zeros, so the padding between tensors need not be written
-    return _Part(plan, key, stack.enter_context(path.open("r+b")), done)
+    return _Part(plan, key, stack.enter_context(path.open("r+b")), done, BackgroundSync(syncer, _SYNC_BYTES))
 
 
 def _jobs(tensors: Sequence[Tensor], parts: list[_Part]) -> Iterator[_Job]:
@@ -224,14 +217,12 @@ def _convert(job: _Job, importance: Importance) -> list[Bytes]:
     return [by_pair[kind, weights is not None] for kind, weights in wanted]
 
 
-def _finish(
-    job: _Job, future: Future[list[Bytes]], on_read: Callable[[int], None], syncer: ThreadPoolExecutor
-) -> None:
+def _finish(job: _Job, future: Future[list[Bytes]], on_read: Callable[[int], None]) -> None:
     for part, data in zip(job.parts, future.result(), strict=True):
         row_bytes = data.nbytes // (job.stop - job.start)
         part.put(part.plan.offsets[job.tensor.name] + job.start * row_bytes, data)
         if job.last:
-            part.tensor_done(job.index + 1, syncer)
+            part.tensor_done(job.index + 1)
     on_read(source_bytes([job.tensor]) * (job.stop - job.start) // _rows(job.tensor))
 
 
