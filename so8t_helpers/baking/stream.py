@@ -1,8 +1,8 @@
 """Streamed baking: W' = (W + s·B·A) @ R, in float32, a block of rows at a time, rounded to the base's dtype.
 
 Every piece of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
-a few threads do pieces in any order, memory is one piece a thread whatever the model's size, and
-reading and writing overlap with arithmetic (torch and file calls release the interpreter's lock).
+a few threads do pieces in any order, memory is one piece a thread whatever the model's size, and reading and
+writing overlap with arithmetic (torch and file calls release the interpreter's lock).
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from so8t_helpers.run_folder import StageError
 
 _PIECE_BYTES = 16 * 2**20  # read and written at once
 _SYNC_BYTES = 2**26  # the disk begins when so much is written, and works beside the products
-_CACHED = (
-    384 * 1024
-)  # weights whose float32 copy (1.5 MiB) stays in the caches from one operation to the next
+_CACHED = 384 * 1024  # weights merged at once: their float32 copy, 1.5 MiB, stays in the caches
 _MOST_AT_WORK = 8  # more cores than that would wait for the disk
 
 
@@ -95,7 +93,6 @@ def bake_checkpoint(
     folder: Path,
     max_shard_bytes: int,
     count_bytes: Callable[[int], None] = lambda _: None,
-    threads: int | None = None,
 ) -> dict[str, TensorPlace]:
     """Write the baked weight files into `folder` and return the places of their tensors.
 
@@ -105,7 +102,6 @@ def bake_checkpoint(
         folder: exists and holds no weights.
         max_shard_bytes: a larger model is cut into shards.
         count_bytes: called in this thread with the bytes of each finished piece.
-        threads: default one a core, of at most 8 cores, and four more, which wait for the disk meanwhile.
 
     Raises:
         StageError: a value that is no number, or too large for the base's dtype, with the tensor's name.
@@ -128,7 +124,7 @@ def bake_checkpoint(
         return target.path, len(rows), writer.write(target.path, offset, rows)
 
     jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
-    threads = threads or cores + 4
+    threads = cores + 4  # so many wait for the disk meanwhile
     paths = sorted({target.path for target in targets.values()})
     with (
         DirectWriter(paths) as writer,
