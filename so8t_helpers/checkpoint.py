@@ -25,6 +25,12 @@ FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _HEADER_LIMIT = 100_000_000  # bytes; the reference reader refuses more
 
 
+def rounds_to_infinity(dtype: torch.dtype) -> float:
+    """Return the smallest magnitude that rounds to infinity: half a unit above the format's largest value."""
+    info = torch.finfo(dtype)  # max = (2 - eps) 2^e; a tie goes to the even neighbour, which would be 2^(e+1)
+    return info.max / (2 - info.eps) * (2 - info.eps / 2)
+
+
 @dataclass(frozen=True)
 class TensorPlace:
     """Where one tensor lies: `nbytes` bytes of `dtype` (safetensors' name) from `offset` of `path`."""

@@ -24,7 +24,7 @@ from so8t_helpers import rotation
 from so8t_helpers.background_sync import BackgroundSync
 from so8t_helpers.baking.adapter import Lora, LoraPair
 from so8t_helpers.baking.direct import PAGE, DirectWriter, aligned_buffer
-from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out
+from so8t_helpers.checkpoint import FLOATS, TensorPlace, lay_out, rounds_to_infinity
 from so8t_helpers.run_folder import StageError
 
 _PIECE_BYTES = 16 * 2**20  # read and written at once
@@ -198,7 +198,7 @@ def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch, in
 
 def _bake_piece(rows: Tensor, lora: Lora | None, blocks: Tensor | None, where: str) -> None:
     """Bake rows (n, in) of the file's dtype in place; `where` begins the error's message."""
-    limit = _rounds_to_infinity(rows.dtype)
+    limit = rounds_to_infinity(rows.dtype)
     step = max(1, _CACHED // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
@@ -210,12 +210,6 @@ def _bake_piece(rows: Tensor, lora: Lora | None, blocks: Tensor | None, where: s
                 "training, or bake onto a bfloat16 base"
             )
         part.copy_(baked)
-
-
-def _rounds_to_infinity(dtype: torch.dtype) -> float:
-    """The smallest magnitude that rounds to infinity: half a unit above the format's largest value."""
-    info = torch.finfo(dtype)  # max = (2 - eps) 2^e; a tie goes to the even neighbour, which would be 2^(e+1)
-    return info.max / (2 - info.eps) * (2 - info.eps / 2)
 
 
 @contextmanager

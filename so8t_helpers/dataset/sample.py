@@ -84,7 +84,7 @@ class Sampler:
     """The per-record function with its word lists, rules and tokenizer loaded."""
 
     def __init__(self, plan: Plan):
-        self.plan, self.settings = plan, plan.settings
+        self.settings = plan.settings
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None

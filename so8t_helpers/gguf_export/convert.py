@@ -15,13 +15,13 @@ import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from so8t_helpers.checkpoint import TensorPlace
+from so8t_helpers.checkpoint import TensorPlace, rounds_to_infinity
 from so8t_helpers.gguf_export.kernels import Bytes, Rows, best_quantiser
 from so8t_helpers.run_folder import StageError
 
 _Q = GGMLQuantizationType
 _SAME_BYTES = {("F16", _Q.F16), ("BF16", _Q.BF16), ("F32", _Q.F32)}
-_F16_LIMIT = 65520.0  # from here on, round to nearest gives infinity
+_F16_LIMIT = rounds_to_infinity(torch.float16)
 
 
 def convert_rows(
