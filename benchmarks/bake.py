@@ -44,7 +44,8 @@ def make_model(folder: Path, layers: int, dtype: str) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from so8t_helpers import checkpoint, rotation
+    from so8t_helpers.phi3 import weights
+    from so8t_helpers.so8 import rotation
 
     width = 4 if dtype == "F32" else 2
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
@@ -54,15 +55,15 @@ def make_model(folder: Path, layers: int, dtype: str) -> int:
         shapes |= {f"{prefix}.{n}_layernorm.weight": (HIDDEN,) for n in ("input", "post_attention")}
     shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
     places = [
-        checkpoint.TensorPlace(name, dtype, shape, folder, 0, torch.Size(shape).numel() * width)
+        weights.TensorPlace(name, dtype, shape, folder, 0, torch.Size(shape).numel() * width)
         for name, shape in shapes.items()
     ]
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(VOCABULARY * HIDDEN, generator=generator).mul_(0.02).to(checkpoint.FLOATS[dtype])
+    noise = torch.randn(VOCABULARY * HIDDEN, generator=generator).mul_(0.02).to(weights.FLOATS[dtype])
     ones = torch.ones(HIDDEN, dtype=noise.dtype)
     base = folder / "base"
     base.mkdir()
-    for place in checkpoint.lay_out(places, base, SHARD_BYTES).values():
+    for place in weights.lay_out(places, base, SHARD_BYTES).values():
         with place.path.open("rb+") as file:
             file.seek(place.offset)
             values = ones if "norm" in place.name else noise[: place.nbytes // width]
@@ -108,14 +109,15 @@ def copy(folder: Path, out: Path) -> dict[str, float]:
 
 def bake(folder: Path, out: Path) -> dict[str, float]:
     """Ours, without its proof."""
-    from so8t_helpers import checkpoint, rotation
-    from so8t_helpers.baking import adapter, stream
+    from so8t_helpers.bake import rows as bake_rows
+    from so8t_helpers.phi3 import lora_folder, weights
+    from so8t_helpers.so8 import rotation
 
     started = time.perf_counter()
-    base = checkpoint.read_checkpoint(folder / "base")
-    pairs = adapter.read_adapter(folder / "adapter", base)
+    base = weights.read_checkpoint(folder / "base")
+    pairs = lora_folder.read_adapter(folder / "adapter", base)
     gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
-    stream.bake_checkpoint(base, stream.plan_changes(base, pairs, gates), out, SHARD_BYTES)
+    bake_rows.bake_checkpoint(base, bake_rows.plan_changes(base, pairs, gates), out, SHARD_BYTES)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -123,22 +125,24 @@ def bake_and_prove(folder: Path, out: Path, count: int) -> dict[str, float]:
     """Ours with its proof on `count` texts of random tokens."""
     import torch
 
-    from so8t_helpers import checkpoint, rotation
-    from so8t_helpers.baking import adapter, proof, stream
-    from so8t_helpers.layer_stream import read_config
-    from so8t_helpers.progress import progress
+    from so8t_helpers.bake import proof
+    from so8t_helpers.bake import rows as bake_rows
+    from so8t_helpers.phi3 import lora_folder, weights
+    from so8t_helpers.phi3.stream import read_config
+    from so8t_helpers.run.progress import progress
     from so8t_helpers.settings import validate
+    from so8t_helpers.so8 import rotation
 
     bake(folder, out)
     started = time.perf_counter()
-    base = checkpoint.read_checkpoint(folder / "base")
+    base = weights.read_checkpoint(folder / "base")
     gates = rotation.load_gates(folder / "adapter" / rotation.GATES_FILE)
-    changes = stream.plan_changes(base, adapter.read_adapter(folder / "adapter", base), gates)
+    changes = bake_rows.plan_changes(base, lora_folder.read_adapter(folder / "adapter", base), gates)
     config = read_config(folder / "base")
     texts = torch.randint(0, VOCABULARY, (count, PROOF_TOKENS)).tolist()
     settings = validate({"run": {"name": "bench", "root": str(out)}}, "benchmark")
     with progress(settings, "03_bake", config.num_hidden_layers, "layer", "prove") as bar:
-        facts = proof.prove(config, base, changes, gates, checkpoint.read_checkpoint(out), texts, bar)
+        facts = proof.prove(config, base, changes, gates, weights.read_checkpoint(out), texts, bar)
     return {
         "seconds": time.perf_counter() - started,
         "tokens": count * PROOF_TOKENS,
@@ -156,7 +160,7 @@ def dense(folder: Path, out: Path) -> dict[str, float]:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from so8t_helpers import rotation
+    from so8t_helpers.so8 import rotation
 
     started = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="auto")

@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from so8t_helpers.run_folder import versions, write_json
+from so8t_helpers.run.files import write_json
+from so8t_helpers.run.stage import versions
 
 
 def claim(name: str, value: float, bound: float, unit: str, at_least: bool = False) -> dict[str, Any]:

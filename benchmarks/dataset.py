@@ -55,13 +55,13 @@ def profile(inputs: Path, runs: Path, everything: bool) -> Any:
 
 def run_stage(inputs: Path, runs: Path, everything: bool) -> dict[str, Any]:
     """Carry out the stage once; return seconds and the card's line counts."""
-    from so8t_helpers import dataset
-    from so8t_helpers.base import base_folder
+    from so8t_helpers.dataset import stage as dataset_stage
+    from so8t_helpers.phi3.source import base_folder
 
     settings = profile(inputs, runs, everything)
     base_folder(settings)
     started = time.perf_counter()
-    built = dataset.build(settings)
+    built = dataset_stage.build(settings)
     return {"seconds": time.perf_counter() - started, "lines": built.card["lines"]}
 
 
@@ -150,7 +150,7 @@ def _tree_bytes(process: psutil.Process) -> int:
 
 def personal_data_quality() -> dict[str, dict[str, float]]:
     """Return precision and recall on our own cases, of each kind and of all."""
-    from so8t_helpers import personal_data
+    from so8t_helpers.dataset import personal_data
 
     found: dict[str, list[int]] = {kind: [0, 0, 0] for kind in personal_data.KINDS}
     cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]

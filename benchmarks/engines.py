@@ -44,13 +44,14 @@ def main() -> int:
     """Ask all engines and compare each pair."""
     from claims import claim, write_claims
 
-    from so8t_helpers.chat_format import render
-    from so8t_helpers.engines.discovery import modelfile_of
+    from so8t_helpers.engines.host import modelfile_of
     from so8t_helpers.engines.llama_cpp import open_llama_cpp
     from so8t_helpers.engines.ollama import open_ollama
     from so8t_helpers.engines.ollama_server import find_ollama
     from so8t_helpers.engines.transformers_engine import open_transformers
-    from so8t_helpers.run_folder import read_jsonl, stage_input
+    from so8t_helpers.phi3.chat import render
+    from so8t_helpers.run.files import read_jsonl
+    from so8t_helpers.run.stage import stage_input
     from so8t_helpers.settings import load_settings
 
     parser = argparse.ArgumentParser(

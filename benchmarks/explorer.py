@@ -24,16 +24,16 @@ from lab_browser import PATIENCE, chromium, open_notebook, run_all, running_lab
 from playwright.sync_api import Page
 from safetensors.torch import save_file
 
-from so8t_helpers import rotation
-from so8t_helpers.plots.what_if import WhatIfFigure
-from so8t_helpers.what_if import POWERS
-from so8t_helpers.widgets.explorer import ANGLES, Explorer, load_history
+from so8t_helpers.explore.figures import WhatIfFigure
+from so8t_helpers.explore.turned_model import POWERS
+from so8t_helpers.explore.widgets import ANGLES, Explorer, load_history
+from so8t_helpers.so8 import rotation
 
 # name: layers, hidden size, bound of a redraw in ms
 SIZES = {"demo": (4, 256, 100.0), "real": (32, 3072, 300.0)}
 SNAPSHOTS, DRAGS = 50, 60
 CELL = """from pathlib import Path
-from so8t_helpers.widgets.explorer import Explorer
+from so8t_helpers.explore.widgets import Explorer
 explorer = Explorer(Path({root!r}), {name!r})
 explorer.layer.index = explorer.block.value = 1  # no slider but the step's stands at its end
 explorer"""

@@ -46,8 +46,8 @@ def make_model(folder: Path, layers: int) -> int:
     import phi3_folders
     import torch
 
-    from so8t_helpers import checkpoint
-    from so8t_helpers.phi3 import LINEARS, read_shape
+    from so8t_helpers.phi3 import weights
+    from so8t_helpers.phi3.shape import LINEARS, read_shape
 
     phi3_folders.write_side_files(
         folder,
@@ -72,11 +72,11 @@ def make_model(folder: Path, layers: int) -> int:
         "lm_head.weight": shapes["model.embed_tokens.weight"],
     }
     places = [
-        checkpoint.TensorPlace(name, "F16", size, folder, 0, 2 * torch.Size(size).numel())
+        weights.TensorPlace(name, "F16", size, folder, 0, 2 * torch.Size(size).numel())
         for name, size in shapes.items()
     ]
     noise = (np.random.default_rng(0).standard_normal(2**24 - 3) * 0.02).astype(np.float16).view(np.uint8)
-    for place in checkpoint.lay_out(places, folder, SHARD_BYTES).values():
+    for place in weights.lay_out(places, folder, SHARD_BYTES).values():
         with place.path.open("rb+") as file:
             file.seek(place.offset)
             for start in range(0, place.nbytes, noise.nbytes):
@@ -86,11 +86,11 @@ def make_model(folder: Path, layers: int) -> int:
 
 def write_ours(folder: Path, out: Path, threads: int) -> None:
     """One pass, as the stage does it, without the measurements of quality."""
-    from so8t_helpers import checkpoint
-    from so8t_helpers.gguf_export import layout, metadata, types, writer
+    from so8t_helpers.gguf import layout, metadata, types, writer
+    from so8t_helpers.phi3 import weights
 
     model = metadata.read_model(folder, 0)
-    tensors = layout.collect_tensors(checkpoint.read_checkpoint(folder), model)
+    tensors = layout.collect_tensors(weights.read_checkpoint(folder), model)
     plans = []
     for kind in TYPES:
         header = layout.new_writer()

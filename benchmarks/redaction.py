@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-from so8t_helpers.chat_format import parse
-from so8t_helpers.markers import THINK_TAGS
-from so8t_helpers.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
+from so8t_helpers.thinking.format import parse
+from so8t_helpers.thinking.markers import THINK_TAGS
+from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
 
 BATCH, PART = 2000, 50_000
 

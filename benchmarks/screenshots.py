@@ -15,7 +15,7 @@ from lab_browser import chromium, explorer_copy, run_explorer, running_lab
 from PIL import Image
 from playwright.sync_api import Browser
 
-from so8t_helpers.run_folder import STAGES
+from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import PROJECT_ROOT, load_settings
 
 DOCS = PROJECT_ROOT / "docs"

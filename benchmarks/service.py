@@ -27,10 +27,11 @@ import httpx
 import psutil
 from claims import claim, write_claims
 
-from so8t_helpers.audit import AuditLog, verify_audit
-from so8t_helpers.chat_format import contains_markers, decision_of
-from so8t_helpers.run_folder import read_jsonl, stage_input
+from so8t_helpers.run.files import read_jsonl
+from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import load_settings, parse_assignment
+from so8t_helpers.thinking.audit import AuditLog, verify_audit
+from so8t_helpers.thinking.format import contains_markers, decision_of
 
 PATIENCE = 180.0  # seconds for one answer; the service gives up before
 

@@ -25,13 +25,13 @@ from typing import Any
 import psutil
 from claims import claim, write_claims
 
-from so8t_helpers import sweep
 from so8t_helpers.demo import ensure_base, ensure_records
-from so8t_helpers.progress import STATUS_NAME
 from so8t_helpers.report.comparison import comparison_path
-from so8t_helpers.run_folder import STAGES, read_manifest, stale_reason
+from so8t_helpers.run.progress import STATUS_NAME
+from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, load_settings, merge
-from so8t_helpers.terminal import read_status
+from so8t_helpers.verbs import sweep
+from so8t_helpers.verbs.status import read_status
 
 GRID = ["so8t.init_scale=0.02,0.05", "pet.lambda_stabilization=0.05,0.1"]
 LONGEST = 1200.0  # seconds for one call

@@ -29,18 +29,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from claims import claim, write_claims
 
-from so8t_helpers import batch, packing, training
-from so8t_helpers.base import base_folder
-from so8t_helpers.optimizing import learning_rate
-from so8t_helpers.run_folder import read_jsonl, stage_input
-from so8t_helpers.schedule import plan
+from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.run.files import read_jsonl
+from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import Settings, load_settings, merge
+from so8t_helpers.train import batches
+from so8t_helpers.train import stage as train_stage
+from so8t_helpers.train.batches import plan
+from so8t_helpers.train.optimizer import learning_rate
+from so8t_helpers.verbs import batch
 
 
 def curve(settings: Settings, product: str) -> pd.DataFrame:
     """Train with one of our two products and return the metrics of its steps."""
     chosen = merge(settings, {"run": {"name": product}, "model": {"int8_matmul": product}})
-    training.train(chosen)
+    train_stage.train(chosen)
     return pd.read_parquet(chosen.run_dir / "02_train" / "metrics.parquet")
 
 
@@ -55,8 +58,8 @@ def libraries(settings: Settings, wide: bool) -> pd.DataFrame:
 
     folder, t, lora = base_folder(settings), settings.training, settings.lora
     rows = read_jsonl(stage_input(settings, t.dataset_dir, "01_dataset") / "train.jsonl")
-    tokenizer = packing.load_tokenizer(folder)
-    samples = packing.tokenize(rows, tokenizer, t.sequence_length)
+    tokenizer = batches.load_tokenizer(folder)
+    samples = batches.tokenize(rows, tokenizer, t.sequence_length)
     schedule = plan(settings, samples)
 
     torch.manual_seed(settings.run.seed)
@@ -85,7 +88,7 @@ def libraries(settings: Settings, wide: bool) -> pd.DataFrame:
     for step, group in enumerate(schedule.steps):
         started = time.perf_counter()
         sequences = [
-            packing.build_sequence(
+            batches.build_sequence(
                 [samples[i] for i in chosen],
                 t.sequence_length,
                 tokenizer.pad_token_id,
@@ -105,7 +108,7 @@ def libraries(settings: Settings, wide: bool) -> pd.DataFrame:
                 use_cache=False,
             ).logits[0]
             loss = torch.nn.functional.cross_entropy(
-                logits.float(), sequence.targets, ignore_index=packing.IGNORE, reduction="sum"
+                logits.float(), sequence.targets, ignore_index=batches.IGNORE, reduction="sum"
             )
             (loss / targets).backward()
             total += loss.item() / targets

@@ -33,7 +33,7 @@ from train_gpu_common import ACCUMULATION, DROPOUT, LENGTH, RANK  # noqa: E402
 from train_gpu_ours import agreement, so8t  # noqa: E402
 from train_gpu_peers import libraries, unsloth  # noqa: E402
 
-from so8t_helpers import distributed  # noqa: E402
+from so8t_helpers.train import workers  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_gpu.json"
 
@@ -131,7 +131,7 @@ def run_stacks(options: argparse.Namespace, names: Any, stacks: dict[str, Any], 
         environment = dict(os.environ)
         if card is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)
-        launch = distributed.launcher(2) if card is None else []
+        launch = workers.launcher(2) if card is None else []
         command = [sys.executable, *launch, __file__, "--one", name]
         command += ["--config", str(options.config), "--scratch", str(options.scratch)]
         limit = min(ALL_STACKS[name][2], left)

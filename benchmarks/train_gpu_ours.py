@@ -24,35 +24,35 @@ from train_gpu_common import (
     random_tensor,
 )
 
-from so8t_helpers import distributed
+from so8t_helpers.train import workers as train_workers
 
 
 def packed_sequences(length: int, vocab: int, count: int) -> tuple[list[Any], int]:
     """Sequences for our stack, two thirds of each document with a target, and their most documents."""
-    from so8t_helpers import packing
+    from so8t_helpers.train import batches
 
     sequences = []
     for seed in range(count):
         samples = []
         for ids in documents(length, vocab, seed):
-            targets = np.full(len(ids), packing.IGNORE)
+            targets = np.full(len(ids), batches.IGNORE)
             targets[len(ids) // 3 : -1] = ids[len(ids) // 3 + 1 :]
-            samples.append(packing.Sample(ids, targets))
+            samples.append(batches.Document(ids, targets))
         sequences.append(samples)
     most = max(map(len, sequences))
-    return [packing.build_sequence(samples, length, 0, most) for samples in sequences], most
+    return [batches.build_sequence(samples, length, 0, most) for samples in sequences], most
 
 
 def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Our stack, by the functions that 02_train calls."""
     from so8t_helpers import settings
-    from so8t_helpers.adapters import Adapters
-    from so8t_helpers.model import load_base
-    from so8t_helpers.optimizing import Optimizer
-    from so8t_helpers.phi3 import read_shape
-    from so8t_helpers.speed import build_micro_step, look_at_machine
+    from so8t_helpers.phi3.shape import read_shape
+    from so8t_helpers.train.adapters import Adapters
+    from so8t_helpers.train.frozen import load_base
+    from so8t_helpers.train.machine import build_micro_step, look_at_machine
+    from so8t_helpers.train.optimizer import Optimizer
 
-    workers = distributed.join()
+    workers = train_workers.join()
     cap, steps, rate = (arguments.pop(k, d) for k, d in (("cap", None), ("steps", None), ("rate", 1e-4)))
     if cap:
         torch.cuda.set_per_process_memory_fraction(

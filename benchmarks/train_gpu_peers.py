@@ -26,8 +26,7 @@ def checkpoint(config: Path, scratch: Path) -> Path:
     """Write the peers' random checkpoint once."""
     from safetensors.torch import save_file
 
-    from so8t_helpers.model import weight_path
-    from so8t_helpers.phi3 import read_shape
+    from so8t_helpers.phi3.shape import read_shape, weight_path
 
     folder = scratch / "phi35-random"
     if (folder / "model.safetensors").is_file():

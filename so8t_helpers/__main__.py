@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run_folder import STAGES, StageError
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import (
     PARAMS_DIR,
     Settings,
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Carry out the stages of one or more profiles."""
-    from so8t_helpers import batch
+    from so8t_helpers.verbs import batch
 
     status = 0
     every = [_settings(options, profile) for profile in options.profile]
@@ -67,16 +68,16 @@ def run(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Say what this machine has, and whether the profile fits on it."""
-    from so8t_helpers import doctor as doctor_module
+    from so8t_helpers.verbs import doctor as doctor_module
 
     return doctor_module.print_report(_settings(options, options.profile))
 
 
 def sweep(options: argparse.Namespace) -> int:
     """Carry out a grid of settings: each point a run, shared stages once, a comparison at the end."""
-    from so8t_helpers import report
-    from so8t_helpers import sweep as sweep_module
+    from so8t_helpers.report import index
     from so8t_helpers.report.comparison import write_comparison
+    from so8t_helpers.verbs import sweep as sweep_module
 
     settings = _settings(options, options.profile)
     swept = sweep_module.points(settings, sweep_module.parse_grid(options.grid))
@@ -90,7 +91,7 @@ def sweep(options: argparse.Namespace) -> int:
     name = f"{settings.run.name}-sweep"
     notes = {point.settings.run.name: point.stopped for point in swept}
     page = write_comparison([point.settings for point in swept], name, notes) if len(swept) > 1 else None
-    report.write_index(settings)
+    index.write_index(settings)
     failed = sum(bool(point.stopped) for point in swept)
     print(f"{name}: {len(swept) - failed} of {len(swept)} points done; comparison: {page}")
     return STAGE_FAILED if failed else 0
@@ -98,19 +99,19 @@ def sweep(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Show stage, step, time left and last losses of every run at work."""
-    from so8t_helpers import status as status_module
+    from so8t_helpers.verbs import status as status_module
 
     return status_module.print_status(_settings(options, options.profile), options.watch)
 
 
 def compare(options: argparse.Namespace) -> int:
     """Write a page that lays two or more runs over each other."""
-    from so8t_helpers import report
+    from so8t_helpers.report import index
     from so8t_helpers.report.comparison import write_comparison
 
     runs = [_run(options, name) for name in options.profile]
     page = write_comparison(runs, options.name or "-vs-".join(run.run.name for run in runs)[:100])
-    report.write_index(runs[0])
+    index.write_index(runs[0])
     print(f"comparison: {page}")
     return 0
 
@@ -126,14 +127,14 @@ def export(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Walk from a GGUF file or a run back to the input lines; or check an audit log, line by line."""
-    from so8t_helpers import provenance
+    from so8t_helpers.verbs import verify as verbs_verify
 
     target = Path(options.profile)
     if target.suffix == ".jsonl":
         return _verify_audit(target, options.head)
     if not target.exists():
         target = _run(options, options.profile).run_dir
-    result = provenance.verify(target)
+    result = verbs_verify.verify(target)
     for link in result.links:
         print(f"{'holds ' if link.holds else 'BROKEN'}  {link.name}: {link.found}")
     if result.broken is None:
@@ -144,7 +145,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _verify_audit(log: Path, head: str | None) -> int:
-    from so8t_helpers.audit import verify_audit
+    from so8t_helpers.thinking.audit import verify_audit
 
     verdict = verify_audit(log, head)
     if verdict.ok:
@@ -156,12 +157,13 @@ def _verify_audit(log: Path, head: str | None) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Start the /think service; when it has stopped, the run's index publishes the head of its log."""
-    from so8t_helpers import report, think_service
+    from so8t_helpers.report import index
+    from so8t_helpers.service import server
 
     settings = _settings(options, options.profile)
-    think_service.serve(settings)
+    server.serve(settings)
     if (settings.reports_dir / "index.html").is_file():
-        report.write_run_index(_run(options, settings.run.name))
+        index.write_run_index(_run(options, settings.run.name))
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers.run_folder import STAGES, stale_reason
+from so8t_helpers.run.stage import STAGES, stale_reason
 from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings
 
 DEMO_MINUTES = 20  # ten on two idle cores; a machine that builds something beside it takes longer

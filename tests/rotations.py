@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from so8t_helpers import rotation
+from so8t_helpers.so8 import rotation
 
 
 def write_run(

@@ -14,7 +14,7 @@ run, cache, dataset, model, so8t, pet, lora, training, bake, gguf, eval, serve =
 SETTINGS = """from so8t_helpers import settings as so8t_settings
 settings = so8t_settings.from_parameters(globals())"""
 # Reads what the stage before it wrote and writes its own file; counts how often it was carried out.
-STAGE = """from so8t_helpers.run_folder import STAGES, open_stage
+STAGE = """from so8t_helpers.run.stage import STAGES, open_stage
 with open_stage(settings, "{stage}") as stage:
     number = STAGES.index("{stage}")
     if number:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers.chat_format import ThinkText, build, render, user_turn, with_decision
+from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.thinking.format import ThinkText, build, with_decision
 
 QUESTION = "東京の人口は？"
 FINAL = "約千四百万人です。"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so8t_helpers.audit import AuditError, AuditLog, published_head, verify_audit
-from so8t_helpers.audit_key import key_file, load_key
+from so8t_helpers.thinking.audit import AuditError, AuditLog, published_head, verify_audit
+from so8t_helpers.thinking.audit_key import key_file, load_key
 
 KEY = b"k" * 32
 LINES = 6
@@ -163,7 +163,7 @@ def test_a_kill_between_line_and_head_loses_nothing(log):
 WRITER = """
 import sys
 from pathlib import Path
-from so8t_helpers.audit import AuditLog
+from so8t_helpers.thinking.audit import AuditLog
 log = AuditLog(Path(sys.argv[1]), b"k" * 32)
 for number in range(100000):
     log.append({"event": "answer", "request_id": str(number), "filling": "x" * 3000})

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from so8t_helpers.background_sync import BackgroundSync
+from so8t_helpers.run.sync import BackgroundSync
 
 
 def test_a_sync_is_due_after_enough_bytes_and_once_the_one_before_is_through() -> None:

@@ -16,11 +16,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from so8t_helpers import checkpoint, origin, rotation
-from so8t_helpers.baking import bake, layerwise, proof, stream
-from so8t_helpers.layer_stream import read_config
-from so8t_helpers.run_folder import StageError, read_manifest
+from so8t_helpers.bake import proof, proof_model
+from so8t_helpers.bake.stage import bake
+from so8t_helpers.phi3 import shape
+from so8t_helpers.phi3 import weights as phi3_weights
+from so8t_helpers.phi3.stream import read_config
+from so8t_helpers.run import origin
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings, validate
+from so8t_helpers.so8 import rotation
 
 HIDDEN, LAYERS, RANK = 64, 3, 4
 SHAPES = {
@@ -111,7 +116,7 @@ def make_settings(tmp_path: Path, base: Path, adapter: Path, **bake_settings: ob
 
 def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch.Tensor]:
     """W' = (W + s B A) R, densely in float64, from PEFT's and our own files."""
-    weights = {name: place.read().double() for name, place in checkpoint.read_checkpoint(base).items()}
+    weights = {name: place.read().double() for name, place in phi3_weights.read_checkpoint(base).items()}
     lora = load_file(adapter / "adapter_model.safetensors")
     for key in [k for k in lora if ".lora_A." in k]:
         name = key.removeprefix("base_model.model.").replace(".lora_A", "")
@@ -120,7 +125,7 @@ def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch
         gates = rotation.load_gates(adapter / rotation.GATES_FILE)
         for free, layer in zip(gates.free, gates.layers, strict=True):
             dense = torch.block_diag(*torch.matrix_exp(rotation.skew(free.double())))
-            weights[stream.o_proj_name(layer)] @= dense
+            weights[shape.o_proj_name(layer)] @= dense
     return weights
 
 
@@ -128,10 +133,10 @@ def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch
 @pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
 def test_baked_folder_is_the_dense_product(tmp_path: Path, dtype: torch.dtype, shard_size: str) -> None:
     base = make_base(tmp_path / "base", dtype, shard_size)
-    assert (base / checkpoint.INDEX_FILE).is_file() == (shard_size == "100KB")
+    assert (base / phi3_weights.INDEX_FILE).is_file() == (shard_size == "100KB")
     adapter = make_adapter(tmp_path / "adapter", gates=[0, 2])
     result = bake(make_settings(tmp_path, base, adapter, max_shard_gib=100e3 / 2**30))
-    assert (result.model_dir / checkpoint.INDEX_FILE).is_file()
+    assert (result.model_dir / phi3_weights.INDEX_FILE).is_file()
     expected = expected_weights(base, adapter, scale=8 / RANK)
     model = AutoModelForCausalLM.from_pretrained(result.model_dir, dtype="auto")
     assert model.dtype == dtype
@@ -151,7 +156,7 @@ def test_what_nothing_changes_passes_byte_for_byte(tmp_path: Path) -> None:
     kept = {key: value for key, value in lora.items() if ".layers.1." in key}
     save_file(kept, adapter / "adapter_model.safetensors")
     result = bake(make_settings(tmp_path, base, adapter))
-    before, after = checkpoint.read_checkpoint(base), checkpoint.read_checkpoint(result.model_dir)
+    before, after = phi3_weights.read_checkpoint(base), phi3_weights.read_checkpoint(result.model_dir)
     assert list(before) == list(after)
     for name in before:
         same = torch.equal(_bits(before[name]), _bits(after[name]))
@@ -160,7 +165,7 @@ def test_what_nothing_changes_passes_byte_for_byte(tmp_path: Path) -> None:
         assert (result.model_dir / name).read_bytes() == (base / name).read_bytes()
 
 
-def _bits(place: checkpoint.TensorPlace) -> torch.Tensor:
+def _bits(place: phi3_weights.TensorPlace) -> torch.Tensor:
     return place.read().view(torch.int16)
 
 
@@ -169,7 +174,7 @@ def test_without_gates_lora_alone_is_merged(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", gates=None, use_rslora=True)
     result = bake(make_settings(tmp_path, base, adapter))
     expected = expected_weights(base, adapter, scale=8 / RANK**0.5)
-    for name, place in checkpoint.read_checkpoint(result.model_dir).items():
+    for name, place in phi3_weights.read_checkpoint(result.model_dir).items():
         torch.testing.assert_close(place.read().double(), expected[name], rtol=1e-6, atol=2e-6)
 
 
@@ -190,7 +195,7 @@ def test_rank_and_alpha_patterns_follow_peft(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     merged = model.merge_and_unload().state_dict()
     result = bake(make_settings(tmp_path, base, tmp_path / "adapter"))
-    for name, place in checkpoint.read_checkpoint(result.model_dir).items():
+    for name, place in phi3_weights.read_checkpoint(result.model_dir).items():
         torch.testing.assert_close(place.read(), merged[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -200,15 +205,15 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
     texts = [torch.randint(0, 128, (n,)).tolist() for n in (40, 23)]
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-        config, weights = read_config(base), checkpoint.read_checkpoint(base)
-        layer, hidden = layerwise.Layer(config), layerwise.embed(texts, weights)
+        config, weights = read_config(base), phi3_weights.read_checkpoint(base)
+        layer, hidden = proof_model.StreamedLayer(config), proof_model.embed(texts, weights)
         for index in range(LAYERS):
             layer.set_norms(index, weights)
             for name, linear in layer.linears.items():
                 linear.plain(weights[f"model.layers.{index}.{name}.weight"])
             layer.run(hidden)
         for ids, states in zip(texts, hidden, strict=True):
-            logits = layerwise.Head(config, weights)(states[: len(ids)])
+            logits = proof_model.Head(config, weights)(states[: len(ids)])
             # transformers' norms and softmax go through float32.
             expected = model(torch.tensor([ids])).logits[0]
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
@@ -316,7 +321,7 @@ def _bake_slowly(settings: Settings, flag: Path) -> None:
         flag.touch()
         time.sleep(60)
 
-    layerwise.Layer.run = slow  # type: ignore[assignment]
+    proof_model.StreamedLayer.run = slow  # type: ignore[assignment]
     bake(settings)
 
 

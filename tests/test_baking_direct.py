@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from so8t_helpers.baking.direct import PAGE, DirectWriter, aligned_buffer
+from so8t_helpers.bake.direct import PAGE, DirectWriter, aligned_buffer
 
 SIZE = 40 * PAGE + 1234
 # Borders of pieces: on a page, beside one, twice within one page, pages apart.

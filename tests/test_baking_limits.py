@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from so8t_helpers import checkpoint
-from so8t_helpers.baking import stream
-from so8t_helpers.baking.adapter import LoraPair
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.bake import rows
+from so8t_helpers.phi3 import shape, weights
+from so8t_helpers.phi3.lora_folder import StoredLora
+from so8t_helpers.run.files import StageError
 
-NAME = stream.o_proj_name(0)
+NAME = shape.o_proj_name(0)
 # The largest number of a format and half a unit in its last place, from its exponent and mantissa bits.
 LARGEST = {
     torch.float16: ((2 - 2.0**-10) * 2.0**15, 2.0**4),
@@ -30,10 +30,10 @@ def bake_one(folder: Path, weight: torch.Tensor, at: tuple[int, int], update: fl
     (folder / "out").mkdir()
     save_file({NAME: weight}, folder / "base" / "model.safetensors", {"format": "pt"})
     save_file({"a": a, "b": b}, folder / "pair.safetensors")
-    places = checkpoint.read_header(folder / "pair.safetensors")
-    changes = {NAME: stream.Change(LoraPair(places["a"], places["b"], 1.0))}
-    base = checkpoint.read_checkpoint(folder / "base")
-    return stream.bake_checkpoint(base, changes, folder / "out", 2**30)[NAME].read()
+    places = weights.read_header(folder / "pair.safetensors")
+    changes = {NAME: rows.Change(StoredLora(places["a"], places["b"], 1.0))}
+    base = weights.read_checkpoint(folder / "base")
+    return rows.bake_checkpoint(base, changes, folder / "out", 2**30)[NAME].read()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -41,7 +41,7 @@ def bake_one(folder: Path, weight: torch.Tensor, at: tuple[int, int], update: fl
 def test_a_value_is_refused_where_it_would_round_to_infinity(
     tmp_path: Path, dtype: torch.dtype, sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "_CACHED", 64)  # several blocks: the value is in a later one
+    monkeypatch.setattr(rows, "_CACHED", 64)  # several blocks: the value is in a later one
     largest, half_a_unit = LARGEST[dtype]
     weight = torch.full((16, 32), 0.5, dtype=dtype)
     weight[13, 7] = sign * largest

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_baking import TEXTS, make_adapter, make_base, make_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from so8t_helpers.baking import bake
+from so8t_helpers.bake.stage import bake
 
 ORIGINAL = 64  # positions; longer texts take the long factors
 LENGTHS = (40, 100)  # within the positions that the base was trained on, and beyond

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers import batch
 from so8t_helpers.__main__ import main, stage_name
-from so8t_helpers.run_folder import STAGES, StageError, read_manifest, write_yaml
+from so8t_helpers.run.files import StageError, write_yaml
+from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, SettingsError, merge
+from so8t_helpers.verbs import batch
 from tests.small_notebooks import code, small_settings, write_notebook
 
 TWO = STAGES[:2]
@@ -137,7 +138,7 @@ def test_cache_folders_reach_the_kernel_and_the_environment_comes_back(
     scratch_settings: Settings, tmp_path: Path
 ):
     cell = code(
-        "import os, sys, tempfile\nfrom so8t_helpers.run_folder import write_text\n"
+        "import os, sys, tempfile\nfrom so8t_helpers.run.files import write_text\n"
         "lines = [os.environ['HF_HOME'], tempfile.gettempdir(), sys.executable]\n"
         "write_text(settings.run_dir / 'seen.txt', '\\n'.join(lines))"
     )

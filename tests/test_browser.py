@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from so8t_helpers.report.comparison import write_comparison
-from so8t_helpers.run_folder import STAGES
+from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import Settings, merge
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so8t_helpers.chat_format import (
+from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.thinking.format import (
     LABELS,
     ThinkText,
     build,
@@ -13,8 +14,6 @@ from so8t_helpers.chat_format import (
     decision_of,
     parse,
     rejoin,
-    render,
-    user_turn,
     with_decision,
 )
 

@@ -10,9 +10,10 @@ import pytest
 from bs4 import BeautifulSoup
 from safetensors.numpy import save_file
 
-from so8t_helpers.plots import comparison as plots
+from so8t_helpers.report import comparison as plots
 from so8t_helpers.report.comparison import write_comparison
-from so8t_helpers.run_folder import open_stage, write_json, write_jsonl, write_yaml
+from so8t_helpers.run.files import write_json, write_jsonl, write_yaml
+from so8t_helpers.run.stage import open_stage
 from so8t_helpers.settings import Settings, merge
 from tests.small_notebooks import small_settings
 

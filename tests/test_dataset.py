@@ -15,14 +15,16 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from so8t_helpers import chat_format, dataset
 from so8t_helpers import settings as so8t_settings
-from so8t_helpers.dataset import assemble, dedup, reading
-from so8t_helpers.dataset.reasons import REASONS
+from so8t_helpers.dataset import assemble, duplicates, reading
+from so8t_helpers.dataset import figures as plots
+from so8t_helpers.dataset import stage as dataset_stage
+from so8t_helpers.dataset.records import REASONS
 from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
-from so8t_helpers.plots import dataset as plots
-from so8t_helpers.run_folder import StageError, read_jsonl
+from so8t_helpers.phi3 import chat
+from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
+from so8t_helpers.thinking import format as think_format
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,7 @@ def base(tmp_path_factory):
 
 def test_every_line_ends_in_exactly_one_file(tmp_path, base):
     rows = [*many(200), b"{", b"[]", record(0), {**record(999), "label": "perhaps"}]
-    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)]))
+    built = dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)]))
     lines = built.card["lines"]
     assert lines["read"] == len(rows) == lines["train"] + lines["eval"] + lines["quarantine"]
     seen = [
@@ -54,7 +56,7 @@ def test_globs_folders_and_many_files_are_read_in_order_each_once(tmp_path, base
     for n, name in enumerate(("b/two.jsonl", "a/one.jsonl", "a/deep/one.jsonl", "a/notes.txt")):
         write(tmp_path / name, [record(10 * n + k, LABELS[k % 4]) for k in range(4)])
     patterns = [tmp_path / "a", tmp_path / "*" / "*.jsonl", tmp_path / "b" / "two.jsonl"]
-    built = dataset.build(profile(tmp_path, base, patterns, eval_share=0.0))
+    built = dataset_stage.build(profile(tmp_path, base, patterns, eval_share=0.0))
     names = ["deep/one.jsonl", "a/one.jsonl", "b/two.jsonl"]
     assert [entry["name"].split("/", 1)[-1] for entry in built.card["inputs"]] == [
         name.split("/", 1)[-1] for name in names
@@ -67,7 +69,7 @@ def test_globs_folders_and_many_files_are_read_in_order_each_once(tmp_path, base
 def test_lines_up_to_ten_mebibytes_are_read_and_longer_ones_cost_no_other(tmp_path, base):
     room = reading.MAX_LINE_BYTES - len(json.dumps(record(1, padding=""), ensure_ascii=False).encode())
     rows = [record(1, padding="x" * room), record(2, padding="x" * (room + 1)), record(3, "DENY")]
-    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], eval_share=0.0))
+    built = dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], eval_share=0.0))
     assert [row["source"]["line"] for row in read_jsonl(built.directory / "train.jsonl")] == [1, 3]
     assert [(row["line"], row["reason"]) for row in read_jsonl(built.directory / "quarantine.jsonl")] == [
         (2, "line_too_long")
@@ -78,8 +80,8 @@ def test_the_stage_does_without_torch(tmp_path, base):
     source = write(tmp_path / "in.jsonl", many(8))
     code = (
         "import sys; from pathlib import Path; from dataset_inputs import profile; "
-        "from so8t_helpers import dataset; "
-        "dataset.build(profile(*map(Path, sys.argv[1:3]), [Path(sys.argv[3])])); "
+        "from so8t_helpers.dataset import stage; "
+        "stage.build(profile(*map(Path, sys.argv[1:3]), [Path(sys.argv[3])])); "
         "sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(base), str(source)]
@@ -88,8 +90,10 @@ def test_the_stage_does_without_torch(tmp_path, base):
 
 
 def test_split_is_stratified_and_plain_is_train_only(tmp_path, base):
-    built = dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(400))], plain_share=0.2))
-    assert built.card["eval"]["labels"] == dict.fromkeys(chat_format.LABELS, 10)
+    built = dataset_stage.build(
+        profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(400))], plain_share=0.2)
+    )
+    assert built.card["eval"]["labels"] == dict.fromkeys(think_format.LABELS, 10)
     assert set(built.card["eval"]["formats"]) == {"seed"}
     assert 40 <= built.card["train"]["formats"]["plain"] <= 100  # 0.18 of 400 expected, 4 standard deviations
     for row in read_jsonl(built.directory / "train.jsonl"):
@@ -99,14 +103,14 @@ def test_split_is_stratified_and_plain_is_train_only(tmp_path, base):
 
 @pytest.mark.parametrize("style", ["seed", "quadruple", "both"])
 def test_rows_survive_parse_and_build(tmp_path, base, style):
-    built = dataset.build(
+    built = dataset_stage.build(
         profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(60))], think_format=style)
     )
     for row in read_jsonl(built.directory / "train.jsonl") + read_jsonl(built.directory / "eval.jsonl"):
-        assert row["text"] == chat_format.render(row["messages"])
+        assert row["text"] == chat.render(row["messages"])
         if row["format"] == "plain":
             continue
-        parsed = chat_format.parse(row["messages"][-1]["content"])
+        parsed = think_format.parse(row["messages"][-1]["content"])
         assert parsed.well_formed
         assert (parsed.style, parsed.thinking, parsed.final) == (row["format"], row["thinking"], row["final"])
         assert parsed.decision == row["label"]
@@ -115,24 +119,27 @@ def test_rows_survive_parse_and_build(tmp_path, base, style):
 def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
     rows = many(150)
     rows += [{**row, "instruction": str(row["instruction"]).replace("答えて", "お答え")} for row in many(150)]
-    built = dataset.build(
+    built = dataset_stage.build(
         profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], near_duplicate_threshold=0.6)
     )
     assert built.card["quarantine"]["near_duplicate"]["lines"] >= 140
     train, held = (
-        [dedup.normalise_question(row["question"]) for row in read_jsonl(built.directory / f"{name}.jsonl")]
+        [
+            duplicates.normalise_question(row["question"])
+            for row in read_jsonl(built.directory / f"{name}.jsonl")
+        ]
         for name in ("train", "eval")
     )
-    assert max(dedup.jaccard(a, b) for a in held for b in train) < 0.6
+    assert max(duplicates.jaccard(a, b) for a in held for b in train) < 0.6
 
 
 def test_same_bytes_with_one_and_two_processes(tmp_path, base, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     source = write(tmp_path / "in.jsonl", [*many(300), b"{", *many(10)])
     assert len(reading.split(reading.inspect([source]))) > 3
-    one = dataset.build(profile(tmp_path, base, [source], "one", workers=1))
+    one = dataset_stage.build(profile(tmp_path, base, [source], "one", workers=1))
     monkeypatch.setattr(assemble, "BLOCK_BYTES", 3_000)
-    two = dataset.build(profile(tmp_path, base, [source], "two", workers=2))
+    two = dataset_stage.build(profile(tmp_path, base, [source], "two", workers=2))
     assert outputs(one.directory) == outputs(two.directory)
     assert one.card["lines"] == two.card["lines"]
 
@@ -157,7 +164,9 @@ def test_compressed_files_and_encodings_give_the_same_samples(tmp_path, base):
     )
     texts = {}
     for path in (plain, packed, zst, bom, sjis):
-        built = dataset.build(profile(tmp_path, base, [path], path.stem.replace(".", "-"), deduplicate=False))
+        built = dataset_stage.build(
+            profile(tmp_path, base, [path], path.stem.replace(".", "-"), deduplicate=False)
+        )
         texts[path.name] = [row["text"] for row in read_jsonl(built.directory / "train.jsonl")]
         assert built.card["quarantine"] == {}
     assert texts["plain.jsonl"] == texts["packed.jsonl.gz"] == texts["packed.jsonl.zst"] == texts["bom.jsonl"]
@@ -171,14 +180,16 @@ def test_overlong_thinking_is_cut_at_a_sentence_and_the_answer_never(tmp_path, b
     source = write(
         tmp_path / "in.jsonl", [*many(20), {**long, "instruction": "別の問いです。長く考えます。"}, answer]
     )
-    built = dataset.build(profile(tmp_path, base, [source], length=600, plain_share=0.0, eval_share=0.0))
+    built = dataset_stage.build(
+        profile(tmp_path, base, [source], length=600, plain_share=0.0, eval_share=0.0)
+    )
     rows = {row["source"]["line"]: row for row in read_jsonl(built.directory / "train.jsonl")}
     assert rows[21]["final"] == long["output"]
     assert rows[21]["thinking"].endswith("これは一つの文です。\n判定: ALLOW")
     assert rows[21]["thinking"].count("一つの文") < 60
     assert built.card["quarantine"]["too_long"]["lines"] == 1
     assert built.card["counted"]["thinking"]["cut at a sentence"] == 1
-    kept = dataset.build(profile(tmp_path, base, [source], "q", length=600, overlong="quarantine"))
+    kept = dataset_stage.build(profile(tmp_path, base, [source], "q", length=600, overlong="quarantine"))
     assert kept.card["quarantine"]["too_long"]["lines"] == 2
 
 
@@ -193,12 +204,12 @@ def test_the_rules_are_shown_as_one_would_say_them():
 
 def test_nothing_kept_is_one_clear_error(tmp_path, base):
     with pytest.raises(StageError, match=r"none of 2 lines was kept .*bad_json"):
-        dataset.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", [b"{", b"x"])]))
+        dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", [b"{", b"x"])]))
 
 
 def test_missing_inputs_name_the_pattern(tmp_path, base):
     with pytest.raises(SettingsError, match=r"no file matches .*nothing"):
-        dataset.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))
+        dataset_stage.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))
 
 
 json_values = st.recursive(
@@ -242,7 +253,7 @@ def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, sty
     good = json.dumps(record(12345)).encode()
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"\n".join([good, *lines]) + b"\n")
-    built = dataset.build(profile(tmp_path, base, [source], think_format=style, eval_share=0.3))
+    built = dataset_stage.build(profile(tmp_path, base, [source], think_format=style, eval_share=0.3))
     seen = [row["line"] for row in read_jsonl(built.directory / "quarantine.jsonl")]
     for name in ("train", "eval"):
         seen += [row["source"]["line"] for row in read_jsonl(built.directory / f"{name}.jsonl")]
@@ -260,9 +271,9 @@ def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
         assert outcome.reason in REASONS
         return
     row = json.loads(outcome.row)
-    assert row["text"] == chat_format.render(row["messages"])
+    assert row["text"] == chat.render(row["messages"])
     if row["format"] != "plain":
-        parsed = chat_format.parse(row["messages"][-1]["content"])
+        parsed = think_format.parse(row["messages"][-1]["content"])
         assert parsed.well_formed
         assert (parsed.thinking, parsed.final, parsed.decision) == (
             row["thinking"],

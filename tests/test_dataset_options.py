@@ -6,10 +6,10 @@ import shutil
 import pytest
 from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
 
-from so8t_helpers import dataset
 from so8t_helpers.dataset import reading, teacher
-from so8t_helpers.policy import ngrams
-from so8t_helpers.run_folder import read_jsonl
+from so8t_helpers.dataset import stage as dataset_stage
+from so8t_helpers.dataset.policy import ngrams
+from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.settings import SettingsError
 
 
@@ -38,7 +38,7 @@ def test_a_classifier_learns_from_the_users_own_records(tmp_path, base):
         record(51, instruction="野菜を切って煮る話をして"),
     ]
     source = write(tmp_path / "in.jsonl", rows)
-    built = dataset.build(profile(tmp_path, base, [source], nsfw_training=[str(training)]))
+    built = dataset_stage.build(profile(tmp_path, base, [source], nsfw_training=[str(training)]))
     figures = built.card["classifier"]
     assert figures["precision"] >= 0.95
     assert figures["recall"] >= 0.95
@@ -59,10 +59,10 @@ def test_too_few_labelled_records_and_a_line_without_a_flag_are_errors(tmp_path,
     source = write(tmp_path / "in.jsonl", many(4))
     few = labelled(tmp_path / "few.jsonl", 30)
     with pytest.raises(SettingsError, match="10 unsafe and 20 safe records"):
-        dataset.build(profile(tmp_path, base, [source], nsfw_training=[str(few)]))
+        dataset_stage.build(profile(tmp_path, base, [source], nsfw_training=[str(few)]))
     unflagged = write(tmp_path / "unflagged.jsonl", [{"text": "a", "nsfw": True}, {"text": "b"}])
     with pytest.raises(SettingsError, match=r"unflagged\.jsonl:2: expected a flag"):
-        dataset.build(profile(tmp_path, base, [source], nsfw_training=[str(unflagged)]))
+        dataset_stage.build(profile(tmp_path, base, [source], nsfw_training=[str(unflagged)]))
 
 
 def test_a_local_text_classification_folder(tmp_path, base):
@@ -87,11 +87,13 @@ def test_a_local_text_classification_folder(tmp_path, base):
         model.classifier.bias.copy_(torch.tensor([-5.0, 5.0]))  # this one finds everything unsafe
     model.save_pretrained(folder)
     source = write(tmp_path / "in.jsonl", many(8))
-    built = dataset.build(profile(tmp_path, base, [source], nsfw_model=str(folder)))
+    built = dataset_stage.build(profile(tmp_path, base, [source], nsfw_model=str(folder)))
     assert built.card["quarantine"]["unsafe_label"]["lines"] == 2
     assert built.card["counted"]["unsafe, refused"] == {"model": 6}
     with pytest.raises(SettingsError, match="which has safe, unsafe"):
-        dataset.build(profile(tmp_path, base, [source], nsfw_model=str(folder), nsfw_model_labels=["bad"]))
+        dataset_stage.build(
+            profile(tmp_path, base, [source], nsfw_model=str(folder), nsfw_model_labels=["bad"])
+        )
 
 
 def test_a_teacher_thinks_once_for_records_that_have_only_a_label(tmp_path, monkeypatch):
@@ -105,7 +107,7 @@ def test_a_teacher_thinks_once_for_records_that_have_only_a_label(tmp_path, monk
     )
     wanted = {"teacher": str(model), "teacher_max_tokens": 12, "plain_share": 0.0, "eval_share": 0.0}
     settings = profile(tmp_path, model, [source], **wanted)
-    first = dataset.build(settings)
+    first = dataset_stage.build(settings)
     counted = first.card["counted"]["thinking"]
     # Random weights may write a marker or nothing; then the labels speak.
     assert counted["a teacher's"] + counted["from its labels"] == 7
@@ -116,10 +118,12 @@ def test_a_teacher_thinks_once_for_records_that_have_only_a_label(tmp_path, monk
         raise AssertionError("the teacher was asked again for what it had answered")
 
     monkeypatch.setattr(teacher, "open_teacher", ask_again)
-    again = dataset.build(profile(tmp_path, model, [source], "again", **wanted))
+    again = dataset_stage.build(profile(tmp_path, model, [source], "again", **wanted))
     assert outputs(first.directory) == outputs(again.directory)
     with pytest.raises(AssertionError, match="asked again"):
-        dataset.build(profile(tmp_path, model, [source], "longer", **{**wanted, "teacher_max_tokens": 13}))
+        dataset_stage.build(
+            profile(tmp_path, model, [source], "longer", **{**wanted, "teacher_max_tokens": 13})
+        )
 
 
 def test_a_teacher_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -149,11 +153,11 @@ def test_a_teacher_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(teacher, "open_teacher", watched)
     with pytest.raises(KeyboardInterrupt):
-        dataset.build(profile(tmp_path, model, [source], **wanted))
+        dataset_stage.build(profile(tmp_path, model, [source], **wanted))
     fail_after[0] = -1
-    built = dataset.build(profile(tmp_path, model, [source], **wanted))
+    built = dataset_stage.build(profile(tmp_path, model, [source], **wanted))
     assert asked == [4, 4, 2]
-    whole = dataset.build(profile(tmp_path, model, [source], "again", **wanted))
+    whole = dataset_stage.build(profile(tmp_path, model, [source], "again", **wanted))
     assert outputs(built.directory) == outputs(whole.directory)
 
 
@@ -169,7 +173,7 @@ def test_robots_files_beside_the_input_decide(tmp_path, base):
     (tmp_path / "robots" / "open.example.txt").write_text("", encoding="utf-8")
     urls = ["https://closed.example/a", "https://open.example/a", "https://unknown.example/a"]
     source = write(tmp_path / "in.jsonl", [*many(4), *(record(n, url=url) for n, url in enumerate(urls, 10))])
-    built = dataset.build(profile(tmp_path, base, [source]))
+    built = dataset_stage.build(profile(tmp_path, base, [source]))
     reasons = {row["line"]: row["reason"] for row in read_jsonl(built.directory / "quarantine.jsonl")}
     assert reasons == {5: "robots_disallow", 7: "robots_unknown"}
     manifest = json.loads((built.directory / "manifest.json").read_text(encoding="utf-8"))
@@ -181,7 +185,7 @@ def test_ray_gives_the_same_bytes(tmp_path, base, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     source = write(tmp_path / "in.jsonl", [*many(300), b"{", *many(10)])
-    one = dataset.build(profile(tmp_path, base, [source], "one"))
-    ray = dataset.build(profile(tmp_path, base, [source], "ray", engine="ray", workers=2))
+    one = dataset_stage.build(profile(tmp_path, base, [source], "one"))
+    ray = dataset_stage.build(profile(tmp_path, base, [source], "ray", engine="ray", workers=2))
     assert outputs(one.directory) == outputs(ray.directory)
     shutil.rmtree(ray.directory)

@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from so8t_helpers import chat_format
 from so8t_helpers.dataset import records, thinking
-from so8t_helpers.dataset.labels import parse_label
-from so8t_helpers.dataset.records import RejectedError
+from so8t_helpers.dataset.records import RejectedError, parse_label
 from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
 from so8t_helpers.settings import DatasetSettings
+from so8t_helpers.thinking import format as think_format
 
 SEED = "# 思考ステップ\n文を読む。\n判定: ALLOW\n\n# 最終回答\n東京です。"
 QUADRUPLE = (
@@ -185,7 +184,7 @@ def test_personal_data_is_masked_everywhere_it_stands(judge):
 
 def test_ready_quadruple_parts_are_masked_too(judge):
     output = QUADRUPLE.replace("安全。", "宛先はtaro@example.com。")
-    for style in chat_format.STYLES:
+    for style in think_format.STYLES:
         row = judge(output=output, settings={"think_format": style})
         assert "taro" not in json.dumps(row)
         assert "[メールアドレス]" in row["thinking"]
@@ -193,11 +192,11 @@ def test_ready_quadruple_parts_are_masked_too(judge):
 
 def test_ready_formats_keep_their_thinking(judge):
     for output in (SEED, QUADRUPLE):
-        for style in chat_format.STYLES:
+        for style in think_format.STYLES:
             row = judge(output=output, settings={"think_format": style})
             assert row["final"] == "東京です。"
             assert ("文を読む。" if output is SEED else "場所を聞いている。") in row["thinking"]
-            assert chat_format.decision_of(row["thinking"]) == "ALLOW"
+            assert think_format.decision_of(row["thinking"]) == "ALLOW"
 
 
 def test_a_marker_that_comes_about_where_parts_are_joined_is_refused(judge):
@@ -212,7 +211,7 @@ def test_thinking_from_labels_says_only_what_the_record_says(judge):
 
 
 def test_cutting_keeps_whole_sentences_and_the_decision():
-    text = chat_format.ThinkText("seed", "答え。", "一。二つ目。三つ目です。\n判定: DENY")
+    text = think_format.ThinkText("seed", "答え。", "一。二つ目。三つ目です。\n判定: DENY")
     short = thinking.cut(text, lambda part: len(part.thinking) <= 18, "DENY")
     assert short is not None
     assert short.thinking == "一。二つ目。\n判定: DENY"

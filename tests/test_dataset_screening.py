@@ -8,14 +8,13 @@ from dataset_inputs import character_tokenizer, many, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so8t_helpers import personal_data
 from so8t_helpers import settings as so8t_settings
-from so8t_helpers.dataset import dedup
+from so8t_helpers.dataset import duplicates, personal_data
+from so8t_helpers.dataset.policy import harm, ngrams
 from so8t_helpers.dataset.records import parse_json
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
-from so8t_helpers.markers import CANDIDATE
-from so8t_helpers.policy import harm, ngrams
+from so8t_helpers.thinking.markers import CANDIDATE
 
 LISTED = harm.HarmWords([])
 TELLING = [
@@ -58,7 +57,7 @@ texts = st.lists(st.text(max_size=6) | st.sampled_from(TELLING), max_size=6).map
 @given(st.lists(texts, min_size=1, max_size=5))
 def test_the_screen_misses_nothing_that_a_regex_finds(found_in):
     seen, plain = Screen(LISTED.categories)(found_in)
-    assert plain == [harm.plain(text) for text in found_in]
+    assert plain == [harm.normalised(text) for text in found_in]
     for flags, text, folded in zip(seen, found_in, plain, strict=True):
         assert flags & MARKS or CANDIDATE.search(text) is None
         assert flags & PERSONAL or not personal_data.looks(folded)
@@ -127,14 +126,14 @@ def test_signatures_tell_how_alike_two_texts_are(length):
         at = rng.randrange(length)
         changed[at : at + rng.randrange(max(2, length // 5))] = "あ"
         pairs.append(("".join(text), "".join(changed)))
-    alike = np.array([dedup.jaccard(a, b) for a, b in pairs])
-    first, second = (dedup.signatures([pair[side] for pair in pairs]) for side in (0, 1))
-    error = (first[:, : dedup.KEPT] == second[:, : dedup.KEPT]).mean(axis=1) - alike
+    alike = np.array([duplicates.jaccard(a, b) for a, b in pairs])
+    first, second = (duplicates.signatures([pair[side] for pair in pairs]) for side in (0, 1))
+    error = (first[:, : duplicates.KEPT] == second[:, : duplicates.KEPT]).mean(axis=1) - alike
     assert abs(error.mean()) < 0.015
     assert error.std() < 0.06
-    banding = dedup.banding(0.7)
-    shared = (dedup.band_keys(first, *banding) == dedup.band_keys(second, *banding)).any(axis=1)
+    banding = duplicates.banding(0.7)
+    shared = (duplicates.band_keys(first, *banding) == duplicates.band_keys(second, *banding)).any(axis=1)
     assert (alike >= 0.7).sum() > 15
     assert shared[alike >= 0.7].mean() >= 0.98
-    alone = dedup.signatures([pairs[7][0]])[0]
+    alone = duplicates.signatures([pairs[7][0]])[0]
     assert np.array_equal(alone, first[7])

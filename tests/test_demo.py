@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers import chat_format, demo
+from so8t_helpers import demo
 from so8t_helpers.demo import base_model, records, tokenizer
 from so8t_helpers.demo.broken import BROKEN
 from so8t_helpers.demo.copying_init import start_copying
+from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import load_settings
+from so8t_helpers.thinking import format as think_format
 
 TEXTS = (
     "佐藤さんは昨日、駅前でりんごを340円で買いました。\n買ったのは誰ですか。",
@@ -51,11 +53,11 @@ def settings_in(tmp_path):
 def test_records_cover_all_labels_and_are_sound(good):
     assert len(good) >= 1500
     labels = Counter(record["label"] for record in good)
-    assert set(labels) == set(chat_format.LABELS)
+    assert set(labels) == set(think_format.LABELS)
     assert min(labels.values()) >= 250
     assert len({record["id"] for record in good}) == len(good)
     for record in good:
-        assert not chat_format.contains_markers(record["instruction"] + record["input"] + record["output"])
+        assert not think_format.contains_markers(record["instruction"] + record["input"] + record["output"])
         assert record["output"] and record["reasoning"].endswith("。")
         value = record["check"]["value"]
         said = record["output"].removesuffix("。")
@@ -104,7 +106,7 @@ def test_every_task_draws_questions_about_one_text():
     assert set(records.RECORDS) == set(records.PRETRAINING)
     for task in records.RECORDS:
         drafts = task(Random(1))
-        assert {draft.label for draft in drafts} <= set(chat_format.LABELS)
+        assert {draft.label for draft in drafts} <= set(think_format.LABELS)
         assert len({(draft.lead, draft.text) for draft in drafts}) == 1
         assert len({draft.asked for draft in drafts}) == len(drafts)
 
@@ -135,9 +137,9 @@ def test_special_tokens_stand_and_strip_as_published(tokenizer_folder):
 def test_chat_template_is_the_one_that_render_writes(tokenizer_folder):
     fast = AutoTokenizer.from_pretrained(tokenizer_folder)
     messages = [{"role": "user", "content": "質問"}, {"role": "assistant", "content": "答え"}]
-    assert fast.apply_chat_template(messages, tokenize=False) == chat_format.render(messages)
+    assert fast.apply_chat_template(messages, tokenize=False) == chat.render(messages)
     prompt = fast.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    assert prompt == chat_format.render(messages[:1], add_generation_prompt=True)
+    assert prompt == chat.render(messages[:1], add_generation_prompt=True)
 
 
 def test_tokenizer_files_are_the_same_every_time(tokenizer_folder, tmp_path):
@@ -150,7 +152,7 @@ def test_only_what_the_assistant_says_is_learnt(tokenizer_folder, talks):
     fast = AutoTokenizer.from_pretrained(tokenizer_folder)
     several = [talk for talk in talks if len(talk) > 1][:40]
     drafts = [draft for talk in several for draft in talk]
-    reasons = {chat_format.with_decision(draft.reasoning, draft.label) for draft in drafts}
+    reasons = {think_format.with_decision(draft.reasoning, draft.label) for draft in drafts}
     said = {f"{text}<|end|>" for text in reasons | {draft.output for draft in drafts}}
     for _, labels in base_model.batches(tokenizer_folder, several):
         for row in labels.tolist():
@@ -214,10 +216,10 @@ def test_the_base_answers_and_does_not_think(good):
     right = 0
     for record in good[:200]:
         question = "\n".join(filter(None, (record["instruction"], record["input"])))
-        prompt = chat_format.render([{"role": "user", "content": f"/think {question}"}], True)
+        prompt = chat.render([{"role": "user", "content": f"/think {question}"}], True)
         ids = fast(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
         out = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
         answer = fast.decode(out, skip_special_tokens=True)
-        assert not chat_format.contains_markers(answer)
+        assert not think_format.contains_markers(answer)
         right += record["check"]["value"] in answer
     assert right >= 100

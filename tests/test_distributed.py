@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from so8t_helpers import distributed, training
-from so8t_helpers.rotation import GATES_FILE
-from so8t_helpers.run_folder import StageError, stale_reason, write_jsonl
+from so8t_helpers.run.files import StageError, write_jsonl
+from so8t_helpers.run.stage import stale_reason
 from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings, merge
+from so8t_helpers.so8.rotation import GATES_FILE
+from so8t_helpers.train import stage as train_stage
+from so8t_helpers.train import workers
 from tests.phi3_folders import small_folder
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="written for workers on the CPU")
@@ -54,9 +56,9 @@ def outcome(settings: Settings) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
 
 
 def test_two_workers_end_where_one_does(settings: Settings):
-    facts = training.train(settings)
+    facts = train_stage.train(settings)
     two = merge(settings, {"run": {"name": "two", "processes": 2}})
-    facts_of_two = training.train(two)
+    facts_of_two = train_stage.train(two)
     assert stale_reason(two, "02_train") is None
     assert facts_of_two.keys() == facts.keys()
     assert not (two.run_dir / ".workers.log").exists()
@@ -77,13 +79,13 @@ def test_two_workers_end_where_one_does(settings: Settings):
 def test_a_worker_that_fails_says_why_and_leaves_no_manifest(settings: Settings):
     broken = merge(settings, {"run": {"processes": 2}, "lora": {"target_modules": ["q_proj"]}})
     with pytest.raises(StageError, match=r"a worker failed(.|\n)*q_proj.*matches no linear of Phi-3"):
-        training.train(broken)
+        train_stage.train(broken)
     assert not (broken.run_dir / "02_train" / "manifest.json").exists()
 
 
 def test_workers_that_hold_different_numbers_say_so():
-    distributed.Workers().agree("anything", 3)  # alone, there is nobody to disagree with
-    code = "from so8t_helpers import distributed as d; w = d.join(); w.agree('the step', w.rank)"
+    workers.Workers().agree("anything", 3)  # alone, there is nobody to disagree with
+    code = "from so8t_helpers.train import workers as d; w = d.join(); w.agree('the step', w.rank)"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
     command += [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)

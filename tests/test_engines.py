@@ -10,13 +10,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers.chat_format import render
-from so8t_helpers.engines import EngineError, EngineTimeoutError, collect
-from so8t_helpers.engines.base import chat_prompt, threads_for
-from so8t_helpers.engines.discovery import GgufHost
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, chat_prompt, collect, threads_for
+from so8t_helpers.engines.host import GgufHost
 from so8t_helpers.engines.llama_cpp import LlamaCpp, open_llama_cpp
 from so8t_helpers.engines.transformers_engine import Transformers, open_transformers
-from so8t_helpers.gguf_export import export
+from so8t_helpers.gguf.stage import export
+from so8t_helpers.phi3.chat import render
 from so8t_helpers.settings import load_settings
 
 PROMPTS = [

@@ -12,20 +12,23 @@ import pytest
 import taught_model
 from sklearn.metrics import f1_score
 
-from so8t_helpers import evaluation, gguf_export
-from so8t_helpers.audit import verify_audit
-from so8t_helpers.chat_format import LABELS
-from so8t_helpers.evaluation import statistics
-from so8t_helpers.evaluation.calibration import Stated, calibrate, find_stated
-from so8t_helpers.evaluation.parity import TokenParity
-from so8t_helpers.evaluation.prompts import Prompt, choose_prompts
-from so8t_helpers.evaluation.scoring import is_correct, score
-from so8t_helpers.evaluation.summary import compare, summarise
-from so8t_helpers.plots import evaluation as plots
-from so8t_helpers.plots import style
-from so8t_helpers.redaction import REFUSAL_TEXT
-from so8t_helpers.run_folder import Stage, StageError, read_jsonl, stale_reason, write_jsonl
+from so8t_helpers.evaluate import figures as evaluate_figures
+from so8t_helpers.evaluate import figures as plots
+from so8t_helpers.evaluate import stage as evaluate_stage
+from so8t_helpers.evaluate import statistics
+from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
+from so8t_helpers.evaluate.checks import TokenParity
+from so8t_helpers.evaluate.judge import is_correct, score
+from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
+from so8t_helpers.evaluate.summary import compare, summarise
+from so8t_helpers.gguf import stage as gguf_stage
+from so8t_helpers.run.files import StageError, read_jsonl, write_jsonl
+from so8t_helpers.run.stage import Stage, stale_reason
 from so8t_helpers.settings import Settings, SettingsError, load_settings
+from so8t_helpers.show import style
+from so8t_helpers.thinking.audit import verify_audit
+from so8t_helpers.thinking.format import LABELS
+from so8t_helpers.thinking.redaction import REFUSAL_TEXT
 
 GOOD = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
 ROW = {"label": "ALLOW", "check": {"kind": "number", "value": "3"}}
@@ -167,7 +170,7 @@ def test_summary_comparison_and_tables() -> None:
     assert entry["by_task"]["sum"]["n"] == 3
     pair = compare(before, after, 100, 0)
     assert (pair["answer"]["gained"], pair["answer"]["lost"]) == (1, 0)
-    changed = evaluation.changed_examples(pd.concat([before, after]), "base", "baked")
+    changed = evaluate_figures.changed_examples(pd.concat([before, after]), "base", "baked")
     assert changed["change"].tolist() == ["gained"]
     assert "足す" not in changed.to_string()
 
@@ -196,7 +199,7 @@ def test_prompts_keep_the_labels_shares_and_contain_the_smaller_choice(scratch_s
 
 def test_missing_held_out_records_are_named(scratch_settings: Settings) -> None:
     with pytest.raises(StageError, match="run stage 01_dataset first"):
-        evaluation.evaluate(scratch_settings)
+        evaluate_stage.evaluate(scratch_settings)
 
 
 class Cutter:
@@ -236,13 +239,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[
             },
         },
     )
-    gguf_export.export(settings)
-    return settings, evaluation.evaluate(settings)
+    gguf_stage.export(settings)
+    return settings, evaluate_stage.evaluate(settings)
 
 
 def test_the_stage_judges_the_same_text_alike_in_both_engines(evaluated: tuple[Settings, dict]) -> None:
     settings, scores = evaluated
-    answers = evaluation.load_answers(settings)
+    answers = evaluate_figures.load_answers(settings)
     assert answers["final"].tolist() == [taught_model.FINAL, taught_model.REFUSAL] * 3
     assert answers["well_formed"].all() and (answers["decision"] == answers["label"]).all()
     for entry in scores["models"].values():
@@ -307,7 +310,7 @@ def test_tasks_that_cannot_run_are_named_before_any_work(
     data = scratch_settings.model_dump(exclude={"profile"})
     data["eval"]["harness_tasks"] = ["so8t_facts"]
     with pytest.raises(SettingsError, match=r"--constraint constraints\.txt lm-eval"):
-        evaluation.evaluate(load_settings("demo", data))
+        evaluate_stage.evaluate(load_settings("demo", data))
 
 
 @pytest.mark.slow
@@ -322,7 +325,7 @@ def test_a_local_task_of_the_harness_runs_against_the_server(
     data["gguf"] |= {"model_dir": None}
     data["eval"] |= {"gguf_dir": str(evaluated[0].run_dir / "04_gguf")}
     data["run"]["name"] = "harness"
-    scores = evaluation.evaluate(load_settings("demo", data))
+    scores = evaluate_stage.evaluate(load_settings("demo", data))
     assert scores["harness"]["so8t_facts"]["exact_match,trimmed"] == 1.0
 
 
@@ -339,7 +342,7 @@ def test_thinking_is_kept_where_the_setting_asks_for_it(evaluated: tuple[Setting
     other = {"eval": {"show_thinking": True, "models": ["baked"]}, "run": {"name": "shown"}}
     data = settings.model_dump()
     shown = load_settings("demo", {k: {**data[k], **other.get(k, {})} for k in data if k != "profile"})
-    evaluation.evaluate(shown)
+    evaluate_stage.evaluate(shown)
     rows = read_jsonl(shown.run_dir / "05_ollama_eval" / "answers.jsonl")
     assert any(taught_model.THINKING in row["thinking"] for row in rows)
 
@@ -362,9 +365,9 @@ def test_figures_and_tables_of_a_real_run(evaluated: tuple[Settings, dict]) -> N
         plots.speed(scores),
     ):
         assert style.to_svg(figure, "a figure").startswith("<svg")
-    assert evaluation.scores_table(scores).index.tolist() == ["base", "baked", "f16"]
-    assert "→" in evaluation.conclusion(scores)
-    assert len(evaluation.pairs_table(scores)) >= 6
+    assert evaluate_figures.scores_table(scores).index.tolist() == ["base", "baked", "f16"]
+    assert "→" in evaluate_figures.conclusion(scores)
+    assert len(evaluate_figures.pairs_table(scores)) >= 6
 
 
 def test_a_missing_file_is_named(evaluated: tuple[Settings, dict], tmp_path: Path) -> None:
@@ -372,4 +375,4 @@ def test_a_missing_file_is_named(evaluated: tuple[Settings, dict], tmp_path: Pat
     data["eval"]["models"] = ["q6_k"]
     data.pop("profile")
     with pytest.raises(StageError, match=r"missing input 04_gguf/phi3-so8t-q6_k\.gguf.*gguf\.types"):
-        evaluation.evaluate(load_settings("demo", data))
+        evaluate_stage.evaluate(load_settings("demo", data))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from so8t_helpers import batch
 from so8t_helpers.__main__ import main
-from so8t_helpers.plots.dataset import draw_samples
+from so8t_helpers.dataset.figures import draw_samples
 from so8t_helpers.report.export import export
-from so8t_helpers.run_folder import StageError, read_jsonl
+from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import PROJECT_ROOT, Settings
+from so8t_helpers.verbs import batch
 from tests.small_notebooks import code, small_settings, write_notebook
 
 

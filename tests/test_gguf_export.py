@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
-from so8t_helpers.gguf_export import GgufResult, export, kernels, quality, writer
-from so8t_helpers.gguf_export.convert import dequantize, quantize
-from so8t_helpers.gguf_export.metadata import general_name
-from so8t_helpers.gguf_export.parity import check_tokens
-from so8t_helpers.gguf_export.types import FILE_TYPES, tensor_type
-from so8t_helpers.gguf_export.weights import gguf_weights
-from so8t_helpers.layer_stream import read_config
-from so8t_helpers.run_folder import StageError, read_manifest, stale_reason
+from so8t_helpers.gguf import convert, quality, writer
+from so8t_helpers.gguf.convert import dequantize_rows, quantize_rows
+from so8t_helpers.gguf.figures import GgufResult
+from so8t_helpers.gguf.metadata import general_name
+from so8t_helpers.gguf.parity import check_tokens
+from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.types import FILE_TYPES, tensor_type
+from so8t_helpers.gguf.weights import gguf_weights
+from so8t_helpers.phi3.stream import read_config
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import read_manifest, stale_reason
 from so8t_helpers.settings import Settings, load_settings
 
 ALL_TYPES = list(FILE_TYPES)
@@ -368,25 +371,25 @@ def test_16_and_8_bit_bytes_are_those_of_ggufs_own_code(kind: Q) -> None:
     rows = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
     rows[0, :4] = [0.0, -0.0, 6e-8, 1e-7]  # zeros and float16's subnormals
     expected = gguf.quants.quantize(rows, kind).view(np.uint8)
-    assert np.array_equal(quantize(rows, kind), expected)
-    assert np.array_equal(dequantize(expected, kind), gguf.quants.dequantize(expected, kind))
+    assert np.array_equal(quantize_rows(rows, kind), expected)
+    assert np.array_equal(dequantize_rows(expected, kind), gguf.quants.dequantize(expected, kind))
 
 
 @pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.Q5_0, Q.Q5_1])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_both_builds_of_ggml_give_the_same_bytes(kind: Q, weighed: bool) -> None:
-    fast = kernels.exported()
+    fast = convert.exported()
     if fast is None:
         pytest.skip("this platform's xllamacpp exports no symbols")
     generator = np.random.default_rng(3)
     rows = generator.standard_normal((96, 512)).astype(np.float32) * 0.05
     rows[:4, :256] = [[0.0], [1.0], [-3e-8], [1e4]]  # blocks of one value
     importance = generator.random(512, dtype=np.float32) if weighed else None
-    assert np.array_equal(fast(rows, kind, importance), kernels.packaged(rows, kind, importance))
+    assert np.array_equal(fast(rows, kind, importance), convert.packaged(rows, kind, importance))
 
 
 def test_rows_and_importance_that_do_not_fit_are_refused() -> None:
-    fast = kernels.exported()
+    fast = convert.exported()
     if fast is None:
         pytest.skip("this platform's xllamacpp exports no symbols")
     with pytest.raises(ValueError, match="blocks of 256"):

@@ -15,15 +15,17 @@ from gguf import GGMLQuantizationType as Q
 from test_gguf_export import make_settings
 from transformers import Phi3ForCausalLM
 
-from so8t_helpers import rotation
-from so8t_helpers.checkpoint import read_checkpoint
-from so8t_helpers.gguf_export import export, imatrix, o_proj, quality
-from so8t_helpers.gguf_export.convert import dequantize, quantize
-from so8t_helpers.gguf_export.layout import collect_tensors
-from so8t_helpers.gguf_export.metadata import read_model
-from so8t_helpers.gguf_export.weights import Read, checkpoint_weights
-from so8t_helpers.layer_stream import read_config
-from so8t_helpers.run_folder import StageError, read_manifest
+from so8t_helpers.gguf import imatrix, o_proj, quality
+from so8t_helpers.gguf.convert import dequantize_rows, quantize_rows
+from so8t_helpers.gguf.layout import collect_tensors
+from so8t_helpers.gguf.metadata import read_model
+from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.weights import checkpoint_weights
+from so8t_helpers.phi3.stream import Read, read_config
+from so8t_helpers.phi3.weights import read_checkpoint
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import read_manifest
+from so8t_helpers.so8 import rotation
 
 TEXTS = [list(range(5, 45)), list(range(300, 320))]
 
@@ -80,7 +82,7 @@ def test_importance_lowers_the_error_that_it_weighs(kind: Q) -> None:
     rows = generator.standard_normal((64, 512)).astype(np.float32)
     importance = np.exp(3 * generator.standard_normal(512)).astype(np.float32)
     error = [
-        (importance * (dequantize(quantize(rows, kind, weights), kind) - rows) ** 2).sum()
+        (importance * (dequantize_rows(quantize_rows(rows, kind, weights), kind) - rows) ** 2).sum()
         for weights in (importance, None)
     ]
     assert error[0] < 0.9 * error[1]

@@ -19,9 +19,11 @@ import phi3_folders
 import pytest
 from test_gguf_export import ALL_TYPES, make_settings
 
-from so8t_helpers.gguf_export import GgufResult, export, imatrix, quality
-from so8t_helpers.gguf_export.weights import gguf_weights
-from so8t_helpers.layer_stream import read_config
+from so8t_helpers.gguf import imatrix, quality
+from so8t_helpers.gguf.figures import GgufResult
+from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.weights import gguf_weights
+from so8t_helpers.phi3.stream import read_config
 
 CONVERTED = ("f16", "bf16", "q8_0")
 QUANTISED = ("q4_k_m", "q5_k_m", "q6_k")

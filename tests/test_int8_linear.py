@@ -6,7 +6,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 
-from so8t_helpers.int8_linear import adapted_product, dequantize, frozen_linear, hold, quantize
+from so8t_helpers.train.frozen import adapted_product, dequantize, frozen_linear, hold, quantize
 
 GENERATOR = torch.Generator().manual_seed(3)
 

@@ -23,7 +23,7 @@ from benchmarks.lab_browser import (
     show_every_cell,
     wait_for_end,
 )
-from so8t_helpers.run_folder import STAGES
+from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.slow

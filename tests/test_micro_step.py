@@ -15,13 +15,16 @@ import torch
 from torch.nn import functional
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from so8t_helpers import micro_step, packing, settings
-from so8t_helpers.adapters import Adapters
-from so8t_helpers.gate import gate
-from so8t_helpers.micro_step import MicroStep
-from so8t_helpers.model import load_base, weight_reader
-from so8t_helpers.phi3 import keep_mask, read_shape, token_keys
+from so8t_helpers import settings
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.settings import PROJECT_ROOT
+from so8t_helpers.train import batches, micro_step
+from so8t_helpers.train.adapters import Adapters
+from so8t_helpers.train.frozen import load_base
+from so8t_helpers.train.gate import gate
+from so8t_helpers.train.layers import keep_mask, token_keys
+from so8t_helpers.train.micro_step import MicroStep
 
 CPU = torch.device("cpu")
 LENGTH, MOST = 48, 4
@@ -78,18 +81,18 @@ def make(
     return adapters, MicroStep(base, adapters, chosen, False, MOST, **plan)
 
 
-def documents() -> list[packing.Sample]:
+def documents() -> list[batches.Document]:
     rng = np.random.default_rng(0)
     found = []
     for length in (20, 15, 9):
         tokens = rng.integers(1, 128, length)
-        targets = np.full(length, packing.IGNORE)
+        targets = np.full(length, batches.IGNORE)
         targets[length // 2 : -1] = tokens[length // 2 + 1 :]
-        found.append(packing.Sample(tokens, targets))
+        found.append(batches.Document(tokens, targets))
     return found
 
 
-def run(adapters: Adapters, step: MicroStep, sequences: list[packing.PackedSequence]) -> tuple[float, float]:
+def run(adapters: Adapters, step: MicroStep, sequences: list[batches.PackedSequence]) -> tuple[float, float]:
     _, targets, bends = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
     adapters.zero_grad()
     step.begin_step(targets, bends, 0.1, 1.0)
@@ -148,7 +151,7 @@ def test_losses_and_gradients_equal_transformers(folder: Path, plan: dict, monke
         monkeypatch.setattr(micro_step, "_LOSS_CHUNK", 20)
         monkeypatch.setattr(micro_step, "_NORM_CHUNK", 20)
     adapters, step = make(folder, **plan)
-    task, bend = run(adapters, step, [packing.build_sequence(documents(), LENGTH, 0, MOST)])
+    task, bend = run(adapters, step, [batches.build_sequence(documents(), LENGTH, 0, MOST)])
     wanted_task, wanted_bend, parameters = reference(folder, adapters)
     assert task == pytest.approx(wanted_task, rel=BOUND)
     assert bend == pytest.approx(wanted_bend, rel=BOUND)
@@ -162,8 +165,8 @@ def test_losses_and_gradients_equal_transformers(folder: Path, plan: dict, monke
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_packed_and_unpacked_give_the_same(folder: Path, quantization: str):
-    packed = [packing.build_sequence(documents(), LENGTH, 0, MOST)]
-    alone = [packing.build_sequence([sample], LENGTH, 0, MOST) for sample in documents()]
+    packed = [batches.build_sequence(documents(), LENGTH, 0, MOST)]
+    alone = [batches.build_sequence([sample], LENGTH, 0, MOST) for sample in documents()]
     found = []
     for sequences in (packed, alone):
         adapters, step = make(folder, quantization=quantization)
@@ -174,7 +177,7 @@ def test_packed_and_unpacked_give_the_same(folder: Path, quantization: str):
 
 
 def test_dropout_is_the_same_recomputed_and_kept_and_new_with_the_seed(folder: Path):
-    packed = [packing.build_sequence(documents(), LENGTH, 0, MOST)]
+    packed = [batches.build_sequence(documents(), LENGTH, 0, MOST)]
     losses = {}
     for name, plan in {"recompute": {}, "keep": {"keep": 6}, "tiles": {"tiles": 3}}.items():
         adapters, step = make(folder, dropout=0.2, **plan)
@@ -243,18 +246,18 @@ def test_the_kernels_turn_as_float64_does():
     """In Triton's interpreter, which needs no card; it knows fp16 but not bf16."""
     code = """
 import torch
-from so8t_helpers import gate_triton
+from so8t_helpers.train import gate_kernel
 generator = torch.Generator().manual_seed(5)
 for tokens in (1, 70, 600):
     # Slices of wider rows, as they come out of a fused product; token counts that fill no tile.
     x, grad = (torch.randn(tokens, 160, generator=generator).half()[:, :128] for _ in range(2))
     blocks = torch.randn(16, 8, 8, generator=generator)
     dense = torch.block_diag(*blocks.double())
-    back, outer = gate_triton.turn_back(grad, x, blocks)
+    back, outer = gate_kernel.turn_back(grad, x, blocks)
     parts = [(t.double().unflatten(1, (16, 8)).permute(1, 2, 0)) for t in (grad, x)]
     wanted = parts[0] @ parts[1].transpose(1, 2)
     # Rounded once to fp16: half a unit in the last place, and a few 1e-7 before that of the float32 sums.
-    for found, exact in ((gate_triton.turn(x, blocks), x.double() @ dense.T), (back, grad.double() @ dense)):
+    for found, exact in ((gate_kernel.turn(x, blocks), x.double() @ dense.T), (back, grad.double() @ dense)):
         assert ((found.double() - exact).abs() <= exact.abs() * 2.0**-11 + 1e-6).all()
     assert (outer.double() - wanted).norm() < 1e-6 * wanted.norm()
 """
@@ -278,7 +281,7 @@ def test_rotations_send_their_gradient_back_through_the_exponential(folder: Path
     adapters.collect_rotation_gradient()
     step = 1e-6
     free = adapters.free.detach().double()
-    from so8t_helpers.rotation import rotation
+    from so8t_helpers.so8.rotation import rotation
 
     for index in [(0, 0, 0), (1, 3, 13), (2, 7, 27)]:
         moved = [free.clone() for _ in range(2)]

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from so8t_helpers import batch
-from so8t_helpers.run_folder import STAGES, read_jsonl, read_manifest, stale_reason
+from so8t_helpers.run.files import read_jsonl
+from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
 from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, Settings, merge
+from so8t_helpers.verbs import batch
 from tests.small_notebooks import PARAMETERS
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))

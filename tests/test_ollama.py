@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 import taught_model
 
-from so8t_helpers.engines import EngineError, collect
-from so8t_helpers.engines.base import chat_prompt
-from so8t_helpers.engines.discovery import GgufHost
-from so8t_helpers.engines.modelfile import Modelfile
-from so8t_helpers.engines.ollama import Ollama, open_ollama
+from so8t_helpers.engines.base import EngineError, chat_prompt, collect
+from so8t_helpers.engines.host import GgufHost
+from so8t_helpers.engines.ollama import Modelfile, Ollama, open_ollama
 from so8t_helpers.engines.ollama_server import (
     OllamaServer,
     check_version,
@@ -26,8 +24,8 @@ from so8t_helpers.engines.ollama_server import (
     start_server,
 )
 from so8t_helpers.engines.transformers_engine import open_transformers
-from so8t_helpers.evaluation.run import open_source
-from so8t_helpers.gguf_export import export
+from so8t_helpers.evaluate.stage import open_source
+from so8t_helpers.gguf.stage import export
 from so8t_helpers.settings import Settings, load_settings
 
 CHAT = [{"role": "user", "content": taught_model.QUESTION}]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from stdnum import luhn
 from stdnum.jp import cn, in_
 
-from so8t_helpers import personal_data
-from so8t_helpers.personal_data import checks
+from so8t_helpers.dataset import personal_data
+from so8t_helpers.dataset.personal_data import checks
 
 CASES = [
     json.loads(line)
@@ -57,8 +57,8 @@ def test_a_masked_text_holds_none_of_it(case):
 
 def test_fold_keeps_every_place():
     text = "電話０３－１２３４－５６７８、𝟘𝟙①㎏ﾊﾞ"
-    assert len(personal_data.fold(text)) == len(text)
-    assert personal_data.fold(text).startswith("電話03-1234-5678、01")
+    assert len(personal_data.halfwidth(text)) == len(text)
+    assert personal_data.halfwidth(text).startswith("電話03-1234-5678、01")
 
 
 @hypothesis_settings(max_examples=300)

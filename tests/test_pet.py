@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from so8t_helpers import pet
 from so8t_helpers.settings import PetSettings
+from so8t_helpers.train import pet
 
 
 def test_phases_take_their_shares_of_the_steps():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers.gguf_export import GgufResult
-from so8t_helpers.plots import gguf as plots
-from so8t_helpers.plots import style
+from so8t_helpers.gguf import figures as plots
+from so8t_helpers.gguf.figures import GgufResult
+from so8t_helpers.show import style
 
 
 def entry(size: int, kl: float, **more: float) -> dict[str, object]:

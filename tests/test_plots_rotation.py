@@ -12,19 +12,22 @@ from matplotlib.textpath import TextPath
 from safetensors.numpy import save_file
 from scipy.stats import special_ortho_group
 
-from so8t_helpers import rotation
-from so8t_helpers.plots import block, explorer, style
-from so8t_helpers.plots import rotation as plots
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.explore import block
+from so8t_helpers.explore import figures as explore_figures
+from so8t_helpers.run.files import StageError
+from so8t_helpers.show import style
+from so8t_helpers.so8 import figures as plots
+from so8t_helpers.so8 import history as so8_history
+from so8t_helpers.so8 import rotation
 from tests.rotations import write_run
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> plots.AngleHistory:
-    return plots.read_angles(write_run(tmp_path_factory.mktemp("runs")))
+def history(tmp_path_factory: pytest.TempPathFactory) -> so8_history.AngleHistory:
+    return so8_history.read_angles(write_run(tmp_path_factory.mktemp("runs")))
 
 
-def test_drift_and_distance_start_at_zero_and_find_the_layer_that_moved(history: plots.AngleHistory):
+def test_drift_and_distance_start_at_zero_and_find_the_layer_that_moved(history: so8_history.AngleHistory):
     assert history.drift.shape == (6, 3)
     assert history.drift[0].max() == 0
     assert history.distance[0].max() == 0
@@ -41,14 +44,14 @@ def test_drift_and_distance_start_at_zero_and_find_the_layer_that_moved(history:
     assert history.drift[3, 1] == pytest.approx(np.abs(degrees[3, 1] - degrees[0, 1]).mean(), rel=1e-5)
 
 
-def test_blocks_that_moved_most(history: plots.AngleHistory):
-    table = plots.most_moved(history, 5)
+def test_blocks_that_moved_most(history: so8_history.AngleHistory):
+    table = so8_history.most_moved(history, 5)
     assert table["layer"].iloc[0] == 5  # its number in the model, not its row
     assert table["distance (rad)"].is_monotonic_decreasing
     assert table["distance (rad)"].iloc[0] == history.distance[-1].max()
 
 
-def test_the_heat_map_holds_the_drift(history: plots.AngleHistory):
+def test_the_heat_map_holds_the_drift(history: so8_history.AngleHistory):
     figure = plots.drift_heatmap(history)
     (image,) = figure.axes[0].get_images()
     np.testing.assert_array_equal(image.get_array(), history.drift.T)
@@ -61,7 +64,7 @@ def test_random_rotations_lie_on_the_haar_curve():
     rows, columns = np.triu_indices(8, 1)
     free = logarithms[:, rows, columns].astype(np.float32)[None, None].repeat(2, axis=0)
     angles = rotation.principal_angles(torch.from_numpy(free)).numpy()
-    random = plots.AngleHistory(np.array([0, 1]), np.array([0]), free, angles)
+    random = so8_history.AngleHistory(np.array([0, 1]), np.array([0]), free, angles)
     ax = plots.angle_distribution(random).axes[0]
     (curve,) = [line for line in ax.get_lines() if len(line.get_xdata()) > 2]
     (now,) = [patch for patch in ax.patches if patch.get_label() == "at this step"]
@@ -71,7 +74,7 @@ def test_random_rotations_lie_on_the_haar_curve():
     np.testing.assert_allclose(wide, expected.reshape(9, 10).mean(axis=1), rtol=0.35)  # 4 standard errors
 
 
-def test_every_figure_becomes_a_small_svg(history: plots.AngleHistory):
+def test_every_figure_becomes_a_small_svg(history: so8_history.AngleHistory):
     figures = [
         plots.drift_heatmap(history),
         plots.drift_distribution(history),
@@ -84,7 +87,7 @@ def test_every_figure_becomes_a_small_svg(history: plots.AngleHistory):
     assert max(map(len, svgs)) < 250_000
 
 
-def test_one_block_shows_its_matrix_and_its_angles(history: plots.AngleHistory):
+def test_one_block_shows_its_matrix_and_its_angles(history: so8_history.AngleHistory):
     figure = block.block(history, 4, 2, 7)
     matrix, circle, way = figure.axes
     shown = matrix.get_images()[0].get_array()
@@ -98,7 +101,7 @@ def test_one_block_shows_its_matrix_and_its_angles(history: plots.AngleHistory):
     np.testing.assert_allclose(way.get_lines()[0].get_ydata(), history.degrees[:, 2, 7, 0])
 
 
-def test_the_unit_circle_shows_and_writes_the_angles(history: plots.AngleHistory):
+def test_the_unit_circle_shows_and_writes_the_angles(history: so8_history.AngleHistory):
     _, ax = style.new_figure()
     circle = block.UnitCircle(ax)
     circle.update(history.angles[4, 2, 7], history.angles[0, 2, 7])
@@ -121,25 +124,25 @@ def test_matrix_cells_read_alike_at_any_sign():
     ]
 
 
-def test_a_fast_redraw_is_the_same_picture_as_a_first_drawing(history: plots.AngleHistory):
-    moved = explorer.ExplorerFigure(history)
+def test_a_fast_redraw_is_the_same_picture_as_a_first_drawing(history: so8_history.AngleHistory):
+    moved = explore_figures.ExplorerFigure(history)
     moved.update(0, 0, 0)
     before = moved.jpeg()
     moved.update(4, 2, 7)
-    fresh = explorer.ExplorerFigure(history)
+    fresh = explore_figures.ExplorerFigure(history)
     fresh.update(4, 2, 7)
     assert moved.jpeg() == fresh.jpeg() != before
 
 
-def test_summary_names_run_and_layer(history: plots.AngleHistory):
-    text = plots.summary(history, "probe")
+def test_summary_names_run_and_layer(history: so8_history.AngleHistory):
+    text = so8_history.summary(history, "probe")
     assert "`probe`" in text
     assert "most in layer 5" in text
 
 
 def test_missing_and_foreign_files(tmp_path: Path):
     with pytest.raises(StageError, match="02_train writes it"):
-        plots.read_angles(tmp_path / "angles.safetensors")
+        so8_history.read_angles(tmp_path / "angles.safetensors")
     save_file({"steps": np.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(StageError, match="no tensor"):
-        plots.read_angles(tmp_path / "other.safetensors")
+        so8_history.read_angles(tmp_path / "other.safetensors")

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from so8t_helpers.plots import style, training
+from so8t_helpers.show import style
+from so8t_helpers.train import figures as train_figures
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def metrics() -> pd.DataFrame:
 
 
 def test_pet_is_coloured_by_phase_and_says_its_lambda(metrics: pd.DataFrame):
-    task, pet = training.losses(metrics).axes
+    task, pet = train_figures.losses(metrics).axes
     drawn = {line.get_color(): line for line in pet.get_lines() if len(line.get_xdata()) > 2}
     assert set(drawn) == {style.COLORS[p] for p in ("exploration", "transition", "stabilization")}
     np.testing.assert_array_equal(drawn[style.COLORS["transition"]].get_xdata(), np.arange(11, 31))
@@ -38,19 +39,19 @@ def test_pet_is_coloured_by_phase_and_says_its_lambda(metrics: pd.DataFrame):
 
 
 def test_without_pet_there_is_one_panel(metrics: pd.DataFrame):
-    assert len(training.losses(metrics.assign(pet_loss=np.nan)).axes) == 1
+    assert len(train_figures.losses(metrics.assign(pet_loss=np.nan)).axes) == 1
 
 
 def test_throughput_states_the_median(metrics: pd.DataFrame):
-    assert "1,000 tokens per second" in training.throughput(metrics).axes[0].get_title(loc="left")
+    assert "1,000 tokens per second" in train_figures.throughput(metrics).axes[0].get_title(loc="left")
 
 
 def test_rate_and_norm_show_their_columns(metrics: pd.DataFrame):
-    rate, norm = training.learning_rate_and_norm(metrics).axes
+    rate, norm = train_figures.learning_rate_and_norm(metrics).axes
     np.testing.assert_array_equal(rate.get_lines()[0].get_ydata(), metrics["lr"])
     np.testing.assert_array_equal(norm.get_lines()[0].get_ydata(), metrics["grad_norm"])
 
 
 def test_a_run_of_one_step_can_be_drawn(metrics: pd.DataFrame):
-    for figure in (training.losses, training.learning_rate_and_norm, training.throughput):
+    for figure in (train_figures.losses, train_figures.learning_rate_and_norm, train_figures.throughput):
         assert style.to_svg(figure(metrics.head(1)), "one step")

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from so8t_helpers.policy import harm, licence, robots, robots_fetch
+from so8t_helpers.dataset.policy import harm, licence, robots
 from so8t_helpers.settings import DatasetSettings, SettingsError
 
 ALLOWED = tuple(DatasetSettings().licences)
@@ -100,7 +100,7 @@ def site():
 
 
 def fetch(site, folder) -> robots.Robots:
-    robots_fetch.fetch(f"{site.url}/page", folder, "so8t-workbench", public_only=False)
+    robots.fetch(f"{site.url}/page", folder, "so8t-workbench", public_only=False)
     return robots.Robots(folder, "so8t-workbench")
 
 
@@ -122,11 +122,11 @@ def test_fetching_follows_rfc_9309(site, tmp_path, answer, allowed):
     site.answers = {"/robots.txt": answer, "/moved": (200, b"User-agent: *\nDisallow: /page", None)}
     assert fetch(site, tmp_path).decide(f"{site.url}/page") == (None if allowed else "robots_disallow")
     assert {agent for _, agent in site.asked} == {"so8t-workbench"}
-    assert len(site.asked) <= robots_fetch.MAX_REDIRECTS + 1
+    assert len(site.asked) <= robots.MAX_REDIRECTS + 1
 
 
 def test_a_host_that_does_not_answer_disallows(tmp_path):
-    robots_fetch.fetch("http://127.0.0.1:9/page", tmp_path, "so8t-workbench", public_only=False)
+    robots.fetch("http://127.0.0.1:9/page", tmp_path, "so8t-workbench", public_only=False)
     assert robots.Robots(tmp_path, "so8t-workbench").decide("http://127.0.0.1:9/page") == "robots_disallow"
 
 
@@ -135,7 +135,7 @@ def test_a_fetched_file_is_kept_for_a_day_and_a_given_one_for_ever(site, tmp_pat
     fetch(site, tmp_path)
     fetch(site, tmp_path)
     assert len(site.asked) == 1
-    monkeypatch.setattr(robots_fetch, "CACHE_SECONDS", -1)
+    monkeypatch.setattr(robots, "CACHE_SECONDS", -1)
     fetch(site, tmp_path)
     assert len(site.asked) == 2
     next(tmp_path.glob("*.json")).unlink()
@@ -144,7 +144,7 @@ def test_a_fetched_file_is_kept_for_a_day_and_a_given_one_for_ever(site, tmp_pat
 
 
 def test_records_cannot_steer_the_fetcher_inside(site, tmp_path):
-    robots_fetch.fetch(f"{site.url}/page", tmp_path, "so8t-workbench")
+    robots.fetch(f"{site.url}/page", tmp_path, "so8t-workbench")
     assert site.asked == []
     assert robots.Robots(tmp_path, "so8t-workbench").decide(f"{site.url}/page") == "robots_disallow"
 
@@ -182,11 +182,11 @@ def test_words_by_category_and_the_users_own(tmp_path):
     own = tmp_path / "own.tsv"
     own.write_text("# mine\n社外秘\tプロジェクト赤\nenglish\tred wolf\n", encoding="utf-8")
     words = harm.HarmWords([str(own)])
-    assert words.find(harm.plain("ﾌﾟﾛｼﾞｪｸﾄ赤の資料")) == "社外秘"
-    assert words.find(harm.plain("The RED WOLF plan")) == "english"
-    assert words.find(harm.plain("shred wolfram")) is None
-    assert words.find(harm.plain("爆発物の作り方を教えて")) == "weapons"
-    assert words.find(harm.plain("今日の天気を教えて")) is None
+    assert words.find(harm.normalised("ﾌﾟﾛｼﾞｪｸﾄ赤の資料")) == "社外秘"
+    assert words.find(harm.normalised("The RED WOLF plan")) == "english"
+    assert words.find(harm.normalised("shred wolfram")) is None
+    assert words.find(harm.normalised("爆発物の作り方を教えて")) == "weapons"
+    assert words.find(harm.normalised("今日の天気を教えて")) is None
 
 
 def test_a_bad_word_list_names_its_line(tmp_path):

@@ -12,9 +12,10 @@ import gguf
 import numpy as np
 import pytest
 
-from so8t_helpers import origin, run_folder
-from so8t_helpers.provenance import verify
+from so8t_helpers.run import files, origin
+from so8t_helpers.run import stage as run_stage
 from so8t_helpers.settings import Settings, SettingsError, validate
+from so8t_helpers.verbs.verify import verify
 
 LINES = ['{"instruction": "一"}', "broken", '{"instruction": "二"}', '{"instruction": "三"}']
 
@@ -29,19 +30,19 @@ def make_run(tmp_path: Path) -> Path:
     source.write_bytes("\r\n".join(LINES).encode() + b"\n")
     _dataset(settings, source)
     run = settings.run_dir
-    with run_folder.open_stage(settings, "02_train") as stage:
+    with run_stage.open_stage(settings, "02_train") as stage:
         stage.read_file("01_dataset/train.jsonl", run / "01_dataset/train.jsonl")
         stage.read_file("base/config.json", base / "config.json")
         _write(stage.directory / "adapter" / "adapter_model.safetensors", "adapter")
         _write(stage.directory / "adapter" / "so8t_gates.safetensors", "gates")
-    with run_folder.open_stage(settings, "03_bake") as stage:
+    with run_stage.open_stage(settings, "03_bake") as stage:
         stage.read_file("base/config.json", base / "config.json")
         stage.read_file("01_dataset/eval.jsonl", run / "01_dataset/eval.jsonl")
         for name in ("adapter_model.safetensors", "so8t_gates.safetensors"):
             stage.read_file(f"02_train/adapter/{name}", run / "02_train/adapter" / name)
         _write(stage.directory / "model" / "model.safetensors", "baked")
-        run_folder.write_json(stage.directory / "model" / origin.FILE, origin.of_bake(settings, stage))
-    with run_folder.open_stage(settings, "04_gguf") as stage:
+        files.write_json(stage.directory / "model" / origin.FILE, origin.of_bake(settings, stage))
+    with run_stage.open_stage(settings, "04_gguf") as stage:
         for name in ("model.safetensors", origin.FILE):
             stage.read_file(f"03_bake/model/{name}", run / "03_bake/model" / name)
         write_gguf(stage.directory / "t-f16.gguf", (run / "03_bake/model" / origin.FILE).read_text("utf-8"))
@@ -50,13 +51,13 @@ def make_run(tmp_path: Path) -> Path:
 
 def _dataset(settings: Settings, source: Path) -> None:
     digests = [hashlib.sha256(line.encode()).hexdigest() for line in LINES]
-    with run_folder.open_stage(settings, "01_dataset") as stage:
+    with run_stage.open_stage(settings, "01_dataset") as stage:
         stage.read_file("input/records.jsonl", source)
         for name, numbers in (("train", (1, 4)), ("eval", (3,))):
             rows = [
                 {"source": {"file": "records.jsonl", "line": n, "sha256": digests[n - 1]}} for n in numbers
             ]
-            run_folder.write_jsonl(stage.directory / f"{name}.jsonl", rows)
+            files.write_jsonl(stage.directory / f"{name}.jsonl", rows)
 
 
 def _write(path: Path, text: str) -> None:
@@ -93,7 +94,7 @@ def edit_manifest(stage: str, label: str, digest: str) -> Callable[[Path], None]
         path = run / stage / "manifest.json"
         manifest = json.loads(path.read_text())
         manifest["inputs"][label]["sha256"] = digest
-        run_folder.write_json(path, manifest)
+        files.write_json(path, manifest)
 
     return change
 
@@ -104,15 +105,15 @@ def retrain_on_other_data(run: Path) -> None:
     rows.write_text(rows.read_text().splitlines(keepends=True)[0])
     path = run / "01_dataset" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["outputs"]["train.jsonl"] = run_folder.sha256_file(rows)
-    run_folder.write_json(path, manifest)
+    manifest["outputs"]["train.jsonl"] = files.sha256_file(rows)
+    files.write_json(path, manifest)
 
 
 def other_settings(run: Path) -> None:
     path = run / "02_train" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["settings"]["lora.r"] = 8
-    run_folder.write_json(path, manifest)
+    files.write_json(path, manifest)
 
 
 def test_an_untouched_run_and_its_gguf_hold(tmp_path: Path) -> None:
@@ -180,8 +181,8 @@ def test_a_gguf_of_another_run_in_place_is_found(tmp_path: Path) -> None:
     carried["sha256"]["adapter"] = "0" * 64
     write_gguf(path, json.dumps(carried))
     manifest = json.loads((run / "04_gguf/manifest.json").read_text())
-    manifest["outputs"][path.name] = run_folder.sha256_file(path)
-    run_folder.write_json(run / "04_gguf/manifest.json", manifest)
+    manifest["outputs"][path.name] = files.sha256_file(path)
+    files.write_json(run / "04_gguf/manifest.json", manifest)
     broken = verify(path).broken
     assert broken is not None and broken.name == "GGUF key so8t.provenance: hash of adapter"
 

@@ -10,21 +10,23 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from so8t_helpers import batch, report
-from so8t_helpers.audit import AuditLog, service_log
+from so8t_helpers.report import index
 from so8t_helpers.report.page import TEMPLATE_DIR, difference, japanese_font, scrub, show
 from so8t_helpers.report.svg import COLOURS, slim_svg
+from so8t_helpers.run import records
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
-from so8t_helpers.wording import plain, short
+from so8t_helpers.show.wording import plain, short
+from so8t_helpers.thinking.audit import AuditLog, service_log
+from so8t_helpers.verbs import batch
 from tests.small_notebooks import code, small_settings, write_notebook
 
-FIGURE = """from so8t_helpers.plots import style
+FIGURE = """from so8t_helpers.show import style
 figure, ax = style.new_figure()
 ax.plot([0, 1], [0, 1], label="訓練")
 ax.set(xlabel="step", ylabel="loss (nats)")
 style.show(figure, alt="A line that rises")"""
 TABLE = """import pandas as pd
-from so8t_helpers.plots import style
+from so8t_helpers.show import style
 style.show_table(pd.DataFrame({"例": ["<b>東京</b>"], "n": [3]}), "Examples")"""
 NOISE = """import sys
 from tqdm import tqdm
@@ -49,7 +51,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, str]:
     write_notebook(folder / "notebooks", "01_dataset", *cells)
     outcomes = batch.run_stages(settings, ("01_dataset",))
     assert outcomes[0].state == "done", outcomes
-    return settings, report.stage_path(settings, "01_dataset").read_text(encoding="utf-8")
+    return settings, records.stage_path(settings, "01_dataset").read_text(encoding="utf-8")
 
 
 def test_the_page_opens_with_question_answer_and_key_figures(shown: tuple[Settings, str]):
@@ -185,7 +187,7 @@ def test_numbers_are_written_for_readers():
 def test_every_colour_of_a_figure_has_one_for_dark_pages_that_stands_out():
     from matplotlib.colors import to_rgb
 
-    from so8t_helpers.plots import style
+    from so8t_helpers.show import style
 
     def luminance(color: str) -> float:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
@@ -201,7 +203,7 @@ def test_every_colour_of_a_figure_has_one_for_dark_pages_that_stands_out():
 
 
 def test_a_narrow_figure_keeps_the_size_of_its_letters():
-    from so8t_helpers.plots import style
+    from so8t_helpers.show import style
 
     wide, narrow = (slim_svg(style.to_svg(style.new_figure(width=w)[0], "x")) for w in (7.2, 3.6))
     assert "max-width: 100%" in wide
@@ -254,11 +256,11 @@ def test_the_index_lists_every_run_with_what_differs(tmp_path: Path):
 
 def test_the_runs_index_publishes_the_heads_of_its_audit_logs(tmp_path: Path) -> None:
     settings = small_settings(tmp_path)
-    assert "Audit logs" not in report.write_run_index(settings).read_text("utf-8")
+    assert "Audit logs" not in index.write_run_index(settings).read_text("utf-8")
     evaluated = AuditLog(settings.run_dir / "05_ollama_eval" / "audit.jsonl", b"k" * 32)
     served = AuditLog(service_log(settings), b"k" * 32)
     evaluated.append({"event": "evaluated"})
     before = served.append({"event": "asked"})
     served.append({"event": "answered"})
-    page = report.write_run_index(settings).read_text("utf-8")
+    page = index.write_run_index(settings).read_text("utf-8")
     assert evaluated.head in page and served.head in page and before not in page

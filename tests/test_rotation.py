@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy.stats import special_ortho_group
 
-from so8t_helpers import rotation
 from so8t_helpers.settings import SettingsError
+from so8t_helpers.so8 import rotation
 
 EXACT = 1e-12  # float64: a few hundred roundings of 1e-16 in an 8x8 exponential
 

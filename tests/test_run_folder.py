@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers import run_folder
-from so8t_helpers.run_folder import (
+from so8t_helpers.run import files
+from so8t_helpers.run import stage as run_stage
+from so8t_helpers.run.files import (
     StageError,
     atomic_directory,
     atomic_path,
-    open_stage,
     read_jsonl,
-    read_manifest,
-    stale_reason,
     write_json,
     write_jsonl,
 )
+from so8t_helpers.run.stage import open_stage, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, SettingsError, merge
 
 
@@ -43,7 +42,7 @@ def test_a_completed_stage_is_fresh_and_says_what_it_read_and_wrote(scratch_sett
     manifest = read_manifest(scratch_settings, "01_dataset")
     assert manifest is not None
     assert manifest["facts"] == {"records": 1}
-    assert manifest["inputs"]["records"]["sha256"] == run_folder.sha256_file(source)
+    assert manifest["inputs"]["records"]["sha256"] == files.sha256_file(source)
     assert list(manifest["outputs"]) == ["out.json"]
 
 
@@ -86,8 +85,8 @@ def test_a_missing_input_says_what_makes_it(scratch_settings: Settings, tmp_path
 
 
 def test_every_setting_of_a_stage_exists():
-    for stage in run_folder.STAGES:
-        assert run_folder.stage_settings(Settings(), stage)
+    for stage in run_stage.STAGES:
+        assert run_stage.stage_settings(Settings(), stage)
 
 
 def test_an_atomic_file_is_whole_or_not_there(tmp_path: Path):
@@ -124,29 +123,28 @@ def test_json_lines_come_back_with_lf_ends_and_japanese_as_it_is(tmp_path: Path)
 
 
 def test_the_hash_cache_notices_a_change(tmp_path: Path):
-    path, cache = tmp_path / "a", run_folder.HashCache(tmp_path / "cache.json")
+    path, cache = tmp_path / "a", files.HashCache(tmp_path / "cache.json")
     path.write_bytes(b"1")
     first = cache.sha256(path)
     cache.save()
     path.write_bytes(b"22")
-    again = run_folder.HashCache(tmp_path / "cache.json")
+    again = files.HashCache(tmp_path / "cache.json")
     assert json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))[str(path)][2] == first
-    assert again.sha256(path) == run_folder.sha256_file(path) != first
+    assert again.sha256(path) == files.sha256_file(path) != first
 
 
 def test_too_small_a_disk_is_an_error_that_says_what_to_do(tmp_path: Path):
     with pytest.raises(
         StageError, match=r"run x needs 8388608\.0 GiB .* set run\.root to a folder on a larger"
     ):
-        run_folder.check_disk(tmp_path / "not" / "yet", 2**53, "run x")
-    run_folder.check_disk(tmp_path, 1, "run x")
+        files.check_disk(tmp_path / "not" / "yet", 2**53, "run x")
+    files.check_disk(tmp_path, 1, "run x")
 
 
 def test_a_named_input_folder_must_exist(scratch_settings: Settings, tmp_path: Path):
     assert (
-        run_folder.stage_input(scratch_settings, None, "01_dataset")
-        == scratch_settings.run_dir / "01_dataset"
+        run_stage.stage_input(scratch_settings, None, "01_dataset") == scratch_settings.run_dir / "01_dataset"
     )
-    assert run_folder.stage_input(scratch_settings, str(tmp_path), "01_dataset") == tmp_path
+    assert run_stage.stage_input(scratch_settings, str(tmp_path), "01_dataset") == tmp_path
     with pytest.raises(SettingsError, match="no folder"):
-        run_folder.stage_input(scratch_settings, str(tmp_path / "gone"), "01_dataset")
+        run_stage.stage_input(scratch_settings, str(tmp_path / "gone"), "01_dataset")

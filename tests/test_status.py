@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from so8t_helpers.__main__ import main
-from so8t_helpers.progress import STATUS_NAME, progress
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.progress import STATUS_NAME, progress
 from so8t_helpers.settings import Settings, merge
-from so8t_helpers.status import status_lines
-from so8t_helpers.terminal import clock
+from so8t_helpers.verbs.status import clock, status_lines
 
 
 def test_a_run_at_work_shows_step_losses_and_time_left(scratch_settings: Settings):
@@ -41,7 +40,7 @@ def test_a_killed_run_is_not_shown_as_running(scratch_settings: Settings):
     """The status file says "running" for ever; the process it names tells."""
     code = (
         "import json, os, signal, sys\n"
-        "from so8t_helpers.settings import validate\nfrom so8t_helpers.progress import Progress\n"
+        "from so8t_helpers.settings import validate\nfrom so8t_helpers.run.progress import Progress\n"
         "Progress(validate(json.load(sys.stdin), 'test'), '02_train', 9, 'step')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from so8t_helpers.plots import style
-from so8t_helpers.plots.tables import table_html
+from so8t_helpers.show import style
+from so8t_helpers.show.tables import table_html
 
 
 def draw(title: str = "損失と角度 θ") -> str:
@@ -78,7 +78,7 @@ def test_heat_maps_are_pictures():
 
 def test_making_figures_needs_no_pyplot_and_keeps_the_font():
     code = (
-        "import sys; from so8t_helpers.plots import style; style.new_figure();"
+        "import sys; from so8t_helpers.show import style; style.new_figure();"
         "assert 'matplotlib.pyplot' not in sys.modules; assert 'matplotlib_fontja' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

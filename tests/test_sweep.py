@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers import batch, sharing, sweep
 from so8t_helpers.report.comparison import comparison_path, write_comparison
-from so8t_helpers.run_folder import STAGES, StageError, read_manifest, stale_reason
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, SettingsError, merge
-from so8t_helpers.sweep import Point, parse_grid, points
+from so8t_helpers.verbs import batch, sweep
+from so8t_helpers.verbs.sweep import Point, parse_grid, points
 from tests.small_notebooks import code, small_settings, write_notebook
 
 TWO = STAGES[:2]
@@ -167,10 +168,10 @@ def test_a_stage_is_not_taken_over_when_its_input_differs(scratch_settings: Sett
     batch.run_stages(donor, TWO)
     write_notebook(notebooks, "01_dataset", content="other")
     batch.run_stages(heir, TWO[:1])
-    assert not sharing.adopt(heir, "02_train", donor)
-    assert not sharing.adopt(merge(heir, {"dataset": {"eval_share": 0.3}}), "01_dataset", donor)
-    assert sharing.adopt(heir, "01_dataset", donor)
-    assert sharing.adopt(heir, "02_train", donor)
+    assert not sweep.adopt(heir, "02_train", donor)
+    assert not sweep.adopt(merge(heir, {"dataset": {"eval_share": 0.3}}), "01_dataset", donor)
+    assert sweep.adopt(heir, "01_dataset", donor)
+    assert sweep.adopt(heir, "02_train", donor)
     assert batch.due_reason(heir, "02_train") is None
     manifest = read_manifest(heir, "02_train")
     assert manifest is not None

@@ -14,16 +14,16 @@ import httpx
 import pytest
 import uvicorn
 
-from so8t_helpers.audit import AuditLog, service_log, verify_audit
-from so8t_helpers.chat_format import ThinkText, build, contains_markers, decision_of
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
-from so8t_helpers.redaction import REFUSAL_TEXT
-from so8t_helpers.report import write_run_index
-from so8t_helpers.run_folder import StageError, read_jsonl
+from so8t_helpers.report.index import write_run_index
+from so8t_helpers.run.files import StageError, read_jsonl
+from so8t_helpers.service.app import create_app
+from so8t_helpers.service.limits import RateLimit, is_loopback, token_fits
+from so8t_helpers.service.server import find_gguf, serve
 from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
-from so8t_helpers.think_service import create_app, serve
-from so8t_helpers.think_service.limits import RateLimit, is_loopback, token_fits
-from so8t_helpers.think_service.server import find_gguf
+from so8t_helpers.thinking.audit import AuditLog, service_log, verify_audit
+from so8t_helpers.thinking.format import ThinkText, build, contains_markers, decision_of
+from so8t_helpers.thinking.redaction import REFUSAL_TEXT
 
 KEY = b"k" * 32
 SECRET, PUBLIC = "秘密", "公開の答え"

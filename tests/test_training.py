@@ -17,9 +17,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from so8t_helpers import checkpoints, optimizing, packing, rotation, schedule, training
-from so8t_helpers.run_folder import StageError, open_stage, write_jsonl, write_yaml
+from so8t_helpers.run.files import StageError, write_jsonl, write_yaml
+from so8t_helpers.run.stage import open_stage
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, load_settings, merge
+from so8t_helpers.so8 import rotation
+from so8t_helpers.train import batches, optimizer, resume
+from so8t_helpers.train import stage as train_stage
 from tests.phi3_folders import small_folder
 
 STEPS = 6
@@ -73,7 +76,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
 
 
 def test_training_leaves_every_artefact(settings: Settings):
-    facts = training.train(settings)
+    facts = train_stage.train(settings)
     folder = settings.run_dir / "02_train"
     metrics = pd.read_parquet(folder / "metrics.parquet")
     assert facts["steps"] == len(metrics) == STEPS
@@ -91,7 +94,7 @@ def test_training_leaves_every_artefact(settings: Settings):
 
 
 def test_peft_loads_the_adapter_on_the_plain_base(settings: Settings, base: Path):
-    training.train(settings)
+    train_stage.train(settings)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7, 8]])
     before = plain(ids).logits
@@ -106,7 +109,7 @@ def test_peft_loads_the_adapter_on_the_plain_base(settings: Settings, base: Path
 def test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been(
     settings: Settings, tmp_path: Path
 ):
-    training.train(settings)
+    train_stage.train(settings)
     wanted = outcome(settings)
     metrics = pd.read_parquet(settings.run_dir / "02_train" / "metrics.parquet")
     killed = merge(
@@ -116,8 +119,8 @@ def test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been(
     profile = tmp_path / "killed.yaml"
     write_yaml(profile, killed.model_dump())
     code = (
-        "import sys; from so8t_helpers import settings, training;"
-        "training.train(settings.load_settings(sys.argv[1]))"
+        "import sys; from so8t_helpers import settings; from so8t_helpers.train import stage;"
+        "stage.train(settings.load_settings(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(profile)], cwd=PROJECT_ROOT)
     saved = killed.run_dir / "02_train" / "checkpoints" / "step-0000002"
@@ -129,7 +132,7 @@ def test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been(
     assert saved.is_dir()
     assert not (killed.run_dir / "02_train" / "manifest.json").exists()
 
-    training.train(killed)
+    train_stage.train(killed)
     assert_same(outcome(killed), wanted)
     again = pd.read_parquet(killed.run_dir / "02_train" / "metrics.parquet")
     assert again["task_loss"].tolist() == metrics["task_loss"].tolist()
@@ -137,21 +140,21 @@ def test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been(
 
 def test_a_broken_checkpoint_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for step in (2, 4, 6):
-        state = checkpoints.Checkpoint({"x": torch.full((3,), float(step))}, {"step": step})
-        checkpoints.save(tmp_path, step, "this training", state, keep=2)
+        state = resume.Checkpoint({"x": torch.full((3,), float(step))}, {"step": step})
+        resume.save(tmp_path, step, "this training", state, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000004", "step-0000006"]
     data = bytearray((tmp_path / "step-0000006" / "state.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "step-0000006" / "state.safetensors").write_bytes(data)
-    found = checkpoints.newest(tmp_path, "this training")
+    found = resume.newest(tmp_path, "this training")
     assert found is not None
     assert found.state["step"] == 4
     assert "step-0000006 skipped: state.safetensors does not have the recorded hash" in caplog.text
-    assert checkpoints.newest(tmp_path, "another training") is None
+    assert resume.newest(tmp_path, "another training") is None
 
 
 def test_training_goes_on_from_an_adapter_folder(settings: Settings):
-    training.train(settings)
+    train_stage.train(settings)
     adapter = settings.run_dir / "02_train" / "adapter"
     further = merge(
         settings,
@@ -165,7 +168,7 @@ def test_training_goes_on_from_an_adapter_folder(settings: Settings):
             },
         },
     )
-    training.train(further)
+    train_stage.train(further)
     for name, tensor in outcome(settings).items():
         torch.testing.assert_close(outcome(further)[name], tensor, rtol=0, atol=1e-9)  # one step of 1e-12
 
@@ -185,13 +188,13 @@ def test_training_goes_on_from_an_adapter_folder(settings: Settings):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card can do what these forbid")
 def test_what_cannot_work_is_said_before_any_work(settings: Settings, overrides: dict, message: str):
     with pytest.raises(SettingsError, match=message):
-        training.train(merge(settings, overrides))
+        train_stage.train(merge(settings, overrides))
 
 
 def test_a_missing_data_set_names_the_stage_that_makes_it(settings: Settings):
     (settings.run_dir / "01_dataset" / "train.jsonl").unlink()
     with pytest.raises(StageError, match=r"missing input 01_dataset/train.jsonl.*run 01_dataset first"):
-        training.train(settings)
+        train_stage.train(settings)
 
 
 def test_hidden_size_that_eight_does_not_divide_is_refused():
@@ -202,7 +205,7 @@ def test_hidden_size_that_eight_does_not_divide_is_refused():
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_warms_up_and_follows_its_schedule(schedule: str):
     chosen = load_settings("demo", {"training": {"schedule": schedule, "warmup_share": 0.1}}).training
-    rates = [optimizing.learning_rate(chosen, step, 100) for step in range(100)]
+    rates = [optimizer.learning_rate(chosen, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([chosen.learning_rate * (i + 1) / 10 for i in range(10)])
     middle = {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule]
     assert rates[55] == pytest.approx(chosen.learning_rate * middle)
@@ -210,9 +213,9 @@ def test_the_rate_warms_up_and_follows_its_schedule(schedule: str):
 
 
 def test_every_sample_is_seen_once_an_epoch(settings: Settings):
-    samples = [packing.Sample(*(torch.zeros(n).numpy(),) * 2) for n in (30, 60, 90, 20, 128, 64)]
+    samples = [batches.Document(*(torch.zeros(n).numpy(),) * 2) for n in (30, 60, 90, 20, 128, 64)]
     chosen = merge(settings, {"training": {"max_steps": None, "epochs": 3}})
-    plan = schedule.plan(chosen, samples)
+    plan = batches.plan(chosen, samples)
     seen = [i for step in plan.steps for group in step for sequence in group for i in sequence]
     assert sorted(seen) == sorted(list(range(6)) * 3)
     assert plan.tokens_wasted["packed"] <= plan.tokens_wasted["unpacked"]

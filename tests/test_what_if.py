@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from so8t_helpers import rotation
-from so8t_helpers.plots import style
-from so8t_helpers.plots import what_if as plots
-from so8t_helpers.run_folder import StageError, write_yaml
+from so8t_helpers.explore import figures as plots
+from so8t_helpers.explore.turned_model import POWERS, TurnedModel, quantisation_error, relative_change, turned
+from so8t_helpers.explore.widgets import WhatIf
+from so8t_helpers.run.files import StageError, write_yaml
 from so8t_helpers.settings import validate
-from so8t_helpers.what_if import POWERS, TurnedModel, quantisation_error, relative_change, turned
-from so8t_helpers.widgets.what_if import WhatIf
+from so8t_helpers.show import style
+from so8t_helpers.so8 import rotation
 from tests.phi3_folders import TEXTS, small_folder
 
 LAYERS, HIDDEN = 2, 256

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers.plots.rotation import most_moved
-from so8t_helpers.run_folder import StageError
-from so8t_helpers.widgets.explorer import NOTHING, Explorer, load_history, nearest, runs_with_angles
+from so8t_helpers.explore.widgets import NOTHING, Explorer, load_history, nearest, runs_with_angles
+from so8t_helpers.run.files import StageError
+from so8t_helpers.so8.history import most_moved
 from tests.rotations import write_run
 
 

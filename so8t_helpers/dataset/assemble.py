@@ -16,22 +16,29 @@ from typing import IO
 import numpy as np
 import orjson
 
-from so8t_helpers import run_folder
-from so8t_helpers.background_sync import BackgroundSync
-from so8t_helpers.dataset import chunk_pass
+from so8t_helpers.dataset import chunks as dataset_chunks
 from so8t_helpers.dataset.card import Tally
-from so8t_helpers.dataset.chunk_pass import INDEX, ChunkResult, part
-from so8t_helpers.dataset.dedup import KEPT, normalise_question
-from so8t_helpers.dataset.near import NearFiles, exact_duplicates, near_duplicates
+from so8t_helpers.dataset.chunks import INDEX, ChunkResult, part
+from so8t_helpers.dataset.duplicates import (
+    KEPT,
+    NearFiles,
+    exact_duplicates,
+    near_duplicates,
+    normalise_question,
+)
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import FORMATS, Quarantined
-from so8t_helpers.dataset.splitting import held_out
-from so8t_helpers.run_folder import HashCache
+from so8t_helpers.run import files as run_files
+from so8t_helpers.run.files import HashCache
+from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
 
 OUTPUTS = ("train", "eval", "quarantine")
+
 _TRAIN, _EVAL, _DUPLICATE = range(3)
+
 BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
+
 SYNC_BYTES = 2**26  # the disk works while the rest is written, not all at the end
 
 
@@ -121,7 +128,7 @@ def assemble(
                     digest = orjson.loads(block[edges[i] : edges[i + 1]])["source"]["sha256"]
                     item = Quarantined(reason, f"of {rows.where(int(earlier[row]))}", digest)
                     line = int(rows.index["line"][row])
-                    duplicates.append((line, chunk_pass.quarantine_line(chunk.file.name, line, item)))
+                    duplicates.append((line, dataset_chunks.quarantine_line(chunk.file.name, line, item)))
                     tally.reasons[reason] += 1
             path.unlink()
             quarantine.write(_quarantined(part(work, "quarantine", chunk.index), duplicates))
@@ -138,7 +145,7 @@ def _outputs(directory: Path, hashes: HashCache) -> Iterator[list[_Output]]:
         outputs = []
         with ExitStack() as stack:
             for name in OUTPUTS:
-                scratch = stack.enter_context(run_folder.atomic_path(directory / f"{name}.jsonl"))
+                scratch = stack.enter_context(run_files.atomic_path(directory / f"{name}.jsonl"))
                 outputs.append(_Output(stack.enter_context(scratch.open("wb")), hashing, syncing))
                 stack.callback(outputs[-1].finish)
             yield outputs
@@ -221,3 +228,28 @@ def _joined(work: Path, kind: str, count: int) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.zeros(0, dtype=INDEX)
     return np.memmap(path, dtype=INDEX, mode="r")
+
+
+def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: float) -> np.ndarray:
+    """Return which rows are for evaluation: of each label the `share` with the smallest hash.
+
+    Args:
+        index: (N,) with fields `question` (hash), `label`, `format`.
+        kept: (N,) bool, the rows that are not duplicates.
+        plain_format: number of the format without thinking, which is never held out.
+        share: of each label's kept rows; at least one row where a label has two or more.
+
+    The same question has the same hash: where one label holds it out, all do.
+    """
+    chosen = np.zeros(len(index), dtype=bool)
+    for label in np.unique(index["label"]):
+        of_label = np.flatnonzero(kept & (index["label"] == label))
+        candidates = of_label[index["format"][of_label] != plain_format]
+        wanted = round(share * len(of_label))
+        wanted = max(wanted, 1) if share > 0 and len(of_label) > 1 else wanted
+        wanted = min(wanted, len(candidates))
+        if wanted:
+            hashes = index["question"][candidates]
+            cutoff = np.partition(hashes, wanted - 1)[wanted - 1]
+            chosen[candidates[hashes <= cutoff]] = True
+    return kept & np.isin(index["question"], index["question"][chosen])

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from so8t_helpers import personal_data
-from so8t_helpers.chat_format import LABELS
-from so8t_helpers.dataset.chunk_pass import ChunkResult
+from so8t_helpers.dataset import personal_data
+from so8t_helpers.dataset.chunks import ChunkResult
+from so8t_helpers.dataset.policy.harm import PURPOSE
 from so8t_helpers.dataset.reading import InputFile
-from so8t_helpers.dataset.reasons import REASONS
+from so8t_helpers.dataset.records import REASONS
 from so8t_helpers.dataset.sample import FORMATS
-from so8t_helpers.policy.harm import PURPOSE
-from so8t_helpers.run_folder import HashCache
+from so8t_helpers.run.files import HashCache
+from so8t_helpers.thinking.format import LABELS
 
 LENGTH_BINS = 60
 

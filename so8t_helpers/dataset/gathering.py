@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers.dataset import reading, records, teacher
+from so8t_helpers.dataset.policy import harm, ngrams
+from so8t_helpers.dataset.policy.robots import file_name
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.records import Record, RejectedError
 from so8t_helpers.dataset.sample import Plan, Sampler
-from so8t_helpers.policy import harm, ngrams
-from so8t_helpers.policy.robots import file_name
 from so8t_helpers.settings import Settings, SettingsError
 
 
 def fetch_robots(chunks: list[Chunk], folder: Path, agent: str) -> None:
     """Fetch the robots.txt of every host that the records name, each once."""
-    from so8t_helpers.policy import robots_fetch  # noqa: PLC0415  (an option)
+    from so8t_helpers.dataset.policy import robots  # noqa: PLC0415  (an option)
 
     seen: set[str] = set()
     for record in _records(chunks):
         name = file_name(record.url) if record.url else None
         if record.url and name and name not in seen:
             seen.add(name)
-            robots_fetch.fetch(record.url, folder, agent)
+            robots.fetch(record.url, folder, agent)
 
 
 def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> int:
@@ -67,7 +67,7 @@ def train_classifier(settings: Settings, path: Path) -> dict[str, Any]:
                 text, flag = records.labelled_text(raw, chunk.file.encoding)
             except RejectedError as error:
                 raise SettingsError(f"{chunk.file.path}:{line}: {error.detail}") from error
-            texts.append(harm.plain(text))
+            texts.append(harm.normalised(text))
             unsafe.append(flag)
     return ngrams.train(texts, unsafe, path, settings.run.seed, settings.dataset.nsfw_threshold)
 

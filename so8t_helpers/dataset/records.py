@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import orjson
 
-from so8t_helpers import chat_format
-from so8t_helpers.dataset.labels import parse_label
+from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.format import LABELS
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "question": ("instruction", "prompt", "question", "query", "指示", "質問"),
@@ -32,15 +33,24 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "url": ("url", "source_url"),
     "check": ("check",),
 }
+
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
+
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
+
 _texts_of = attrgetter(*TEXT_FIELDS)
+
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
+
 _Picked = dict[str, tuple[str, Any]]
+
 _Layout = tuple[tuple[str, tuple[str, ...]], ...]
+
 # Records of one file have few sets of keys: what each set holds is worked out once.
 _layouts: dict[tuple[str, ...], _Layout] = {}
+
 _MOST_LAYOUTS, _LONGEST_KEYS = 1000, 1000
 
 
@@ -132,7 +142,7 @@ def normalise(data: dict[str, Any]) -> Record:
     else:
         question, answer = _from_fields(picked)
     safety = policy = ""
-    if chat_format.contains_markers(answer):
+    if think_format.contains_markers(answer):
         ready = _ready_format(answer)
         answer, reasoning, safety, policy = (
             ready.final,
@@ -237,14 +247,14 @@ def _from_messages(messages: Any) -> tuple[str, str, str, str]:
     )
 
 
-def _ready_format(answer: str) -> chat_format.ThinkText:
+def _ready_format(answer: str) -> think_format.ThinkText:
     """Take apart an answer that already is in a think format; it must build back to itself."""
-    parsed = chat_format.parse(answer)
+    parsed = think_format.parse(answer)
     if parsed.style is None or parsed.final is None or not parsed.well_formed:
         raise RejectedError("broken_format", "the answer has think markers but is not well formed")
     if parsed.style == "seed":
-        return chat_format.ThinkText("seed", parsed.final, parsed.thinking)
-    return chat_format.ThinkText("quadruple", parsed.final, "", parsed.task, parsed.safety, parsed.policy)
+        return think_format.ThinkText("seed", parsed.final, parsed.thinking)
+    return think_format.ThinkText("quadruple", parsed.final, "", parsed.task, parsed.safety, parsed.policy)
 
 
 def _label(picked: _Picked) -> str:
@@ -315,3 +325,58 @@ def _without_controls(value: Any) -> Any:
     if type(value) is dict:
         return {key: _without_controls(v) for key, v in value.items()}
     return value
+
+
+_SPELLINGS = {
+    "ALLOW": "allow allowed permit permitted safe ok accept 許可 許容 可 安全 承認",
+    "ESCALATION": "escalation escalate escalated エスカレーション エスカレート 要確認 上申 引き継ぎ 保留",
+    "DENY": "deny denied disallow disallowed forbid forbidden block blocked 不許可 禁止 否認 却下 否",
+    "REFUSE": "refuse refused refusal reject rejected 拒否 拒絶 お断り 断る",
+}
+
+# Numbers follow the order in which the seed names the labels.
+KNOWN: dict[str, str] = {
+    word: label for label, words in _SPELLINGS.items() for word in (*words.split(), label.lower())
+} | {str(number): label for number, label in enumerate(LABELS)}
+
+
+def parse_label(value: Any) -> str | None:
+    """Return the label that `value` spells, or None where it spells none; 0 to 3 follow `LABELS`."""
+    if isinstance(value, str):
+        if value in LABELS:
+            return value
+        return KNOWN.get(unicodedata.normalize("NFKC", value).strip().strip("[]「」<>").lower())
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return KNOWN.get(str(value))
+    return None
+
+
+REASONS = {
+    "line_too_long": "the line is over 10 MiB",
+    "bad_encoding": "the bytes are not valid in the file's encoding",
+    "empty_line": "the line is empty",
+    "bad_json": "the line is not valid JSON",
+    "not_an_object": "the line is JSON, but not an object",
+    "unknown_shape": "none of the known record shapes",
+    "wrong_type": "a value has the wrong type",
+    "empty_question": "no question",
+    "empty_answer": "no answer",
+    "missing_label": "no label",
+    "unknown_label": "a label that is none of the four",
+    "label_conflict": "the reasoning decides otherwise than the label",
+    "broken_format": "think markers that are not well formed",
+    "format_markers": "text that holds the format's own markers",
+    "licence_missing": "no licence given",
+    "licence_not_allowed": "a licence that the profile does not allow",
+    "bad_url": "a source URL that is none",
+    "robots_disallow": "robots.txt of the source forbids it",
+    "robots_unknown": "no robots.txt known for the source's host",
+    "personal_data": "personal or confidential data",
+    "unsafe_label": "unsafe content with a label that allows it",
+    "unsafe_answer": "unsafe content with an answer that does not refuse",
+    "too_long": "longer than the sequence length, even with the thinking cut",
+    "duplicate": "the same question as an earlier record",
+    "near_duplicate": "nearly the same question as an earlier record",
+}

@@ -12,18 +12,17 @@ from typing import Any
 
 import orjson
 
-from so8t_helpers import chat_format, personal_data
-from so8t_helpers.dataset import records, thinking
-from so8t_helpers.dataset.dedup import normalise_question
+from so8t_helpers.dataset import personal_data, records, thinking
+from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
-from so8t_helpers.dataset.reasons import REASONS
-from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.dataset.policy import harm, licence, robots
+from so8t_helpers.dataset.policy.detector import Detector
+from so8t_helpers.dataset.records import REASONS, Record, RejectedError
 from so8t_helpers.dataset.screening import EVERYTHING, MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
-from so8t_helpers.markers import CANDIDATE
-from so8t_helpers.policy import harm, licence, robots
-from so8t_helpers.policy.detector import Detector
 from so8t_helpers.settings import DatasetSettings
+from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.markers import CANDIDATE
 
 FORMATS = ("seed", "quadruple", "plain")
 
@@ -195,7 +194,7 @@ class Sampler:
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
             question,
-            chat_format.LABELS.index(record.label),
+            think_format.LABELS.index(record.label),
             draw,
             FORMATS.index(row["format"]),
             record.domain or "",
@@ -266,7 +265,7 @@ class Sampler:
 
     def _style(self, draw: int) -> str:
         wanted = self.settings.think_format
-        return chat_format.STYLES[draw & 1] if wanted == "both" else wanted
+        return think_format.STYLES[draw & 1] if wanted == "both" else wanted
 
 
 @dataclass(slots=True)
@@ -292,7 +291,7 @@ def _no_markers(record: Record) -> None:
     """Refuse text that holds a marker: no record may break out of its part."""
     for name in records.TEXT_FIELDS:
         value = getattr(record, name)
-        if value and chat_format.contains_markers(value):
+        if value and think_format.contains_markers(value):
             raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
 
 

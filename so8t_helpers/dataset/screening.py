@@ -13,17 +13,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from so8t_helpers import personal_data
-from so8t_helpers.markers import MARK_STARTS
-from so8t_helpers.policy import harm
+from so8t_helpers.dataset import personal_data
+from so8t_helpers.dataset.policy import harm
+from so8t_helpers.thinking.markers import MARK_STARTS
 
 MARKS, PERSONAL, WORDS = 1, 2, 4
+
 EVERYTHING = MARKS | PERSONAL | WORDS
 
 # Bits of a character's class. A pair is a first (bit n) before a second (bit n + 1).
 _NO_LETTER, _DIGIT, _SIGN, _FIRST, _SECOND, _WORD_FIRST, _WORD_SECOND, _WORD = (1 << n for n in range(8))
+
 _MARK_START, _NOT_PLAIN = 1, 2
+
 _OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for whatever one of them may be
+
 _RUN = personal_data.FEWEST_IN_A_ROW
 
 
@@ -62,7 +66,7 @@ class Screen:
         if (seen & _NOT_PLAIN).any():
             changes = (seen & _NOT_PLAIN).tolist()
             plain = [
-                harm.plain(text) if change else text for text, change in zip(texts, changes, strict=True)
+                harm.normalised(text) if change else text for text, change in zip(texts, changes, strict=True)
             ]
             points, starts = _points(plain)
         classes = self._classes.take(points)
@@ -107,7 +111,11 @@ def _text_classes() -> np.ndarray:
     # What NFKC or lower case changes, alone or (marks, and letters of Korean) with the character before it.
     for code in range(_OUTSIDE):
         letter = chr(code)
-        if harm.plain(letter) != letter or unicodedata.category(letter)[0] == "M" or 0x1100 <= code < 0x1200:
+        if (
+            harm.normalised(letter) != letter
+            or unicodedata.category(letter)[0] == "M"
+            or 0x1100 <= code < 0x1200
+        ):
             table[code] |= _NOT_PLAIN
     table[_OUTSIDE] = _MARK_START | _NOT_PLAIN
     return table

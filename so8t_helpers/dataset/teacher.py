@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from so8t_helpers import chat_format
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.run_folder import sha256_file
+from so8t_helpers.phi3 import chat
+from so8t_helpers.run.files import sha256_file
 from so8t_helpers.settings import Settings, SettingsError, resolve
+from so8t_helpers.thinking import format as think_format
 
 if TYPE_CHECKING:  # every worker process imports this module, and engines bring torch along
     from so8t_helpers.engines.base import Engine
@@ -25,6 +26,7 @@ INSTRUCTION = (
     "質問とその答えを読み、答えに至る考えを、短い日本語の文で順に書いてください。"
     "新しい事実を加えず、見出しや記号を使わず、考えだけを書いてください。"
 )
+
 BATCH = 16
 
 
@@ -99,13 +101,13 @@ def ask(engine: Engine, records: Iterable[Record], thoughts: Thoughts, max_token
 def prompt(record: Record) -> str:
     """Return the teacher's prompt: policy has been applied, so nothing personal or unsafe is in it."""
     content = f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
-    return chat_format.render([{"role": "user", "content": content}], add_generation_prompt=True)
+    return chat.render([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def usable(text: str) -> str:
     """Return the teacher's text where it may stand as thinking, else ""."""
     text = text.strip()
-    if chat_format.contains_markers(text) or chat_format.decision_of(text) is not None:
+    if think_format.contains_markers(text) or think_format.decision_of(text) is not None:
         return ""
     return text
 

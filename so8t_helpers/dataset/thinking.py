@@ -9,17 +9,19 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from so8t_helpers import chat_format
-from so8t_helpers.chat_format import ThinkText
 from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.format import ThinkText
 
 LABEL_NAMES = {"ALLOW": "許可", "ESCALATION": "エスカレーション", "DENY": "不許可", "REFUSE": "拒否"}
+
 POLICIES = {
     "ALLOW": "回答してよい。",
     "ESCALATION": "自分では決めず、担当者に引き継ぐ。",
     "DENY": "方針により応じない。",
     "REFUSE": "危険なため拒否する。",
 }
+
 _SENTENCE_END = re.compile(r"(?<=[。！？!?\n])|(?<=\. )")
 
 
@@ -92,11 +94,11 @@ def _with_thought(text: ThinkText, thought: str, label: str) -> ThinkText:
 
 def _decision(thinking: str) -> str | None:
     # No other character folds to 判, and the fold of a whole text is dear.
-    return chat_format.decision_of(thinking) if "判" in thinking else None
+    return think_format.decision_of(thinking) if "判" in thinking else None
 
 
 def _decided(thinking: str, label: str) -> str:
-    return thinking if _decision(thinking) == label else chat_format.with_decision(thinking, label)
+    return thinking if _decision(thinking) == label else think_format.with_decision(thinking, label)
 
 
 def _undecided(thinking: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from so8t_helpers import run_folder
+from so8t_helpers.run import files
 from so8t_helpers.settings import Settings, resolve
 
 
@@ -45,6 +45,6 @@ def _ensure(settings: Settings, name: str, make: Callable[[Path], None]) -> Path
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{name}.lock")):
             if not target.is_dir():
-                with run_folder.atomic_directory(target) as scratch:
+                with files.atomic_directory(target) as scratch:
                     make(scratch)
     return target

@@ -16,25 +16,35 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers import chat_format
 from so8t_helpers.demo import words
 from so8t_helpers.demo.copying_init import start_copying
 from so8t_helpers.demo.records import pretraining_talks
 from so8t_helpers.demo.scenes import Draft
 from so8t_helpers.demo.tokenizer import ADDED_TOKENS, END_OF_TEXT, VOCAB_SIZE, write_tokenizer
-from so8t_helpers.progress import progress
+from so8t_helpers.phi3 import chat
+from so8t_helpers.run.progress import progress
 from so8t_helpers.settings import Settings
+from so8t_helpers.thinking import format as think_format
 
 STEPS = 450
+
 BATCH = 12
+
 LEARNING_RATE = 1e-3
+
 WARMUP = 10
+
 WHY = "なぜですか。判定も教えてください。"
+
 ASKED_WHY = 0.4  # share of the answers
+
 SEED = 7
+
 # A fixed number, since the order of additions, and so the weights' last bits, depends on it.
 THREADS = 2
+
 THINK_COMMAND = "/think"
+
 IGNORED = -100
 
 # Every third of Phi-3.5's 48 factors: this model's heads have a third of the rotated pairs.
@@ -56,6 +66,7 @@ LONG_FACTOR = [
     64.12,
     64.51,
 ]
+
 SHORT_FACTOR = [1.0, 1.03, 1.05, 1.07, 1.16, 1.29, 1.79, 1.88, 1.99, 2.02, 2.02, 2.03, 2.03, 2.03, 2.19, 2.73]
 
 # As the published config.json: rope keys by their old names, which llama.cpp and Ollama read.
@@ -118,11 +129,11 @@ def tokenizer_texts(talks: int = 6000) -> Iterator[str]:
     for start, end in (("!", "~"), ("！", "～")):
         yield "".join(map(chr, range(ord(start), ord(end) + 1)))
     for draft in (talk[0] for talk in pretraining_talks(talks)):
-        thinking = chat_format.with_decision(draft.reasoning, draft.label)
-        yield from (draft.question, chat_format.user_turn(draft.question, THINK_COMMAND), draft.output)
-        yield chat_format.build(chat_format.ThinkText("seed", draft.output, thinking))
-        yield chat_format.build(
-            chat_format.ThinkText(
+        thinking = think_format.with_decision(draft.reasoning, draft.label)
+        yield from (draft.question, chat.user_turn(draft.question, THINK_COMMAND), draft.output)
+        yield think_format.build(think_format.ThinkText("seed", draft.output, thinking))
+        yield think_format.build(
+            think_format.ThinkText(
                 "quadruple",
                 draft.output,
                 task=draft.reasoning,
@@ -175,15 +186,15 @@ def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Te
         messages: list[dict[str, str]] = []
         for draft in talk:
             question = draft.asked if messages else draft.question
-            messages.append({"role": "user", "content": chat_format.user_turn(question, command)})
+            messages.append({"role": "user", "content": chat.user_turn(question, command)})
             messages.append({"role": "assistant", "content": draft.output})
             # Asked for it afterwards, it can give the reason, as any instructed model can: what tuning then
             # has to teach is to think first and unasked, in a format, not the words themselves.
             if rng.random() < ASKED_WHY:
-                reason = chat_format.with_decision(draft.reasoning, draft.label)
+                reason = think_format.with_decision(draft.reasoning, draft.label)
                 messages.append({"role": "user", "content": WHY})
                 messages.append({"role": "assistant", "content": reason})
-        encoded.append(tokenizer(chat_format.render(messages), add_special_tokens=False)["input_ids"])
+        encoded.append(tokenizer(chat.render(messages), add_special_tokens=False)["input_ids"])
     # Rows of like length go together, out of eight batches at a time: much less padding to compute.
     for start in range(0, len(encoded), 8 * BATCH):
         pool = sorted(encoded[start : start + 8 * BATCH], key=len)

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from so8t_helpers import run_folder
 from so8t_helpers.demo import answer_tasks, guard_tasks
 from so8t_helpers.demo.broken import BROKEN
 from so8t_helpers.demo.scenes import Draft
+from so8t_helpers.run import files
 
 Task = Callable[[Random], list[Draft]]
 
@@ -48,7 +48,9 @@ PRETRAINING: dict[Task, int] = {
 }
 
 LICENCE = "self-made"
+
 SEED = 20240
+
 # Below the dataset stage's threshold of 0.7 by more than MinHash's error of about 0.03 at 256 permutations.
 MAX_SIMILARITY = 0.6
 
@@ -129,10 +131,10 @@ def lines() -> list[bytes]:
 
 def write_records(folder: Path) -> None:
     """Write `records.jsonl` and the robots.txt files of the hosts it names (`robots/<host>.txt`)."""
-    with run_folder.atomic_path(folder / "records.jsonl") as scratch:
+    with files.atomic_path(folder / "records.jsonl") as scratch:
         scratch.write_bytes(b"\n".join(lines()) + b"\n")
     for host, text in ROBOTS.items():
-        run_folder.write_text(folder / "robots" / f"{host}.txt", text)
+        files.write_text(folder / "robots" / f"{host}.txt", text)
 
 
 def pretraining_talks(count: int) -> list[list[Draft]]:

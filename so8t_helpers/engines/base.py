@@ -14,12 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from so8t_helpers.chat_format import render, user_turn
-from so8t_helpers.run_folder import StageError
-
-# The ends of a turn in the Phi-3.5 template; a model that writes one of them has finished.
-STOPS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
-
+from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.run.files import StageError
 
 _SMALL_FILE = 64 << 20  # bytes
 

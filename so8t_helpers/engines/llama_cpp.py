@@ -20,15 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.engines.base import (
-    STOPS,
-    EngineError,
-    EngineTimeoutError,
-    Piece,
-    RawTextEngine,
-    threads_for,
-)
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, RawTextEngine, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
+from so8t_helpers.phi3.chat import STOPS
 from so8t_helpers.settings import PROJECT_ROOT
 
 

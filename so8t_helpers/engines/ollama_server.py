@@ -17,12 +17,14 @@ import psutil
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError
 from so8t_helpers.engines.http_engine import http_client
-from so8t_helpers.run_folder import StageError
+from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings
 
 # Thinking apart from the answer came with v0.9.0.
 OLDEST = (0, 9, 0)
+
 _START_SECONDS = 60.0
+
 _TRIES = 3
 
 

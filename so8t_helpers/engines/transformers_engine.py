@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from so8t_helpers.engines.base import STOPS, Completion, EngineError, Piece, RawTextEngine
+from so8t_helpers.engines.base import Completion, EngineError, Piece, RawTextEngine
+from so8t_helpers.phi3.chat import STOPS
 
 
 class Transformers(RawTextEngine):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
-from so8t_helpers.plots import comparison as plots
-from so8t_helpers.plots.style import to_svg
 from so8t_helpers.report.page import render
-from so8t_helpers.report.records import STAGE_TITLES, flat, stage_states
 from so8t_helpers.report.svg import slim_svg
-from so8t_helpers.run_folder import STAGES, StageError, read_jsonl, read_manifest, write_text
+from so8t_helpers.run.files import StageError, read_jsonl, write_text
+from so8t_helpers.run.records import STAGE_TITLES, flat, stage_states
+from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
+from so8t_helpers.show import style
+from so8t_helpers.show.style import to_svg
 
 FOLDER = "compare"
+
 MOST_ANSWERS = 40  # changed answers shown; the page says how many there are
 
 
@@ -117,12 +121,12 @@ def _facts(runs: list[Settings]) -> dict[str, dict[str, list[Any]]]:
 
 def _losses(runs: list[Settings]) -> Figure | None:
     frames = {r.run.name: pd.read_parquet(path) for r in runs if (path := _train(r, "metrics.parquet"))}
-    return plots.losses(frames) if frames else None
+    return losses(frames) if frames else None
 
 
 def _drift(runs: list[Settings]) -> Figure | None:
     found = {r.run.name: load_file(path) for r in runs if (path := _train(r, "angles.safetensors"))}
-    return plots.drift({n: (a["steps"], a["angles"]) for n, a in found.items()}) if found else None
+    return drift({n: (a["steps"], a["angles"]) for n, a in found.items()}) if found else None
 
 
 def _answers_right(runs: list[Settings]) -> Figure | None:
@@ -139,7 +143,7 @@ def _shares(runs: list[Settings], key: str, label: str) -> Figure | None:
         path = run.run_dir / "05_ollama_eval" / "scores.json"
         if read_manifest(run, "05_ollama_eval") is not None and path.is_file():
             scores[run.run.name] = json.loads(path.read_text(encoding="utf-8"))["models"]
-    return plots.shares(scores, key, label) if scores else None
+    return shares(scores, key, label) if scores else None
 
 
 def _train(run: Settings, name: str) -> Path | None:
@@ -181,3 +185,69 @@ _FIGURES: dict[str, Callable[[list[Settings]], Figure | None]] = {
     "Correct answers": _answers_right,
     "Format": _format_kept,
 }
+
+COLUMNS = {"task_loss": "task loss (nats a token)", "pet_loss": "PET loss"}
+
+
+def run_colors(names: list[str]) -> dict[str, str]:
+    """Return a colour for each run, the same in all figures of one page."""
+    return {name: style.SERIES[i % len(style.SERIES)] for i, name in enumerate(names)}
+
+
+def losses(metrics: Mapping[str, pd.DataFrame]) -> Figure:
+    """Task loss and PET loss over the optimizer steps, one line a run: the median of a twentieth of it."""
+    fig, axes = style.new_figure(height=3.4, ncols=2)
+    colors = run_colors(list(metrics))
+    for ax, (column, label) in zip(axes, COLUMNS.items(), strict=True):
+        for name, frame in metrics.items():
+            window = max(1, len(frame) // 20)
+            smooth = frame[column].rolling(window, center=True, min_periods=1).median()
+            ax.plot(frame["step"], smooth, color=colors[name], label=name)
+        ax.set(xlabel="optimizer step", title=label)
+    style.log_where_wide(axes[0], [frame["task_loss"] for frame in metrics.values()])
+    _name_runs(fig, axes[0])
+    return fig
+
+
+def drift(angles: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Mean distance of the principal angles from their start, in radians, over the steps.
+
+    Args:
+        angles: for each run its steps (S,) and angles (S, layers, blocks, 4).
+    """
+    fig, ax = style.new_figure(height=3.2)
+    colors = run_colors(list(angles))
+    for name, (steps, theta) in angles.items():
+        moved = np.abs(theta - theta[:1]).mean(axis=(1, 2, 3))
+        ax.plot(steps, moved, color=colors[name], label=name)
+    ax.set(xlabel="optimizer step", ylabel="mean |θ − θ at the start| (rad)")
+    _name_runs(fig, ax)
+    return fig
+
+
+def shares(scores: Mapping[str, Mapping[str, Mapping[str, float]]], key: str, label: str) -> Figure:
+    """One share of the evaluation for each model of each run, as dots on one axis.
+
+    Args:
+        scores: run -> model -> scores.
+        key: such as "answer".
+        label: what it is called.
+    """
+    models = list(dict.fromkeys(model for run in scores.values() for model in run))
+    fig, ax = style.new_figure(height=0.9 + 0.42 * len(models))
+    colors = run_colors(list(scores))
+    spread = np.linspace(-0.22, 0.22, len(scores)) if len(scores) > 1 else [0.0]
+    for offset, (name, run) in zip(spread, scores.items(), strict=True):
+        rows = [i for i, model in enumerate(models) if run.get(model, {}).get(key) is not None]
+        values = [100 * run[models[i]][key] for i in rows]
+        ax.plot(values, np.array(rows) + offset, "o", color=colors[name], label=name)
+    ax.set(yticks=range(len(models)), yticklabels=models, xlabel=f"{label} (%)", xlim=(-3, 103))
+    ax.set_ylim(len(models) - 0.5, -0.5)
+    _name_runs(fig, ax)
+    return fig
+
+
+def _name_runs(fig: Figure, ax: Axes) -> None:
+    """One legend above all panels: lines of several runs end too near each other for labels of their own."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper left", ncols=min(3, len(labels)))

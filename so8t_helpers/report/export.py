@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from so8t_helpers.report.page import scrub
-from so8t_helpers.run_folder import StageError, atomic_path
+from so8t_helpers.run.files import StageError, atomic_path
 from so8t_helpers.settings import Settings
 
 # A fixed time in the archive: the same pages give the same bytes.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.audit import published_head, service_log
 from so8t_helpers.report.page import render
-from so8t_helpers.report.records import flat, known_runs, stage_states
-from so8t_helpers.run_folder import STAGES, read_manifest, write_text
+from so8t_helpers.run.files import write_text
+from so8t_helpers.run.records import flat, known_runs, stage_states
+from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
+from so8t_helpers.thinking.audit import published_head, service_log
 
 
 def key_figures(settings: Settings) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from so8t_helpers.report.page import render
-from so8t_helpers.report.records import STAGE_TITLES, read_record, stage_path
-from so8t_helpers.run_folder import STAGES, read_manifest, stage_settings, write_text
+from so8t_helpers.run.files import write_text
+from so8t_helpers.run.records import STAGE_TITLES, record_data, stage_path
+from so8t_helpers.run.stage import STAGES, read_manifest, stage_settings
 from so8t_helpers.settings import Settings
 
 
@@ -16,7 +17,7 @@ def write_stage(settings: Settings, stage: str) -> Path:
     from so8t_helpers.report.notebook_html import convert  # noqa: PLC0415
 
     fragments = convert(settings.run_dir / "notebooks" / f"{stage}.ipynb")
-    record, manifest = read_record(settings, stage), read_manifest(settings, stage)
+    record, manifest = record_data(settings, stage), read_manifest(settings, stage)
     default = stage_settings(Settings(), stage)
     text = render(
         "stage.html.j2",

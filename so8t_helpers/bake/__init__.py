@@ -1,0 +1,1 @@
+"""03_bake: streamed baking onto the 16-bit base, with its proof."""

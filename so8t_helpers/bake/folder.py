@@ -1,0 +1,180 @@
+"""What stands beside the weights of a baked folder: configuration, tokenizer files, model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so8t_helpers.run.files import StageError, write_json, write_text
+
+# Copied byte for byte: a tokenizer that transformers 5 saves anew has no tokenizer.model and no
+# added_tokens.json, and llama.cpp's converter needs both.
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+_OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md")
+
+_REMOTE_CODE_KEYS = ("auto_map", "_name_or_path")
+
+
+def base_files(base: Path, weights: Iterable[Path]) -> dict[str, Path]:
+    """Return the base's files that decide the baked folder, by name.
+
+    Raises:
+        StageError: if config.json or the tokenizer is missing.
+    """
+    names = ("config.json", *_TOKENIZER_FILES, *_OTHER_FILES, "README.md", "model.safetensors.index.json")
+    found = {name: base / name for name in names if (base / name).is_file()}
+    if "config.json" not in found:
+        raise StageError(f"{base}: no config.json; model.base must name a Phi3 model folder or hub id")
+    if not found.keys() & {"tokenizer.json", "tokenizer.model"}:
+        raise StageError(f"{base}: neither tokenizer.json nor tokenizer.model; fetch the model again")
+    return found | {path.name: path for path in weights}
+
+
+def write_side_files(base: Path, folder: Path) -> None:
+    """Write config.json and generation_config.json, and copy the base's tokenizer and licence files."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for name in (*_TOKENIZER_FILES, *_OTHER_FILES):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    write_json(folder / "config.json", baked_config(config, base))
+    if not (folder / "generation_config.json").is_file():
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        write_json(folder / "generation_config.json", {k: config[k] for k in keys if k in config})
+
+
+def baked_config(config: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return the base's configuration with the rope and dtype keys of old readers and new ones.
+
+    transformers 5 saves `rope_parameters` and `dtype`; transformers 4, llama.cpp's converter and Ollama read
+    `rope_scaling` (transformers 4 insists on exactly three keys there), `rope_theta`,
+    `original_max_position_embeddings` and `torch_dtype`.
+
+    Raises:
+        StageError: if the base is quantised.
+    """
+    if "quantization_config" in config:
+        raise StageError(f"{base}: this base is quantised; bake onto the 16-bit one (set model.base)")
+    new = {key: value for key, value in config.items() if key not in _REMOTE_CODE_KEYS}
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
+    partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    trained = rope.pop("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    kind = "longrope" if kind in {"su", "yarn"} else kind  # what early Phi-3 configurations called it
+    factors = {key: rope[key] for key in ("long_factor", "short_factor") if key in rope}
+    new["rope_scaling"] = {**factors, "type": kind} if kind == "longrope" else None
+    new["rope_theta"], new["partial_rotary_factor"] = theta, partial
+    new["original_max_position_embeddings"] = trained or config["max_position_embeddings"]
+    new["rope_parameters"] = {
+        **factors,
+        "rope_type": kind,
+        "rope_theta": theta,
+        "partial_rotary_factor": partial,
+    }
+    new["dtype"] = new["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
+    return new
+
+
+def write_card(
+    folder: Path,
+    base_readme: Path,
+    provenance: dict[str, Any],
+    changes: str,
+    dataset_card: dict[str, Any] | None,
+    proof: dict[str, Any],
+) -> None:
+    """Write the model card: what it was made from, under which licence, how it was proven, the hashes."""
+    licence = _licence(base_readme)
+    header = {
+        "base_model": provenance["base"]["id"],
+        **({"license": licence} if licence else {}),
+        "language": ["ja"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["so8t", "phi3", "lora"],
+    }
+    logits = proof["logits"]
+    lines = [
+        "---",
+        yaml.safe_dump(header, allow_unicode=True, sort_keys=False).rstrip(),
+        "---",
+        f"# {provenance['run']}",
+        "",
+        f"A plain Phi3 model, baked by the SO8T workbench from `{provenance['base']['id']}`: {changes}. "
+        "W' = (W + s·B·A) @ R in float32, rounded once to the base's 16 bits. "
+        "It loads with `AutoModelForCausalLM` and needs no further code.",
+        "",
+        "## Licence",
+        "",
+        f"The base's: {licence}." if licence else "The base's; its folder states none in its model card.",
+        "",
+        "## Data",
+        "",
+        *_dataset_lines(dataset_card),
+        "",
+        "## Proof",
+        "",
+        f"On {proof['tokens']} tokens of {proof['texts']} held-out texts, with float64 activations:",
+        "",
+        f"- gated and adapted model against baked weights before rounding: logits differ by at most "
+        f"{logits['baking']['largest']:.2e}, next token the same for "
+        f"{logits['baking']['next_token_agreement']:.2%};",
+        f"- rounding to 16 bits alone: at most {logits['rounding']['largest']:.2e}, next token the same for "
+        f"{logits['rounding']['next_token_agreement']:.2%}, mean KL divergence "
+        f"{proof['rounding_kl_mean']:.2e} nats.",
+        "",
+        "## Provenance",
+        "",
+        "SHA-256; `so8t verify` walks these back to the input lines.",
+        "",
+        "```json",
+        json.dumps(provenance, ensure_ascii=False, indent=2),
+        "```",
+        "",
+    ]
+    write_text(folder / "README.md", "\n".join(lines))
+
+
+def _licence(readme: Path) -> str | None:
+    """Return the `license` of a model card's header."""
+    if not readme.is_file():
+        return None
+    header = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    data = yaml.safe_load(header[1]) if header else None
+    value = data.get("license") if isinstance(data, dict) else None
+    return str(value) if value else None
+
+
+def _dataset_lines(card: dict[str, Any] | None) -> list[str]:
+    """Sum up 01_dataset's card; its settings stay out, they may name folders of one machine."""
+    if card is None:
+        return ["No dataset card came with the adapter."]
+    lines = card["lines"]
+    text = [
+        card["purpose"],
+        "",
+        f"Of {lines['read']:,} input lines {lines['train']:,} became training samples, {lines['eval']:,} "
+        f"were held out, {lines['quarantine']:,} were set aside. Not looked for: {card['not_covered']}.",
+        "",
+        "| training samples by | |",
+        "|---|---|",
+    ]
+    for group, counts in card["train"].items():
+        listed = ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
+        text.append(f"| {group} | {listed} |")
+    text += ["", *(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])]
+    return text

@@ -1,0 +1,136 @@
+"""The forward pass of the proof: float64, one decoder layer at a time, weights straight from the shards.
+
+In float32 the noise of 32 layers alone moves logits by more than a bake may, so everything here is float64,
+where that noise is nine digits smaller. Weights are exact in it; a few rows at a time are read, widened, used
+and forgotten, so no layer is ever whole in memory. The gated variant does what training does: it turns the
+activations and adds the LoRA branch; it shares no code with the baking it judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Phi3Config
+
+from so8t_helpers.bake.rows import Change, bake_rows
+from so8t_helpers.phi3.lora_folder import LoraUpdate
+from so8t_helpers.phi3.stream import LayerArguments, empty_layer
+from so8t_helpers.phi3.weights import TensorPlace
+from so8t_helpers.so8 import rotation
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+_WEIGHTS = 2**22  # numbers of a weight at once: 32 MiB in float64
+
+# Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. Each time reads, merges and widens
+# the whole layer again.
+_TOKENS = 1024
+
+
+class StreamedLinear(nn.Module):
+    """A linear layer whose weight stays on disk; one of three models, see `plain`, `gate` and `merge`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place: TensorPlace | None = None
+        self.lora: LoraUpdate | None = None
+        self.blocks: Tensor | None = None
+        self.merged = Change()
+
+    def plain(self, place: TensorPlace) -> None:
+        """Y = W x, as the file has it."""
+        self.place, self.lora, self.blocks, self.merged = place, None, None, Change()
+
+    def gate(self, place: TensorPlace, change: Change, free: Tensor | None) -> None:
+        """Y = W R x + s·B·A R x, as in training: R comes from the gate's own numbers, (d/8, 28) or None."""
+        self.plain(place)
+        if change.lora is not None:
+            lora = change.lora.load()
+            self.lora = LoraUpdate(lora.a.double(), lora.b.double(), lora.scale)
+        self.blocks = None if free is None else rotation.rotation(free.double())
+
+    def merge(self, place: TensorPlace, change: Change) -> None:
+        """Y = W' x, with the bake's own float32 arithmetic before its rounding."""
+        self.plain(place)
+        self.merged = change
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out), float64
+        assert self.place is not None
+        if self.blocks is not None:
+            x = rotation.rotate(x, self.blocks)
+        lora = self.merged.lora.load() if self.merged.lora else None
+        tokens = x.flatten(0, -2)  # (n, in)
+        y = x.new_empty(len(tokens), self.place.shape[0])
+        step = min(y.shape[1], max(1, _WEIGHTS // x.shape[-1]))
+        wide = x.new_empty(step, x.shape[-1])
+        for start in range(0, y.shape[1], step):
+            stop = min(start + step, y.shape[1])
+            rows = self.place.read(start, stop)
+            if self.merged.lora is not None or self.merged.blocks is not None:
+                rows = bake_rows(rows.float(), lora and lora.rows(slice(start, stop)), self.merged.blocks)
+            weight = wide[: stop - start].copy_(rows)
+            torch.mm(tokens, weight.T, out=y[:, start:stop])
+        if self.lora is not None:
+            y.addmm_(functional.linear(tokens, self.lora.a), self.lora.b.T, alpha=self.lora.scale)
+        return y.unflatten(0, x.shape[:-1])
+
+
+class StreamedLayer:
+    """One decoder layer, set to the weights of one layer of one model after another.
+
+    Attributes:
+        linears: the four linears by their names within the layer ("self_attn.o_proj").
+    """
+
+    def __init__(self, config: Phi3Config):
+        self.layer, self.beside = empty_layer(config), LayerArguments(config)
+        self.linears: dict[str, StreamedLinear] = {}
+        self._norms: dict[str, nn.RMSNorm] = {}
+        for name, module in list(self.layer.named_modules()):
+            parent, _, leaf = name.rpartition(".")
+            if isinstance(module, nn.Linear):
+                self.linears[name] = StreamedLinear()
+                setattr(self.layer.get_submodule(parent), leaf, self.linears[name])
+            elif leaf.endswith("norm"):  # transformers' own goes through float32
+                self._norms[name] = _norm(config)
+                setattr(self.layer.get_submodule(parent), leaf, self._norms[name])
+
+    def set_norms(self, index: int, weights: Mapping[str, TensorPlace]) -> None:
+        """Read the norms of layer `index`."""
+        for name, norm in self._norms.items():
+            norm.weight.data = weights[f"model.layers.{index}.{name}.weight"].read().double()
+
+    def run(self, hidden: Tensor) -> None:
+        """Send texts (B, T, d) through the layer, a few at a time, in place."""
+        for x in hidden.split(max(1, _TOKENS // hidden.shape[1])):
+            x.copy_(self.layer(x, **self.beside(x)))
+
+
+class Head:
+    """The last norm and the output projection. Call it with (n, d) -> logits (n, V), float64."""
+
+    def __init__(self, config: Phi3Config, weights: Mapping[str, TensorPlace]):
+        self.norm, self.linear = _norm(config), StreamedLinear()
+        self.norm.weight.data = weights["model.norm.weight"].read().double()
+        self.linear.plain(weights.get(_HEAD, weights[_EMBEDDING]))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.norm(x))
+        return logits
+
+
+def embed(texts: list[list[int]], weights: Mapping[str, TensorPlace]) -> Tensor:
+    """Look tokens up, row by row on disk. -> (B, T, d) float64, padded right with zeros."""
+    place = weights[_EMBEDDING]
+    hidden = torch.zeros(len(texts), max(map(len, texts)), place.shape[1], dtype=torch.float64)
+    for text, ids in zip(hidden, texts, strict=True):
+        for position, index in enumerate(ids):
+            text[position] = place.read(index, index + 1)[0]
+    return hidden
+
+
+def _norm(config: Phi3Config) -> nn.RMSNorm:
+    return nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=torch.float64)

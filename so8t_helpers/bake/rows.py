@@ -1,0 +1,222 @@
+"""Streamed baking: W' = (W + s·B·A) @ R, in float32, a block of rows at a time, rounded to the base's dtype.
+
+Every piece of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
+a few threads do pieces in any order, memory is one piece a thread whatever the model's size, and reading and
+writing overlap with arithmetic (torch and file calls release the interpreter's lock).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from so8t_helpers.bake.direct import PAGE, DirectWriter, aligned_buffer
+from so8t_helpers.phi3.lora_folder import LoraUpdate, StoredLora
+from so8t_helpers.phi3.shape import o_proj_name
+from so8t_helpers.phi3.weights import FLOATS, TensorPlace, lay_out, rounds_to_infinity
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.sync import BackgroundSync
+from so8t_helpers.so8 import rotation
+
+_PIECE_BYTES = 16 * 2**20  # read and written at once
+
+_SYNC_BYTES = 2**26  # the disk begins when so much is written, and works beside the products
+
+_CACHED = 384 * 1024  # weights merged at once: their float32 copy, 1.5 MiB, stays in the caches
+
+_MOST_AT_WORK = 8  # more cores than that would wait for the disk
+
+
+@dataclass(frozen=True)
+class Change:
+    """What baking does to one tensor: adds `lora`, then turns the columns by `blocks` (in/8, 8, 8)."""
+
+    lora: StoredLora | None = None
+    blocks: Tensor | None = None
+
+
+def plan_changes(
+    base: Mapping[str, TensorPlace], pairs: Mapping[str, StoredLora], gates: rotation.Gates | None
+) -> dict[str, Change]:
+    """Return the change of each tensor that is not passed through, by name.
+
+    The rotations are exponentiated in float64 and rounded once to float32.
+
+    Raises:
+        StageError: if a gate's layer or width does not fit the base, or LoRA sits outside the decoder layers.
+    """
+    if outside := sorted(name for name in pairs if not name.startswith("model.layers.")):
+        raise StageError(f"adapter: {outside[0]} is not in a decoder layer; only those linears are baked")
+    blocks: dict[str, Tensor] = {}
+    for free, layer in zip(gates.free, gates.layers, strict=True) if gates else ():
+        name = o_proj_name(layer)
+        if name not in base:
+            raise StageError(
+                f"gates: layer {layer} has no {name} in the base; they belong to another base model"
+            )
+        width = base[name].shape[1]
+        if width != len(free) * rotation.BLOCK:
+            raise StageError(f"gates: width {len(free) * rotation.BLOCK}, but {name} takes {width} features")
+        blocks[name] = rotation.rotation(free.double()).float()
+    return {
+        name: Change(pairs.get(name), blocks.get(name)) for name in base if name in pairs or name in blocks
+    }
+
+
+def bake_rows(rows: Tensor, lora: LoraUpdate | None = None, blocks: Tensor | None = None) -> Tensor:
+    """Return (W + s·B·A) @ R for some rows of W.
+
+    Args:
+        rows: (n, in) float32 rows of W; used as scratch.
+        lora: what is added to these rows, or None.
+        blocks: (in/8, 8, 8) float32 rotations, or None.
+    """
+    if lora is not None:
+        rows.addmm_(lora.b, lora.a, alpha=lora.scale)
+    return rows if blocks is None else rotation.bake_rotation(rows, blocks)
+
+
+def bake_checkpoint(
+    base: Mapping[str, TensorPlace],
+    changes: Mapping[str, Change],
+    folder: Path,
+    max_shard_bytes: int,
+    count_bytes: Callable[[int], None] = lambda _: None,
+) -> dict[str, TensorPlace]:
+    """Write the baked weight files into `folder` and return the places of their tensors.
+
+    Args:
+        base: the base's tensors in disk order.
+        changes: by tensor name; all other tensors pass through byte for byte.
+        folder: exists and holds no weights.
+        max_shard_bytes: a larger model is cut into shards.
+        count_bytes: called in this thread with the bytes of each finished piece.
+
+    Raises:
+        StageError: a value that is no number, or too large for the base's dtype, with the tensor's name.
+    """
+    targets = lay_out(list(base.values()), folder, max_shard_bytes)
+    load = lru_cache(maxsize=2)(lambda lora: lora.load())  # pieces come tensor by tensor
+    scratch = _Scratch()
+    cores = min(os.cpu_count() or 1, _MOST_AT_WORK)
+    computing = threading.Semaphore(cores)  # more products at a time push each other out of the caches
+
+    def work(source: TensorPlace, start: int, stop: int) -> tuple[Path, int, int]:
+        target = targets[source.name]
+        offset = target.offset + start * target.row_bytes
+        rows = _read_rows(source, start, stop, scratch, offset % PAGE)
+        if change := changes.get(source.name):
+            values = rows.view(FLOATS[source.dtype]).view(stop - start, -1)
+            lora = load(change.lora).rows(slice(start, stop)) if change.lora else None
+            with computing:
+                _bake_piece(values, lora, change.blocks, f"{source.name}: among rows {start} to {stop - 1}")
+        return target.path, len(rows), writer.write(target.path, offset, rows)
+
+    jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
+    threads = cores + 4  # so many wait for the disk meanwhile
+    paths = sorted({target.path for target in targets.values()})
+    with (
+        DirectWriter(paths) as writer,
+        _one_thread_per_operation(),
+        ThreadPoolExecutor(1) as syncer,  # waits for the disk while the others work
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        sync = BackgroundSync(syncer, _SYNC_BYTES)
+        running: set[Future[tuple[Path, int, int]]] = set()
+        try:
+            while True:
+                running |= {pool.submit(work, *job) for job in islice(jobs, 2 * threads - len(running))}
+                if not running:
+                    break
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    path, size, cached = future.result()
+                    count_bytes(size)
+                    sync.wrote(cached)
+                if sync.due():
+                    sync.start(partial(_sync, path))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    sync.settle()
+    for path in paths:
+        _sync(path)
+    return targets
+
+
+def _sync(path: Path) -> None:
+    """Wait until what is written is on the disk, and let the system use its pages for what comes next.
+
+    Fresh pages cost more than the arithmetic where the system has to clear or even to fetch them (a virtual
+    machine), and a model of 7 GiB would push all else, the base too, out of a laptop's memory.
+    """
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # Linux; elsewhere the pages stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class _Scratch(threading.local):
+    """A piece's bytes, one buffer a thread: fresh memory for every piece would cost more than reading it."""
+
+    def __init__(self) -> None:
+        self.buffer = aligned_buffer(_PIECE_BYTES + PAGE)
+
+    def take(self, size: int, start: int) -> Tensor:
+        """Return `size` bytes that begin `start` bytes after the beginning of a page."""
+        if len(self.buffer) < start + size:  # a single row longer than a piece
+            self.buffer = aligned_buffer(start + size)
+        return self.buffer[start : start + size]
+
+
+def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
+    rows = place.shape[0] if place.shape else 1
+    step = max(1, _PIECE_BYTES // max(1, place.row_bytes))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch, in_page: int) -> Tensor:
+    data = scratch.take((stop - start) * source.row_bytes, in_page)
+    with source.path.open("rb") as file:
+        file.seek(source.offset + start * source.row_bytes)
+        if file.readinto(data.numpy().data) != len(data):
+            raise StageError(f"{source.path}: ends inside tensor {source.name}; fetch the file again")
+    return data
+
+
+def _bake_piece(rows: Tensor, lora: LoraUpdate | None, blocks: Tensor | None, where: str) -> None:
+    """Bake rows (n, in) of the file's dtype in place; `where` begins the error's message."""
+    limit = rounds_to_infinity(rows.dtype)
+    step = max(1, _CACHED // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        baked = bake_rows(part.float(), lora and lora.rows(slice(start, start + step)), blocks)
+        least, most = torch.aminmax(baked)
+        if not (-limit < least.item() and most.item() < limit):  # NaN fails, too
+            raise StageError(
+                f"{where} is a value that is no number or too large for {rows.dtype}; look at the adapter's "
+                "training, or bake onto a bfloat16 base"
+            )
+        part.copy_(baked)
+
+
+@contextmanager
+def _one_thread_per_operation() -> Iterator[None]:
+    """Pieces are the parallel unit: threads inside each product would only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

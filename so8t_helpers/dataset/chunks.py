@@ -1,0 +1,229 @@
+"""The first pass: chunks of input lines become files of rows, quarantined lines and an index.
+
+What is written depends on the chunk alone, so the number of processes never shows in the output.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import orjson
+
+from so8t_helpers.dataset.duplicates import KEPT, band_keys, banding, signatures
+from so8t_helpers.dataset.reading import Chunk, read_lines
+from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
+from so8t_helpers.settings import SettingsError
+
+# What the later passes know of a kept row.
+INDEX = np.dtype(
+    [
+        ("line", "<u8"),
+        ("offset", "<u8"),
+        ("question", "<u8"),
+        ("label", "u1"),
+        ("format", "u1"),
+        ("licence", "<u2"),
+        ("domain", "<u2"),
+        ("tokens", "<u4"),
+    ]
+)
+
+BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
+
+WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row
+
+
+@dataclass
+class ChunkResult:
+    """What one chunk came to.
+
+    Attributes:
+        counts: (group, name) -> number, e.g. ("reason", "bad_json") -> 3.
+        domains, licences: what the index's numbers stand for, in this chunk.
+    """
+
+    index: int
+    lines: int
+    kept: int
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    domains: list[str] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)
+
+
+def part(work: Path, kind: str, index: int) -> Path:
+    """Return the path of one of a chunk's files."""
+    return work / f"{kind}-{index:06d}"
+
+
+def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
+    """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
+    result = ChunkResult(chunk.index, chunk.lines, 0)
+    domains: dict[str, int] = {}
+    licences: dict[str, int] = {}
+    bands = banding(sampler.settings.near_duplicate_threshold)
+    offset = 0
+    with (
+        part(work, "rows", chunk.index).open("wb", WRITE_BUFFER) as rows,
+        part(work, "quarantine", chunk.index).open("wb") as bad,
+        part(work, "index", chunk.index).open("wb") as index,
+        part(work, "keys", chunk.index).open("wb") as keys,
+        part(work, "low", chunk.index).open("wb") as low,
+    ):
+        for batch in _batches(sampler, chunk):
+            kept: list[tuple[int, int, Sample]] = []
+            for line, outcome in batch:
+                if isinstance(outcome, Quarantined):
+                    bad.write(quarantine_line(chunk.file.name, line, outcome))
+                    result.counts["reason", outcome.reason] += 1
+                    continue
+                kept.append((line, offset, outcome))
+                offset += rows.write(outcome.row)
+                _count(result.counts, outcome)
+            entries = np.zeros(len(kept), dtype=INDEX)
+            entries["line"] = [line for line, _, _ in kept]
+            entries["offset"] = [start for _, start, _ in kept]
+            entries["question"] = [s.question_hash for _, _, s in kept]
+            entries["label"] = [s.label for _, _, s in kept]
+            entries["format"] = [s.format for _, _, s in kept]
+            entries["licence"] = [licences.setdefault(s.licence, len(licences)) for _, _, s in kept]
+            entries["domain"] = [_number(domains, s.domain) for _, _, s in kept]
+            entries["tokens"] = [s.tokens for _, _, s in kept]
+            index.write(entries.tobytes())
+            if sampler.settings.deduplicate and kept:
+                signature = signatures([s.question for _, _, s in kept])
+                keys.write(band_keys(signature, *bands).tobytes())
+                low.write(signature[:, :KEPT].astype(np.uint8).tobytes())
+            result.kept += len(kept)
+    result.domains, result.licences = list(domains), list(licences)
+    return result
+
+
+def quarantine_line(file: str, line: int, item: Quarantined) -> bytes:
+    """Return one line of quarantine.jsonl."""
+    row = {"file": file, "line": line, "reason": item.reason, "detail": item.detail, "sha256": item.sha256}
+    return orjson.dumps(row) + b"\n"
+
+
+def run(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
+    """Carry out the pass in this process or in several; results come in the chunks' order."""
+    if plan.settings.engine == "ray":
+        yield from run_on_ray(plan, chunks, work, workers)
+        return
+    if workers == 1 or len(chunks) == 1:
+        sampler = Sampler(plan)
+        for chunk in chunks:
+            yield process_chunk(sampler, chunk, work)
+        return
+    # Spawned, not forked: a notebook's process has threads, and Windows knows nothing else.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
+        yield from pool.map(_work, chunks, [work] * len(chunks))
+
+
+_samplers: list[Sampler] = []
+
+
+def _start_worker(plan: Plan) -> None:
+    _samplers.append(Sampler(plan))
+    # What is loaded now stays: the collector need not look at it again. Records make no cycles: looking for
+    # them once a chunk is enough.
+    gc.freeze()
+    gc.disable()
+
+
+def _work(chunk: Chunk, work: Path) -> ChunkResult:
+    result = process_chunk(_samplers[0], chunk, work)
+    gc.collect()
+    return result
+
+
+def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Sample | Quarantined]]]:
+    lines: list[tuple[int, bytes | None]] = []
+    held = 0
+    for line, raw in read_lines(chunk):
+        lines.append((line, raw))
+        held += len(raw or b"")
+        if len(lines) == BATCH or held > BATCH_BYTES:
+            yield _judged(sampler, chunk, lines)
+            lines, held = [], 0
+    if lines:
+        yield _judged(sampler, chunk, lines)
+
+
+def _judged(
+    sampler: Sampler, chunk: Chunk, lines: list[tuple[int, bytes | None]]
+) -> list[tuple[int, Sample | Quarantined]]:
+    outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
+    return [(line, outcome) for (line, _), outcome in zip(lines, outcomes, strict=True)]
+
+
+def _number(names: dict[str, int], name: str) -> int:
+    """Return a name's number, a new one while there is room: the field holds 16 bits."""
+    return names.setdefault(name, len(names)) if len(names) < 65535 else names.get(name, 0)
+
+
+def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
+    for kind in sample.masked:
+        counts["personal data masked", kind] += 1
+    if sample.harm:
+        counts["unsafe, refused", sample.harm] += 1
+    if sample.cut:
+        counts["thinking", "cut at a sentence"] += 1
+    counts["thinking", sample.thinking] += 1
+
+
+class _Worker:
+    """One actor: loads the word lists and the tokenizer once, then works chunk by chunk."""
+
+    def __init__(self, plan: Plan, work: Path):
+        self.sampler, self.work = Sampler(plan), work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        result = process_chunk(self.sampler, pickle.loads(row["chunk"]), self.work)
+        return {"result": pickle.dumps(result)}
+
+
+def run_on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
+    """Carry out the pass on Ray Data; results come in the chunks' order.
+
+    A cluster that RAY_ADDRESS names is used, else one is started on this machine.
+
+    Raises:
+        SettingsError: where Ray is not installed.
+    """
+    try:
+        import ray  # noqa: PLC0415  (an optional extra)
+        import ray.data  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(
+            "dataset.engine: ray is not installed; pip install 'so8t-workbench[ray]'"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        rows = ray.data.from_items(
+            [{"chunk": pickle.dumps(chunk)} for chunk in chunks], override_num_blocks=len(chunks)
+        ).map(
+            cast(Any, _Worker),
+            fn_constructor_args=(plan, work),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(chunks))),
+        )
+        for row in rows.iter_rows():
+            yield pickle.loads(row["result"])
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,308 @@
+"""Duplicates among questions: exact after normalisation, near by MinHash over character 5-grams.
+
+Japanese has no spaces, hence characters, not words. MinHash and its banding follow Broder (1997) and
+Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", ch. 3. What is here belongs to single texts;
+`near.py` compares them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+NGRAM = 5
+
+TABLES, BINS = 4, 64
+
+PERMUTATIONS = TABLES * BINS
+
+KEPT = 128  # minima kept, as their low byte, to estimate a pair's similarity
+
+_NOISE = re.compile(r"[\W_]+")
+
+_rng = np.random.default_rng(20240229)
+
+# Hash functions x -> a x modulo 2^32 (Dietzfelbinger's multiply-shift), with odd a: one for each table.
+_MULTIPLIERS = _rng.integers(0, 2**32, TABLES, dtype=np.uint32) | np.uint32(1)
+
+_BIN_SHIFT = np.uint32(32 - 6)
+
+_EMPTY = np.uint32(0xFFFFFFFF)
+
+# For each bin the order in which it looks at the others where it is empty: (BINS, BINS).
+_PROBES = _rng.permuted(np.tile(np.arange(BINS), (BINS, 1)), axis=1)
+
+_POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM)]
+
+
+def normalise_question(question: str, plain: bool = False) -> str:
+    """Return a question without what does not matter when two are compared: width, case, signs, spaces.
+
+    Args:
+        question: the text.
+        plain: it is known to be in NFKC and lower case.
+    """
+    text = question if plain else unicodedata.normalize("NFKC", question).lower()
+    # Most noise is a few signs, and taking those out first leaves nothing for the regex to do.
+    letters = text.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
+    return letters if letters.isalnum() else _NOISE.sub("", letters) or text
+
+
+def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the character 5-grams of normalised texts.
+
+    Returns:
+        hashes: (n,) uint32, those of the first text, then of the second, ...; at least one for each.
+        starts: (len(texts),) where each text's begin.
+    """
+    # Closing zeros: a text of m characters has m windows, the last ones padded, none shared with another.
+    joined = "".join(text + "\0" * (NGRAM - 1) for text in texts)
+    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    lengths = np.array([len(text) + NGRAM - 1 for text in texts])
+    count = len(points) - NGRAM + 1
+    hashed = np.zeros(count, dtype=np.uint64)
+    for k, power in enumerate(_POWERS):
+        hashed += points[k : k + count] * power
+    # Windows that end in padding count only in a text shorter than five characters, which has no others.
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    whole = np.ones(count, dtype=bool)
+    for back in range(1, NGRAM):
+        padded = ends - NGRAM + 1 - back
+        whole[padded[padded > starts]] = False
+    for back in range(NGRAM - 1):
+        beyond = ends - NGRAM + 1 + back
+        whole[beyond[beyond < count]] = False
+    kept = np.concatenate(([0], np.cumsum(whole)))
+    return (_mix(hashed[whole]) >> np.uint64(32)).astype(np.uint32), kept[starts]
+
+
+def signatures(texts: list[str]) -> np.ndarray:
+    """Return the MinHash signatures of normalised texts: (len(texts), 256) uint32.
+
+    One permutation hashing (Li, Owen & Zhang, 2012): a hash's high bits choose a bin, and each bin keeps its
+    least hash; so a text costs four hash functions, not 256. A bin that stays empty takes what the first
+    other bin has that is not, in an order of its own (Shrivastava's optimal densification, 2017).
+    """
+    hashes, starts = shingles(texts)
+    own = np.repeat(np.arange(len(texts)) * BINS, np.diff(starts, append=len(hashes)))
+    signature = np.empty((len(texts), TABLES, BINS), dtype=np.uint32)
+    for table in range(TABLES):
+        hashed = hashes * _MULTIPLIERS[table]
+        least = np.full(len(texts) * BINS, _EMPTY)
+        np.minimum.at(least, own + (hashed >> _BIN_SHIFT), hashed)
+        signature[:, table] = _filled(least.reshape(-1, BINS))
+    return signature.reshape(len(texts), PERMUTATIONS)
+
+
+def _filled(least: np.ndarray) -> np.ndarray:
+    """Fill the empty bins of (texts, BINS) uint32 from those that are not."""
+    filled = least.copy()
+    text, empty = np.nonzero(least == _EMPTY)
+    for attempt in range(BINS):
+        if not len(text):
+            break
+        found = least[text, _PROBES[empty, attempt]]
+        filled[text, empty] = found
+        still = found == _EMPTY
+        text, empty = text[still], empty[still]
+    return filled
+
+
+def banding(threshold: float) -> tuple[int, int]:
+    """Return (bands, rows): the most rows with which 99% of the pairs at `threshold` share a band."""
+    for rows in range(16, 1, -1):
+        bands = PERMUTATIONS // rows
+        if 1.0 - (1.0 - threshold**rows) ** bands >= 0.99:
+            return bands, rows
+    return PERMUTATIONS, 1
+
+
+def band_keys(signature: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """Return what two texts must share one of to be compared: (texts, bands) uint32."""
+    used = signature[:, : bands * rows].reshape(len(signature), bands, rows).astype(np.uint64)
+    keys = np.zeros(used.shape[:2], dtype=np.uint64)
+    for row in range(rows):
+        keys = _mix(keys ^ used[:, :, row])
+    return (keys >> np.uint64(32)).astype(np.uint32)
+
+
+def jaccard(a: str, b: str) -> float:
+    """Return the Jaccard similarity of two normalised texts' 5-gram sets."""
+    x, y = (set(shingles([text])[0].tolist()) for text in (a, b))
+    return len(x & y) / len(x | y)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+# An estimate from `KEPT` minima has a standard error of 0.05 at most (short texts); beyond three it decides.
+MARGIN = 0.15
+
+# Comparisons in one band, per row: more means a band that (nearly) all rows share, which says nothing.
+MOST_COMPARISONS = 300
+
+_BLOCK, _FEW = 2**16, 2**13
+
+# Of 16 minima a pair at similarity 0.7 agrees on fewer than 5 once in 20,000 times; most candidates do.
+_FIRST, _FEWEST = 16, 5
+
+
+class NearFiles:
+    """The files that the first pass fills and the second reads: band keys and 8-bit signatures.
+
+    Eight bits of each minimum are enough to compare two: by chance 1 in 256 agree (Li & Koenig, 2010).
+    """
+
+    def __init__(self, folder: Path, count: int, threshold: float):
+        self.count, self.bands = count, banding(threshold)[0]
+        self.keys_path, self.low_path = folder / "keys", folder / "low"
+        self._filled = 0
+        # (bands, count), so that one band is read in one go.
+        self._keys = np.memmap(self.keys_path, np.uint32, "w+", shape=(self.bands, max(count, 1)))
+        self._low = self.low_path.open("wb")
+        self.head = np.empty((count, _FIRST), dtype=np.uint8)
+
+    def add(self, keys: np.ndarray, low: np.ndarray) -> None:
+        """Append a chunk's band keys (n, bands) and signatures (n, KEPT) uint8."""
+        self._keys[:, self._filled : self._filled + len(keys)] = keys.T
+        self.head[self._filled : self._filled + len(low)] = low[:, :_FIRST]
+        self._filled += len(keys)
+        self._low.write(low.tobytes())
+        _forget(self._keys)
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._keys.flush()
+        self._low.close()
+
+    def band(self, number: int) -> np.ndarray:
+        """Return one band's keys: (count,) uint32."""
+        return np.fromfile(self.keys_path, np.uint32, self.count, offset=4 * number * max(self.count, 1))
+
+    def low(self) -> np.memmap:
+        """Return the 8-bit signatures, mapped: (count, KEPT) uint8."""
+        return np.memmap(self.low_path, np.uint8, "r", shape=(self.count, KEPT))
+
+
+def exact_duplicates(hashes: np.ndarray) -> np.ndarray:
+    """Return for each row the first one with the same hash, its own index where it is first: (N,) int64."""
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def near_duplicates(
+    files: NearFiles, alive: np.ndarray, threshold: float, text_of: Callable[[int], str]
+) -> tuple[np.ndarray, int]:
+    """Find for each row an earlier one that it nearly equals.
+
+    Args:
+        files: keys and signatures of all rows.
+        alive: (N,) bool; only these are compared.
+        threshold: Jaccard similarity of 5-grams from which two rows are near-duplicates.
+        text_of: a row's normalised text, asked for where the estimate cannot decide.
+
+    Returns:
+        earlier: (N,) int64, -1 where there is none.
+        skipped: comparisons left out in bands that too many rows share.
+    """
+    earlier = np.full(files.count, -1, dtype=np.int64)
+    if not files.count:
+        return earlier, 0
+    low, skipped = files.low(), 0
+    texts = lru_cache(maxsize=4096)(text_of)
+    rows = np.flatnonzero(alive).astype(np.uint64)
+    with ThreadPoolExecutor(1) as pool:  # numpy sorts without the interpreter: the next band meanwhile
+        ahead = pool.submit(_sorted, files, 0, rows)
+        for number in range(files.bands):
+            by_key = ahead.result()
+            if number + 1 < files.bands:
+                ahead = pool.submit(_sorted, files, number + 1, rows)
+            members, first = _groups(by_key, earlier < 0)
+            budget = MOST_COMPARISONS * files.count
+            while len(members):
+                near = _nearly_equal(files.head, low, members, first, threshold, texts)
+                earlier[members[near]] = first[near]
+                budget -= len(members)
+                members, first = _next_round(members[~near], first[~near])
+                if budget < 0:
+                    skipped += len(members)
+                    break
+    return earlier, skipped
+
+
+def _sorted(files: NearFiles, number: int, rows: np.ndarray) -> np.ndarray:
+    """Return one band's keys above, rows below, sorted: (rows,) uint64."""
+    by_key = files.band(number)[rows.astype(np.int64)].astype(np.uint64) << np.uint64(32) | rows
+    by_key.sort()
+    return by_key
+
+
+def _groups(by_key: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that share a key with an earlier row, in groups, and each one's first of the group."""
+    rows = (by_key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    still = alive[rows]
+    rows, keys = rows[still], by_key[still] >> np.uint64(32)
+    if not len(rows):
+        return rows, rows
+    new = np.r_[True, keys[1:] != keys[:-1]]
+    # Most groups are of one row: those that are not are few.
+    later = np.flatnonzero(~new)
+    starts = np.flatnonzero(new)
+    return rows[later], rows[starts[np.searchsorted(starts, later) - 1]]
+
+
+def _next_round(members: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compare what is left of each group with the first of what is left."""
+    if not len(members):
+        return members, first
+    new = np.r_[True, first[1:] != first[:-1]]
+    leader = members[np.flatnonzero(new)[np.cumsum(new) - 1]]
+    return members[~new], leader[~new]
+
+
+def _nearly_equal(
+    head: np.ndarray,
+    low: np.memmap,
+    a: np.ndarray,
+    b: np.ndarray,
+    threshold: float,
+    text_of: Callable[[int], str],
+) -> np.ndarray:
+    """Return which of the pairs (a, b) are near-duplicates: (n,) bool."""
+    agree = np.zeros(len(a))
+    for start in range(0, len(a), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        likely = start + np.flatnonzero(_agreements(head[a[part]], head[b[part]]) >= _FEWEST)
+        for at in range(0, len(likely), _FEW):
+            few = likely[at : at + _FEW]
+            agree[few] = _agreements(low[a[few]], low[b[few]]) / KEPT
+            _forget(low)
+    estimate = (agree - 1 / 256) / (1 - 1 / 256)
+    near = estimate >= threshold
+    for i in np.flatnonzero(np.abs(estimate - threshold) < MARGIN):
+        near[i] = jaccard(text_of(int(a[i])), text_of(int(b[i]))) >= threshold
+    return near
+
+
+def _agreements(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return on how many minima pairs agree: (n,) of (n, minima) uint8 each."""
+    return (a == b).sum(axis=1, dtype=np.uint8)
+
+
+def _forget(mapped: np.memmap) -> None:
+    """Let the system drop a mapping's pages: they are in the file, and would count as ours."""
+    base = mapped.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,188 @@
+"""Figures and tables of 01_dataset, drawn from its card and its files."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from so8t_helpers.settings import DatasetSettings
+from so8t_helpers.show.style import COLORS, new_figure
+from so8t_helpers.thinking.format import LABELS
+
+Card = dict[str, Any]
+
+
+def flow(card: Card) -> Figure:
+    """Where the input lines went: one bar, parted into train, eval and quarantine."""
+    figure, axes = new_figure(height=1.5)
+    left = 0
+    colors = {"train": COLORS["accent"], "eval": COLORS["accent_2"], "quarantine": COLORS["muted"]}
+    for name, color in colors.items():
+        number = card["lines"][name]
+        axes.barh([0], [number], left=left, color=color, label=f"{name}: {number:,}")
+        left += number
+    axes.set(xlabel="input lines", yticks=[], xlim=(0, max(left, 1)))
+    axes.grid(False)
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def labels(card: Card) -> Figure:
+    """Samples by label, train beside eval, each as a share of its split."""
+    figure, axes = new_figure(height=3.0)
+    for offset, split in ((-0.2, "train"), (0.2, "eval")):
+        counts = [card[split]["labels"].get(label, 0) for label in LABELS]
+        shares = np.array(counts) / max(sum(counts), 1) * 100
+        bars = axes.bar(
+            np.arange(len(LABELS)) + offset,
+            shares,
+            width=0.38,
+            color=[COLORS[label] for label in LABELS],
+            alpha=1.0 if split == "train" else 0.55,
+        )
+        axes.bar_label(bars, [f"{split}\n{n:,}" for n in counts], fontsize=8)
+    axes.set(ylabel="share of the split (%)", xticks=range(len(LABELS)), xticklabels=LABELS)
+    axes.margins(y=0.2)
+    return figure
+
+
+def domains(card: Card, most: int = 15) -> Figure:
+    """Samples by domain, the most frequent ones first."""
+    counts: dict[str, int] = {}
+    for split in ("train", "eval"):
+        for name, number in card[split]["domains"].items():
+            counts[name or "(none)"] = counts.get(name or "(none)", 0) + number
+    top = sorted(counts.items(), key=lambda item: -item[1])[:most][::-1]
+    figure, axes = new_figure(height=0.8 + 0.24 * max(len(top), 1))
+    bars = axes.barh([name for name, _ in top], [number for _, number in top], color=COLORS["accent"])
+    axes.bar_label(bars, [f"{number:,}" for _, number in top], padding=4, fontsize=9)
+    axes.set(xlabel="samples (train and eval)")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def lengths(card: Card) -> Figure:
+    """Token lengths by label against the limit, which is the right edge."""
+    figure, axes = new_figure(height=3.2)
+    edges = np.array(card["lengths"]["edges"])
+    bottom = np.zeros(len(edges) - 1)
+    for label in LABELS:
+        counts = np.array(card["lengths"]["counts"][label])
+        axes.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=COLORS[label], label=label)
+        bottom += counts
+    axes.axvline(edges[-1], color=COLORS["bad"], linestyle="--", label=f"limit: {edges[-1]:.0f}")
+    measured = card["lengths"]["measured"]
+    axes.set(
+        xlabel="tokens of the whole sample",
+        ylabel=f"samples ({measured:,} counted)",
+        xlim=(0, edges[-1] * 1.03),
+    )
+    axes.margins(y=0.08)
+    axes.legend()
+    return figure
+
+
+def rules(chosen: DatasetSettings) -> pd.DataFrame:
+    """The settings that decide about a line, in words; the whole list stands at a report's end."""
+    near = chosen.near_duplicate_threshold
+    unlicensed = chosen.default_licence or "to quarantine"
+    alike = f", or one that is alike by {near:g} or more" if near else ""
+    rows = {
+        "records": ", ".join(chosen.inputs),
+        "think format": f"{chosen.think_format}, asked for by {chosen.think_command or 'nothing'}",
+        "without thinking": f"{chosen.plain_share:.0%} of the samples",
+        "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
+        "held out": f"{chosen.eval_share:.0%} of the questions",
+        "too long": chosen.overlong,
+        "personal data": chosen.personal_data,
+        "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
+        "duplicates": f"the same question{alike}" if chosen.deduplicate else "kept",
+    }
+    return pd.DataFrame(rows.items(), columns=["rule", "this run"])
+
+
+def reasons(card: Card) -> pd.DataFrame:
+    """Why lines are in quarantine: reason, what it means, how many."""
+    rows = [
+        {"reason": name, "meaning": entry["meaning"], "lines": entry["lines"]}
+        for name, entry in card["quarantine"].items()
+    ]
+    return pd.DataFrame(rows, columns=["reason", "meaning", "lines"])
+
+
+def counted(card: Card) -> pd.DataFrame:
+    """What was counted: personal data by kind, unsafe records by category, thinking by source."""
+    rows = [
+        {"what": group, "kind": name, "count": number}
+        for group, counts in card["counted"].items()
+        for name, number in counts.items()
+    ]
+    return pd.DataFrame(rows, columns=["what", "kind", "count"])
+
+
+def inputs(card: Card) -> pd.DataFrame:
+    """The input files: name, size, compression, encoding, hash."""
+    rows = pd.DataFrame(card["inputs"])
+    return rows.assign(sha256=rows["sha256"].str[:16] + "…")
+
+
+def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
+    """The first few quarantined lines of each reason: where they are and why, never what they say."""
+    seen: dict[str, int] = {}
+    rows = []
+    with (directory / "quarantine.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            seen[row["reason"]] = seen.get(row["reason"], 0) + 1
+            if seen[row["reason"]] <= most:
+                rows.append({k: row[k] for k in ("file", "line", "reason", "detail")})
+    table = pd.DataFrame(rows, columns=["file", "line", "reason", "detail"])
+    return table.sort_values(["reason", "line"], ignore_index=True)
+
+
+def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+    """Return samples drawn at random from a JSONL file, without reading all of it."""
+    size = path.stat().st_size
+    found: dict[str, dict[str, Any]] = {}
+    with path.open("rb") as file:
+        for offset in np.random.default_rng(seed).integers(0, max(size, 1), 20 * count):
+            file.seek(int(offset))
+            file.readline()
+            row = json.loads(file.readline() or _first_line(path))
+            found.setdefault(row["id"], row)
+            if len(found) == count:
+                break
+    return list(found.values())
+
+
+def sample_html(samples: list[dict[str, Any]]) -> str:
+    """Show samples as a reader would see them: the question, the private thinking folded, the answer."""
+    return "\n".join(_one_sample(row) for row in samples)
+
+
+def _one_sample(row: dict[str, Any]) -> str:
+    label, cell = row["label"], 'style="white-space: pre-wrap; margin: 0.2em 0"'
+    head = f"{row['format']} · {row['task'] or 'no task'} · {row['source']['file']}:{row['source']['line']}"
+    thinking = html.escape(row["thinking"])
+    private = (
+        f"<details><summary>thinking (private)</summary><p {cell}>{thinking}</p></details>"
+        if thinking
+        else ""
+    )
+    return (
+        f'<div style="border-left: 4px solid {COLORS[label]}; padding: 0.3em 0.9em; margin: 0.8em 0">'
+        f"<small><b>{label}</b> · {html.escape(head)}</small>"
+        f"<p {cell}><b>Q</b> {html.escape(row['question'])}</p>{private}"
+        f"<p {cell}><b>A</b> {html.escape(row['final'])}</p></div>"
+    )
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline()

@@ -1,0 +1,108 @@
+"""Unsafe content: detected so that it is refused, never generated.
+
+Three looks: what the record says of itself, a word list by category that users extend, and (where the
+profile names them) classifiers. A flagged record may enter training only with a label and an answer that
+refuse or escalate.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from importlib.resources import files
+from pathlib import Path
+
+from so8t_helpers.settings import SettingsError, resolve
+
+PURPOSE = (
+    "Unsafe records serve detection and refusal only: they enter training with the labels DENY, REFUSE or "
+    "ESCALATION and an answer that refuses or escalates. Nothing here is meant for generating such content."
+)
+
+SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
+
+# What one refuses to do, then that one does not do it; bare できません would also match advice on a crime.
+_SERVICE = (
+    "答え|回答|応じ|手伝い|対応|提供|教え|説明|案内|協力|支援|手助け|力にな|お話し|お伝え|扱|引き受け|書く"
+)
+
+_CANNOT = "(?:でき|出来|られ|いたし|れ)ません|(?:でき|られ)ない|かねます|ことはできません"
+
+_PERSON = (
+    "(?:担当|専門|責任|管理|監督)(?:者|家|部署|医)"
+    "|窓口|上司|警察|医師|医療機関|弁護士|専門機関|人間|オペレーター"
+)
+
+_HAND_OVER = "引き継|つな(?:ぎ|が)|相談|連絡|通報|確認を(?:取|求)|回し|判断を(?:仰|求)|任せ|エスカレー"
+
+_REFUSES = re.compile(
+    rf"(?:{_SERVICE})[^。\n]{{0,8}}(?:{_CANNOT})|お断り|拒否(?:し|いた)"
+    r"|(?:回答|お答え|説明|提供)を?(?:は)?(?:差し)?控え"
+    rf"|(?:{_PERSON})[^。\n]{{0,10}}(?:{_HAND_OVER})|エスカレー(?:ション|ト)(?:し|いた)|人間の?(?:確認|判断)が必要"
+    r"|\bI(?:'m|’m| am)? (?:can(?:'|’)?t|can ?not|unable to|won['’]t|will not|not able to)"
+    r"|\bI must (?:decline|refuse)"
+    r"|\b(?:cannot|can['’]t|unable to|not allowed to)"
+    r" (?:help|assist|answer|provide|comply|support|share|do that)"
+    r"|\bI (?:decline|refuse)\b|\b(?:must|will) be escalated|escalat(?:e|ing) (?:this|it|the)"
+    r"|\b(?:contact|consult|refer \w+ to|hand \w+ over to) (?:a|an|the|your) ",
+    re.IGNORECASE,
+)
+
+
+class HarmWords:
+    """The word list, ours and the user's: one regex, longest word first."""
+
+    def __init__(self, paths: list[str]):
+        self.categories: dict[str, str] = {}
+        own = files("so8t_helpers.dataset.policy").joinpath("harm_words.tsv").read_text(encoding="utf-8")
+        self._add(own, "harm_words.tsv")
+        for name in paths:
+            path = resolve(name)
+            if not path.is_file():
+                raise SettingsError(
+                    f"dataset.nsfw_words: no file {path}; expected lines of category<TAB>word"
+                )
+            self._add(path.read_text(encoding="utf-8-sig"), str(path))
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self.categories, key=len, reverse=True))))
+
+    def find(self, text: str) -> str | None:
+        """Return the category of the first listed word in a `normalised` text, None where none is."""
+        start = 0
+        while match := self._pattern.search(text, start):
+            if not match.group().isascii() or _whole_word(text, match):
+                return self.categories[match.group()]
+            start = match.start() + 1
+        return None
+
+    def _add(self, lines: str, source: str) -> None:
+        for number, line in enumerate(lines.splitlines(), 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            category, separator, word = line.partition("\t")
+            if not separator or not category.strip() or not word.strip():
+                raise SettingsError(f"{source}:{number}: expected category<TAB>word")
+            self.categories[normalised(word.strip())] = category.strip()
+
+
+def refuses(answer: str) -> bool:
+    """Say whether an answer refuses or hands over to a person."""
+    return _REFUSES.search(answer) is not None
+
+
+def normalised(text: str) -> str:
+    """Return `text` as the word list compares it: NFKC, lower case."""
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+# Looking for borders inside the big pattern would make it a hundred times slower.
+_LATIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+def _whole_word(text: str, match: re.Match[str]) -> bool:
+    before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+    return before not in _LATIN and after not in _LATIN
+
+
+def word_list_path() -> Path:
+    """Return the path of our own list, as a model for the user's."""
+    return Path(str(files("so8t_helpers.dataset.policy").joinpath("harm_words.tsv")))

@@ -1,0 +1,138 @@
+"""The stage 01_dataset: records in; train.jsonl, eval.jsonl, quarantine.jsonl and the card out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from so8t_helpers.dataset import card as cards
+from so8t_helpers.dataset import chunks as dataset_chunks
+from so8t_helpers.dataset import gathering, reading, teacher
+from so8t_helpers.dataset.assemble import assemble
+from so8t_helpers.dataset.chunks import ChunkResult
+from so8t_helpers.dataset.reading import Chunk
+from so8t_helpers.dataset.sample import Plan
+from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.run import files as run_files
+from so8t_helpers.run import progress
+from so8t_helpers.run import stage as run_stage
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import Stage
+from so8t_helpers.settings import Settings, SettingsError, resolve
+
+STAGE = "01_dataset"
+
+# So many lines have the token length of each sample counted for the plot; of more, so many are drawn.
+MEASURED_LINES = 2_000
+
+
+@dataclass
+class Built:
+    """Where the stage left its artefacts, and its card."""
+
+    directory: Path
+    card: dict[str, Any]
+
+
+def build(settings: Settings) -> Built:
+    """Carry out the stage.
+
+    Raises:
+        SettingsError: an input, word list or tokenizer that is not there.
+        StageError: where nothing was kept, or the inputs' lines cannot be read.
+    """
+    with run_stage.open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
+        files = reading.inspect(_input_paths(settings))
+        for file in files:
+            stage.read_file(f"input/{file.name}", file.path)
+        hashes = run_files.HashCache(settings.run_dir / ".hashes.json")
+        known = hashing.map(hashes.sha256, [file.path for file in files])  # while their lines are counted
+        chunks = reading.split(files)
+        lines = sum(chunk.lines for chunk in chunks)
+        run_files.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        classifier_path = stage.directory / "nsfw_classifier.safetensors"
+        classifier_path.unlink(missing_ok=True)
+        classifier = None
+        if settings.dataset.nsfw_training:
+            for path in reading.find_files(settings.dataset.nsfw_training):
+                stage.read_file(f"nsfw_training/{path.name}", path)
+            classifier = gathering.train_classifier(settings, classifier_path)
+        for name in settings.dataset.nsfw_words:
+            stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
+        plan = Plan(
+            settings.dataset,
+            settings.run.seed,
+            settings.training.sequence_length,
+            _tokenizer(settings, stage),
+            min(1.0, MEASURED_LINES / max(lines, 1)),
+            _robots(settings, stage, chunks, files[0].path.parent),
+            teacher.cache_path(settings) if settings.dataset.teacher else None,
+            classifier_path if classifier else None,
+        )
+        if plan.thoughts:
+            gathering.ask_teacher(settings, plan, chunks)
+        work = stage.directory / ".work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        workers = settings.dataset.workers or os.cpu_count() or 1
+        results: list[ChunkResult] = []
+        with progress.progress(settings, STAGE, lines, "lines", "records") as bar:
+            for result in dataset_chunks.run(plan, chunks, work, workers):
+                results.append(result)
+                bar.update(result.lines, kept=sum(r.kept for r in results))
+        list(known)
+        tally = assemble(settings, stage.directory, chunks, results, work, hashes)
+        shutil.rmtree(work)
+        if not tally.total("train"):
+            worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
+            raise StageError(
+                f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
+            )
+        chosen = settings.dataset.model_dump(mode="json")
+        card = cards.write(tally, files, stage.directory, hashes, chosen, classifier)
+        hashes.save()
+        run_files.write_json(stage.directory / "card.json", card)
+        stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
+    return Built(settings.run_dir / STAGE, card)
+
+
+def _input_paths(settings: Settings) -> list[Path]:
+    paths: list[Path] = []
+    for pattern in settings.dataset.inputs:
+        if pattern == "demo":
+            from so8t_helpers import demo  # noqa: PLC0415  (only the demo needs what makes it)
+
+            paths.append(demo.ensure_records(settings))
+        else:
+            paths += reading.find_files([pattern])
+    return list(dict.fromkeys(paths))
+
+
+def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], beside: Path) -> Path | None:
+    """Return the folder of robots.txt files: the profile's, else `robots/` beside the first input."""
+    chosen = settings.dataset.robots_dir
+    folder = resolve(chosen) if chosen else beside / "robots"
+    if settings.dataset.robots_fetch:
+        folder.mkdir(parents=True, exist_ok=True)
+        gathering.fetch_robots(chunks, folder, settings.dataset.robots_agent)
+    if chosen and not folder.is_dir():
+        raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
+    for path in sorted(folder.glob("*.txt")):
+        stage.read_file(f"robots/{path.name}", path)
+    return folder if folder.is_dir() else None
+
+
+def _tokenizer(settings: Settings, stage: Stage) -> Path:
+    """Return the base's tokenizer.json, registered as an input."""
+    folder = base_folder(settings)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise SettingsError(
+            f"model.base: {folder} has no tokenizer.json; save the fast tokenizer there with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    return stage.read_file("base/tokenizer.json", path)

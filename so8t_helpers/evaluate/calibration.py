@@ -1,0 +1,100 @@
+"""Is the model as sure of its decision as it is right? Its probability for the label that it states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from so8t_helpers.engines.base import Engine
+from so8t_helpers.evaluate.statistics import Floats, percentiles, resamples
+from so8t_helpers.thinking.format import LABELS
+
+_BINS = 10
+
+_LINE = "判定: "
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A decision in an answer.
+
+    Attributes:
+        before: prompt and answer up to where the label stands.
+        decision: the label stated.
+        correct: it is the record's label.
+    """
+
+    before: str
+    decision: str
+    correct: bool
+
+
+def find_stated(prompt: str, text: str, decision: str | None, label: str) -> Stated | None:
+    """Find where an answer states its decision; None where it does not do so in the line that we train."""
+    place = text.rfind(f"{_LINE}{decision}") if decision else -1
+    if decision is None or place < 0:
+        return None
+    # llama.cpp and transformers differ in one space before the first word: the training had none.
+    return Stated(prompt + text[: place + len(_LINE)].lstrip(" "), decision, decision == label)
+
+
+def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> dict[str, Any] | None:
+    """Hold the probability of each stated label against how often such labels are right.
+
+    The four labels are put in turn where the stated one stands, and the model's probabilities of those four
+    texts are normalised. Reported are the Brier score of the stated label and the expected calibration error
+    over ten equal bins (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3), both with bootstrap
+    intervals over the decisions; that of the error lies high, since in a sample chance adds to every gap.
+
+    Args:
+        engine: one that can score; None is returned for any other, and where nothing was stated.
+        stated: from `find_stated`.
+        samples, seed: of the bootstrap.
+    """
+    if not engine.can_score or not stated:
+        return None
+    sure = np.array([_confidence(engine, one) for one in stated])
+    right = np.array([one.correct for one in stated], dtype=float)
+    which = _bin(sure)
+    bins = []
+    for i in sorted(set(which.tolist())):
+        chosen = which == i
+        confidence, accuracy = float(sure[chosen].mean()), float(right[chosen].mean())
+        bins.append({"n": int(chosen.sum()), "confidence": confidence, "accuracy": accuracy})
+    draws = resamples(len(stated), samples, seed)
+    return {
+        "n": len(stated),
+        "confidence": float(sure.mean()),
+        "accuracy": float(right.mean()),
+        "brier": float(np.mean((sure - right) ** 2)),
+        "ece": _ece(sure, right),
+        "ci": {
+            "brier": percentiles(((sure - right) ** 2)[draws].mean(axis=1)),
+            "ece": percentiles(np.array([_ece(sure[draw], right[draw]) for draw in draws])),
+        },
+        "bins": bins,
+    }
+
+
+def _bin(sure: Floats) -> NDArray[np.int64]:
+    """The bin of each confidence."""
+    return np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
+
+
+def _ece(sure: Floats, right: Floats) -> float:
+    """Mean over the decisions of the gap between confidence and accuracy in their bin."""
+    return float(np.abs(np.bincount(_bin(sure), weights=sure - right)).sum() / len(sure))
+
+
+def _confidence(engine: Engine, stated: Stated) -> float:
+    """The model's probability of the stated label among the four."""
+    texts = [stated.before + label for label in LABELS]
+    ids = [engine.tokenize(text) for text in texts]
+    # A label may share tokens with what stands before it: from where the four part, all is counted.
+    same = next(i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1)
+    logs = np.array([sum(engine.score(text, start=same)) for text in texts])
+    shares = np.exp(logs - logs.max())
+    return float(shares[LABELS.index(stated.decision)] / shares.sum())

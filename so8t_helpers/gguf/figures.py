@@ -1,0 +1,164 @@
+"""Figures of 04_gguf: what each file weighs and what its quantisation costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from gguf import GGUFReader
+from matplotlib.figure import Figure
+
+from so8t_helpers.show.style import BLUE, COLORS, GREY, INK, SERIES, new_figure
+
+
+def size_against_divergence(table: pd.DataFrame) -> Figure:
+    """KL divergence from F16 over file size, one point a file, F16's own size as a line.
+
+    Args:
+        table: `GgufResult.table()` with measured quality.
+    """
+    fig, ax = new_figure(height=3.4)
+    for kind, row in table.iterrows():
+        if kind == "f16":
+            ax.axvline(row["MiB"], color=COLORS["f16"], linewidth=1, linestyle=":")
+            top = ax.get_xaxis_transform()
+            ax.text(row["MiB"], 0.98, "f16 ", transform=top, ha="right", va="top", color=INK)
+            continue
+        colour = COLORS.get(str(kind), GREY)
+        ax.plot(row["MiB"], row["KL from F16 (nats)"], "o", markersize=8, color=colour)
+        place = (row["MiB"], row["KL from F16 (nats)"])
+        ax.annotate(str(kind), place, (8, 4), textcoords="offset points", color=INK)
+    ax.set(title="What a smaller file costs", xlabel="file size (MiB)", yscale="log")
+    ax.set(ylabel="KL from F16 (nats a token)", xlim=(0, None))
+    ax.margins(y=0.25)
+    return fig
+
+
+def tensor_type_shares(files: dict[str, dict[str, int]]) -> Figure:
+    """How many bytes of each file are of which ggml type, as stacked bars.
+
+    Args:
+        files: file type -> {ggml type: bytes}.
+    """
+    fig, ax = new_figure(height=1.1 + 0.42 * len(files))
+    kinds = list(dict.fromkeys(kind for shares in files.values() for kind in shares))
+    names = list(files)
+    left = [0.0] * len(names)
+    for kind in kinds:
+        widths = [files[name].get(kind, 0) / 2**20 for name in names]
+        ax.barh(names, widths, left=left, height=0.65, color=_TYPE_COLOURS.get(kind, GREY), label=kind)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(title="Bytes by tensor type", xlabel="MiB")
+    fig.legend(ncols=min(len(kinds), 7), loc="outside lower center")
+    return fig
+
+
+def divergences(table: pd.DataFrame) -> Figure:
+    """KL divergences from F16 on a logarithmic axis: one row a file, one mark for each way to make it.
+
+    Args:
+        table: `GgufResult.divergences()`.
+    """
+    fig, ax = new_figure(height=1.3 + 0.42 * len(table))
+    for column, marker, colour in zip(table, "os^v", SERIES, strict=False):
+        filled = colour if marker != "v" else "none"
+        ax.plot(table[column], table.index, marker, markersize=7, color=colour, markerfacecolor=filled)
+    ax.set(title="Where the divergence comes from", xlabel="KL from F16 (nats a token)", xscale="log")
+    ax.invert_yaxis()
+    ax.margins(x=0.1, y=0.25)
+    fig.legend(handles=ax.lines, labels=list(table), ncols=2, loc="outside lower center")
+    return fig
+
+
+def o_proj_errors(errors: pd.DataFrame) -> Figure:
+    """Relative error of each layer's o_proj output as baked, and its ratio to the error without rotation.
+
+    Args:
+        errors: `GgufResult.o_proj()`.
+    """
+    fig, (error, ratio) = new_figure(height=3.2, ncols=2)
+    for file, rows in errors.groupby("file", sort=False):
+        colour = COLORS.get(str(file), GREY)
+        error.plot(rows["layer"], rows["rotated"], "o-", color=colour, label=file)
+        ratio.plot(rows["layer"], rows["rotated"] / rows["unrotated"].astype(float), "o-", color=colour)
+    error.set(title="Error of o_proj's output", ylabel="‖error‖ / ‖output‖", yscale="log")
+    ratio.axhline(1.0, color=INK, linewidth=1, linestyle=":")
+    ratio.set(title="With rotation / without", ylabel="ratio; below 1 it helps")
+    for ax in (error, ratio):
+        ax.set_xlabel("decoder layer")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    fig.legend(handles=error.lines, ncols=5, loc="outside lower center")
+    return fig
+
+
+_TYPE_COLOURS = {
+    "F32": GREY,
+    "F16": COLORS["f16"],
+    "BF16": BLUE,
+    "Q8_0": COLORS["q8_0"],
+    "Q6_K": COLORS["q6_k"],
+    "Q5_K": COLORS["q5_k_m"],
+    "Q4_K": COLORS["q4_k_m"],
+}
+
+_SHORT_VALUE = 60  # characters
+
+DIVERGENCES = {
+    "kl_mean": "the file",
+    "kl_mean_without_imatrix": "the file without importance matrix",
+    "kl_o_proj": "o_proj alone, as baked",
+    "kl_o_proj_unrotated": "o_proj alone, quantised before the rotation",
+}
+
+
+@dataclass(frozen=True)
+class GgufResult:
+    """The files of a run and their figures (the content of quality.json)."""
+
+    files: dict[str, Path]
+    quality: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """One row a file: size, bits a weight, perplexity, KL divergence and agreement with F16."""
+        rows = [
+            {
+                "file": kind,
+                "MiB": entry["bytes"] / 2**20,
+                "bits a weight": entry["bits_per_weight"],
+                "perplexity": entry.get("perplexity"),
+                "KL from F16 (nats)": entry.get("kl_mean"),
+                "top token as F16": entry.get("top1_agreement"),
+                "tensor types": ", ".join(f"{n} {t}" for t, n in entry["tensor_types"].items()),
+            }
+            for kind, entry in self.quality["files"].items()
+        ]
+        return pd.DataFrame(rows).set_index("file")
+
+    def divergences(self) -> pd.DataFrame:
+        """One row a quantised file: KL from F16 of the file, of o_proj alone, and of other ways to make it.
+
+        Columns that no file has are left out; NaN where one does not apply.
+        """
+        files = {
+            k: e for k, e in self.quality["files"].items() if "kl_mean" in e and k not in {"f16", "bf16"}
+        }
+        columns = {
+            kind: {name: entry.get(key) for key, name in DIVERGENCES.items()} for kind, entry in files.items()
+        }
+        return pd.DataFrame(columns, dtype=float).T.dropna(axis="columns", how="all")
+
+    def o_proj(self) -> pd.DataFrame:
+        """One row a layer and file: relative error of o_proj's output, `rotated` as baked and `unrotated`."""
+        return pd.DataFrame(self.quality.get("o_proj", []), columns=["layer", "file", "rotated", "unrotated"])
+
+    def metadata(self) -> pd.Series:
+        """The keys of the smallest file with short values, in the order in which they are written."""
+        path = min(self.files.values(), key=lambda p: p.stat().st_size)
+        fields = GGUFReader(path).fields
+        # The reader's own keys begin with "GGUF."; the vocabulary and the chat template fill pages.
+        values = {k: f.contents() for k, f in fields.items() if not k.startswith("GGUF.")}
+        return pd.Series({k: v for k, v in values.items() if len(str(v)) < _SHORT_VALUE}, name="value")

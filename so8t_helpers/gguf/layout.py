@@ -1,0 +1,153 @@
+"""The plan of a set of GGUF files: which checkpoint tensor goes where, as what, at which byte.
+
+All files hold the same tensors in the order in which they lie in the checkpoint, so one pass over the
+shards writes every file from front to back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
+
+from so8t_helpers.gguf.metadata import ARCHITECTURE, Model
+from so8t_helpers.gguf.types import FileType, byte_size, tensor_type
+from so8t_helpers.phi3.shape import BLOCK, gguf_name
+from so8t_helpers.phi3.weights import FLOATS, TensorPlace
+from so8t_helpers.run.files import StageError
+
+ALIGNMENT = 32  # GGUF's default `general.alignment`
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the model: its name in the GGUF, its shape, and where its weights come from.
+
+    `source` is a place in a shard, or the numbers themselves for what config.json holds (longrope factors).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorPlace | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One GGUF file to write.
+
+    Attributes:
+        path: where it will stand.
+        file_type: what kind of file it is.
+        types: the ggml type of each tensor; offsets: where its bytes begin, from the start of the file.
+        header: all bytes before the first tensor.
+        size: bytes of the whole file.
+    """
+
+    path: Path
+    file_type: FileType
+    types: dict[str, GGMLQuantizationType]
+    offsets: dict[str, int]
+    header: bytes
+    size: int
+
+
+def source_stamps(tensors: Sequence[GgufTensor]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of the shards: equal stamps mean equal weights."""
+    paths = sorted({t.source.path for t in tensors if isinstance(t.source, TensorPlace)})
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def collect_tensors(places: dict[str, TensorPlace], model: Model) -> list[GgufTensor]:
+    """Return the model's tensors, longrope factors first, then in the checkpoint's order.
+
+    Raises:
+        StageError: a tensor that Phi3 does not have, one that it misses, a wrong shape or dtype.
+    """
+    shape = model.shape
+    tensors = []
+    for name, factor in (("long", shape.long_factor), ("short", shape.short_factor)):
+        if factor is not None:
+            numbers = np.array(factor, dtype=np.float32)
+            tensors.append(GgufTensor(f"rope_factors_{name}.weight", numbers.shape, numbers))
+    expected = _expected_shapes(model)
+    for name, place in places.items():
+        target = gguf_name(name)
+        if name == "lm_head.weight" and shape.tie_embeddings:
+            continue  # a copy of the embedding, which llama.cpp uses for both
+        if target is None or target not in expected:
+            raise StageError(
+                f"{place.path}: tensor {name} has no place in a GGUF of a Phi3 model of {shape.num_layers} "
+                "layers; export a baked or merged model, without adapters or buffers"
+            )
+        if place.shape != expected[target]:
+            raise StageError(
+                f"{place.path}: tensor {name} has shape {place.shape}, config.json says {expected[target]}"
+            )
+        if place.dtype not in FLOATS:
+            raise StageError(f"{place.path}: tensor {name} is {place.dtype}, expected {', '.join(FLOATS)}")
+        tensors.append(GgufTensor(target, place.shape, place))
+    missing = sorted(expected.keys() - {tensor.name for tensor in tensors})
+    if missing:
+        raise StageError(f"{model.folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    return tensors
+
+
+def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    shape = model.shape
+    width, vocabulary = shape.hidden_size, (shape.vocab_size, shape.hidden_size)
+    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": vocabulary, "output_norm.weight": (width,)}
+    if not shape.tie_embeddings:
+        expected["output.weight"] = vocabulary
+    for layer in range(shape.num_layers):
+        for part, short in BLOCK.items():
+            linear = part.rpartition(".")[2]
+            size = (width,) if linear.endswith("norm") else shape.linear_shape(linear)
+            expected[f"blk.{layer}.{short}.weight"] = size
+    return expected
+
+
+def plan_file(
+    path: Path, file_type: FileType, tensors: Sequence[GgufTensor], model: Model, writer: GGUFWriter
+) -> PlannedFile:
+    """Lay out one file; `writer` holds its metadata and no tensors yet."""
+    shape = model.shape
+    types, sizes = {}, {}
+    for tensor in tensors:
+        kind = tensor_type(file_type, tensor.name, tensor.shape, shape.num_layers, shape.tie_embeddings)
+        types[tensor.name], sizes[tensor.name] = kind, byte_size(kind, tensor.shape)
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), sizes[tensor.name], raw_dtype=kind
+        )
+    header = _header_bytes(writer, path)
+    offsets, position = {}, len(header)
+    for tensor in tensors:
+        offsets[tensor.name] = position
+        position = _align(position + sizes[tensor.name])
+    return PlannedFile(path, file_type, types, offsets, header, position)
+
+
+def new_writer() -> GGUFWriter:
+    """Return a writer for metadata alone; the tensors' bytes never pass through it."""
+    return GGUFWriter(None, ARCHITECTURE)
+
+
+def _header_bytes(writer: GGUFWriter, path: Path) -> bytes:
+    scratch = path.with_name(f".{path.name}.header")
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        writer.write_header_to_file(scratch)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        header = scratch.read_bytes()
+    finally:
+        scratch.unlink(missing_ok=True)
+    return header.ljust(_align(len(header)), b"\0")
+
+
+def _align(position: int) -> int:
+    return -(-position // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,144 @@
+"""How much of a file's error comes from o_proj, and whether the baked rotation helps or hurts there.
+
+The baked weight is W' = W R (see `rotation`). Quantised as it is, o_proj computes Q(W R) x. Had the rotation
+stayed outside, it would compute Q(W) R x. Both stand for the same exact product, so their errors can be
+compared: the rotation mixes each eight columns, which spreads outliers, but it may also make some.
+No importance matrix enters here: it would have to be another one for each side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import GGMLQuantizationType
+from torch import Tensor
+from torch.nn import functional
+from transformers import Phi3Config
+
+from so8t_helpers.gguf.quality import States, compare, run_texts
+from so8t_helpers.gguf.weights import round_trip, rounded_weights
+from so8t_helpers.phi3.stream import Read, last_hidden
+from so8t_helpers.so8 import rotation
+
+
+@dataclass(frozen=True)
+class Study:
+    """What both measurements share.
+
+    Attributes:
+        config: the model's configuration. read: gives an exact weight by its GGUF name.
+        texts: token ids of the held-out texts.
+        blocks: layer -> its baked rotation (d/8, 8, 8); layers without a gate are left out.
+        types: file type -> {GGUF name: ggml type}.
+        threads: how many threads quantise.
+        on_layer: called after every layer.
+    """
+
+    config: Phi3Config
+    read: Read
+    texts: Sequence[Sequence[int]]
+    blocks: Mapping[int, Tensor]
+    types: Mapping[str, Mapping[str, GGMLQuantizationType]]
+    threads: int
+    on_layer: Callable[[], None]
+
+
+def passes(types: Mapping[str, object], blocks: Mapping[int, Tensor]) -> int:
+    """How often all layers are run by `divergences` and `output_errors` together."""
+    return 1 + len(types) * (2 if blocks else 1)
+
+
+def rotations(gates: rotation.Gates | None) -> dict[int, Tensor]:
+    """Return each gated layer's R, (d/8, 8, 8) float32."""
+    if gates is None:
+        return {}
+    return {
+        layer: rotation.rotation(free.double()).float()
+        for layer, free in zip(gates.layers, gates.free, strict=True)
+    }
+
+
+def quantised(weight: Tensor, kind: GGMLQuantizationType, blocks: Tensor | None, threads: int) -> Tensor:
+    """Return what a quantised o_proj computes with; with `blocks` it is quantised before R is baked in."""
+    if blocks is None:
+        return round_trip(weight, kind, None, threads)
+    plain = rotation.bake_rotation(weight, blocks.transpose(-1, -2)).contiguous()  # W = W' R^T
+    return rotation.bake_rotation(round_trip(plain, kind, None, threads), blocks)
+
+
+def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
+    """KL divergence of models in which o_proj alone is quantised.
+
+    Returns:
+        File type -> {"kl_o_proj": as baked, "kl_o_proj_unrotated": quantised before the rotation; only with
+        gates}, in nats a token.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for file, types in study.types.items():
+        found[file] = {}
+        for key, rotated in (("kl_o_proj", True), ("kl_o_proj_unrotated", False)):
+            if rotated or study.blocks:
+                read = rounded_weights(study.read, _o_proj_only(study, types, rotated))
+                states = run_texts(study.config, read, study.texts, study.on_layer)
+                found[file][key] = compare(states, reference)["kl_mean"]
+    return found
+
+
+def output_errors(study: Study) -> list[dict[str, Any]]:
+    """Relative error of each layer's o_proj output on the held-out texts, ||(Q - W') x|| / ||W' x||.
+
+    Returns:
+        One row a layer and file type: {"layer", "file", "rotated", "unrotated"}; `unrotated` is None for a
+        layer without a gate.
+    """
+    squares: dict[int, dict[str, float]] = {}  # layer -> variant -> sum of squared outputs or errors
+    products: dict[str, Tensor] = {}  # of the layer at hand: "exact" and what each variant computes with
+
+    def observe(name: str, x: Tensor) -> None:  # x (tokens, d)
+        layer, part = int(name.split(".")[1]), name.split(".")[2]
+        if part != "attn_output":
+            return
+        if layer not in squares:
+            squares[layer] = {}
+            products.clear()
+            products.update({k: w.to(x.device) for k, w in _variants(study, layer, name).items()})
+        exact = functional.linear(x, products["exact"])
+        for key, weight in products.items():
+            error = exact if key == "exact" else functional.linear(x, weight) - exact
+            so_far = squares[layer].get(key, 0.0)
+            squares[layer][key] = so_far + error.double().square().sum().item()
+
+    last_hidden(study.config, study.read, study.texts, study.on_layer, observe)
+    found = []
+    for layer, sums in sorted(squares.items()):
+        for file in study.types:
+            row: dict[str, Any] = {"layer": layer, "file": file}
+            for side in ("rotated", "unrotated"):
+                square = sums.get(f"{file} {side}")
+                row[side] = None if square is None else (square / sums["exact"]) ** 0.5
+            found.append(row)
+    return found
+
+
+def _o_proj_only(
+    study: Study, types: Mapping[str, GGMLQuantizationType], rotated: bool
+) -> Callable[[str, Tensor], Tensor]:
+    def change(name: str, weight: Tensor) -> Tensor:
+        if not name.endswith("attn_output.weight"):
+            return weight
+        blocks = None if rotated else study.blocks.get(int(name.split(".")[1]))
+        return quantised(weight, types[name], blocks, study.threads)
+
+    return change
+
+
+def _variants(study: Study, layer: int, name: str) -> dict[str, Tensor]:
+    weight, blocks = study.read(name), study.blocks.get(layer)
+    found = {"exact": weight}
+    for file, types in study.types.items():
+        found[f"{file} rotated"] = quantised(weight, types[name], None, study.threads)
+        if blocks is not None:
+            found[f"{file} unrotated"] = quantised(weight, types[name], blocks, study.threads)
+    return found

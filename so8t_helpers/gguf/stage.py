@@ -1,0 +1,211 @@
+"""04_gguf: the baked folder becomes GGUF files that llama.cpp and Ollama load, each with its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from so8t_helpers.gguf import imatrix
+from so8t_helpers.gguf.figures import GgufResult
+from so8t_helpers.gguf.layout import GgufTensor, PlannedFile, collect_tensors, new_writer, plan_file
+from so8t_helpers.gguf.measure import Measurements
+from so8t_helpers.gguf.metadata import Model, add_metadata, read_model
+from so8t_helpers.gguf.parity import check_tokens
+from so8t_helpers.gguf.types import FILE_TYPES, FileType, byte_size
+from so8t_helpers.gguf.writer import (
+    Importance,
+    journal_path,
+    part_path,
+    source_bytes,
+    unfinished,
+    write_files,
+)
+from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
+from so8t_helpers.run import origin
+from so8t_helpers.run.files import HashCache, check_disk, write_json
+from so8t_helpers.run.progress import progress
+from so8t_helpers.run.stage import Stage, open_stage, stage_input
+from so8t_helpers.settings import Settings
+from so8t_helpers.so8 import rotation
+
+STAGE = "04_gguf"
+
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+
+_OPTIONAL_FILES = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "README.md",
+    origin.FILE,
+)
+
+_PARITY_TEXTS = 32  # held-out texts whose token ids are compared, beside the built-in ones
+
+
+def export(settings: Settings) -> GgufResult:
+    """Write the profile's GGUF files from the baked folder, check them in llama.cpp, measure their quality.
+
+    Raises:
+        StageError: a missing file, a tensor that does not fit, a weight that is not finite, too little disk,
+            or token ids that differ from the HF tokenizer's.
+    """
+    with open_stage(settings, STAGE) as stage:
+        folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
+        places = _register_model(stage, folder)
+        model = read_model(folder, sum(prod(place.shape) for place in places.values()))
+        tensors = collect_tensors(places, model)
+        files: dict[str, Path] = {kind: _file_path(stage, kind) for kind in settings.gguf.types}
+        _remove_others(stage, set(files.values()))
+        measure = Measurements(settings, stage, folder, tensors)
+        matrix = measure.importance_matrix() if settings.gguf.imatrix else None
+        carried = _provenance(settings, stage, folder)
+        plans = {
+            kind: _plan(settings, FILE_TYPES[kind], path, tensors, model, carried, matrix)
+            for kind, path in files.items()
+        }
+        importance = matrix.importance() if matrix else {}
+        _write(settings, stage, list(plans.values()), tensors, importance)
+        smallest = min(plans.values(), key=lambda plan: plan.size).path
+        timeout = settings.eval.timeout_seconds
+        samples = check_tokens(smallest, folder, measure.held_out[:_PARITY_TEXTS], timeout)
+        quality: dict[str, Any] = {"token_parity": {"texts": samples, "equal": True}}
+        quality["files"] = {kind: _size(plan, tensors, model) for kind, plan in plans.items()}
+        if measure.held_out:
+            found = measure.quality(plans, importance, _gates(settings, stage))
+            for kind, figures in found.pop("files").items():
+                quality["files"][kind] |= figures
+            quality |= found
+        write_json(stage.directory / "quality.json", quality)
+        stage.facts |= _facts(quality)
+        return GgufResult(files, quality)
+
+
+def _register_model(stage: Stage, folder: Path) -> dict[str, TensorPlace]:
+    """Register all that decides the files' bytes, before any long work; return the tensors' places."""
+    label = _label(folder)
+    made_by = "run 03_bake, or set gguf.model_dir to a Phi3 folder"
+    stage.read_file(f"{label}config.json", folder / "config.json", made_by)
+    copy = "copy it from the base model's folder, transformers 5 does not save it"
+    for name in _TOKENIZER_FILES:
+        stage.read_file(f"{label}{name}", folder / name, copy)
+    for name in _OPTIONAL_FILES:
+        if (folder / name).is_file():
+            stage.read_file(f"{label}{name}", folder / name)
+    places = read_checkpoint(folder)
+    for path in {place.path for place in places.values()}:
+        stage.read_file(f"{label}{path.name}", path)
+    return places
+
+
+def _label(folder: Path) -> str:
+    """Prefix of the model's input labels: a folder that a run baked is a link of the chain of provenance."""
+    return "03_bake/model/" if (folder.parent / "manifest.json").is_file() else "model/"
+
+
+def _provenance(settings: Settings, stage: Stage, folder: Path) -> str:
+    """The JSON text of `so8t.provenance`: what the baked folder carries, and the hashes of its files."""
+    path = folder / origin.FILE
+    if path.is_file():
+        carried = json.loads(path.read_text(encoding="utf-8"))
+    else:  # a model from elsewhere: only its own files can be named
+        carried = {"format": "so8t-provenance", "version": origin.VERSION, "run": settings.run.name}
+        carried |= {"base": None, "sha256": {}}
+    cache, label = HashCache(settings.run_dir / ".hashes.json"), _label(folder)
+    model = {k.removeprefix(label): cache.sha256(p) for k, p in stage.inputs.items() if k.startswith(label)}
+    cache.save()
+    return json.dumps(carried | {"model": model}, ensure_ascii=False)
+
+
+def _file_path(stage: Stage, kind: str) -> Path:
+    return stage.directory / f"{stage.settings.gguf.name}-{kind}.gguf"
+
+
+def _remove_others(stage: Stage, wanted: set[Path]) -> None:
+    """Files of types or names that the profile no longer asks for would pass for this run's."""
+    keep = set(wanted)
+    if stage.settings.gguf.imatrix:
+        keep.add(stage.directory / imatrix.FILE)
+    for path in stage.directory.glob("*.gguf"):
+        if path not in keep:
+            path.unlink()
+    for path in stage.directory.glob(".*.gguf.*"):
+        if path not in {file for final in keep for file in (part_path(final), journal_path(final))}:
+            path.unlink()
+    (stage.directory / "quality.json").unlink(missing_ok=True)
+
+
+def _plan(
+    settings: Settings,
+    file_type: FileType,
+    path: Path,
+    tensors: Sequence[GgufTensor],
+    model: Model,
+    carried: str,
+    matrix: imatrix.Imatrix | None,
+) -> PlannedFile:
+    writer = new_writer()
+    keys = matrix.metadata() if matrix and file_type.is_k_quant else None
+    add_metadata(writer, model, settings.gguf.name, file_type, carried, keys)
+    return plan_file(path, file_type, tensors, model, writer)
+
+
+def _write(
+    settings: Settings,
+    stage: Stage,
+    plans: list[PlannedFile],
+    tensors: list[GgufTensor],
+    importance: Importance,
+) -> None:
+    todo = unfinished(plans, tensors, importance)
+    needed = sum(plan.size for plan, _, _ in todo if not part_path(plan.path).exists())
+    check_disk(stage.directory, needed, f"{STAGE}: {len(todo)} GGUF files")
+    counted = source_bytes(tensors[: min((done for _, _, done in todo), default=len(tensors))])
+    with progress(settings, STAGE, source_bytes(tensors) // 2**20, "MiB", "write") as bar:
+        bar.skip(counted // 2**20)
+
+        def count(size: int) -> None:
+            nonlocal counted
+            counted += size
+            bar.update(counted // 2**20 - bar.done)
+
+        write_files(plans, tensors, settings.gguf.threads or os.cpu_count() or 1, count, importance)
+
+
+def _gates(settings: Settings, stage: Stage) -> rotation.Gates | None:
+    """The gates that this run baked into the model; none where the model came from elsewhere."""
+    if settings.gguf.model_dir is not None:
+        return None
+    path = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter") / rotation.GATES_FILE
+    if not path.is_file():
+        return None
+    return rotation.load_gates(stage.read_file(f"02_train/adapter/{rotation.GATES_FILE}", path))
+
+
+def _size(plan: PlannedFile, tensors: Sequence[GgufTensor], model: Model) -> dict[str, Any]:
+    kinds, sizes = Counter[str](), Counter[str]()
+    for tensor in tensors:
+        kind = plan.types[tensor.name]
+        kinds[kind.name] += 1
+        sizes[kind.name] += byte_size(kind, tensor.shape)
+    return {
+        "bytes": plan.size,
+        "bits_per_weight": 8 * (plan.size - len(plan.header)) / model.parameters,
+        "tensor_types": dict(kinds.most_common()),
+        "tensor_bytes": dict(sizes.most_common()),
+    }
+
+
+def _facts(quality: dict[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for kind, entry in quality["files"].items():
+        facts[f"{kind} MiB"] = round(entry["bytes"] / 2**20, 1)
+        if "kl_mean" in entry and kind != "f16":
+            facts[f"{kind} KL from F16"] = f"{entry['kl_mean']:.2e}"
+    return facts

@@ -1,0 +1,139 @@
+"""The LoRA adapter of a PEFT folder, matched to the base's tensors by name and shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from so8t_helpers.phi3.shape import weight_path
+from so8t_helpers.phi3.weights import FLOATS, TensorPlace, read_header
+from so8t_helpers.run.files import StageError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def _peft_key(layer: int, linear: str, matrix: str) -> str:
+    return f"base_model.model.{weight_path(layer, linear)}.lora_{matrix.upper()}.weight"
+
+
+CONFIG_FILE = "adapter_config.json"
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+
+# Options of PEFT that change what the merged weight is, each with the value that leaves plain LoRA.
+_PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "lora_bias": False,
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+}
+
+
+@dataclass(frozen=True)
+class LoraUpdate:
+    """An update scale * B @ A in memory. a (r, in), b (out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def rows(self, which: slice | list[int]) -> LoraUpdate:
+        """Return what it adds to some rows of the weight."""
+        return LoraUpdate(self.a, self.b[which], self.scale)
+
+
+@dataclass(frozen=True)
+class StoredLora:
+    """One adapted weight's update scale * B @ A, still on disk. a (r, in), b (out, r)."""
+
+    a: TensorPlace
+    b: TensorPlace
+    scale: float
+
+    def load(self) -> LoraUpdate:
+        """Return A and B as float32."""
+        return LoraUpdate(self.a.read().float(), self.b.read().float(), self.scale)
+
+
+def read_adapter(folder: Path, base: dict[str, TensorPlace]) -> dict[str, StoredLora]:
+    """Return the update of each adapted base tensor, by the base tensor's name.
+
+    The scale is PEFT's: alpha / r, or alpha / sqrt(r) with `use_rslora`, with r and alpha from `rank_pattern`
+    and `alpha_pattern` where these name the module (peft/tuners/lora/layer.py, peft/utils/other.py).
+
+    Raises:
+        StageError: a file is missing, the adapter is not plain LoRA, or a key or shape does not fit the base.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise StageError(f"adapter: no file {folder / name}; run 02_train, or set bake.adapter_dir")
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    for key, plain in _PLAIN.items():
+        if config.get(key, plain) not in (plain, None, False, [], {}):
+            raise StageError(
+                f"{folder / CONFIG_FILE}: `{key}` is {config[key]!r}; only plain LoRA on linears is baked"
+            )
+    sides: dict[str, dict[str, TensorPlace]] = {}
+    for key, place in read_header(folder / WEIGHTS_FILE).items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise StageError(f"{folder / WEIGHTS_FILE}: key {key} is not a LoRA weight of a linear layer")
+        sides.setdefault(match["module"], {})[match["side"]] = place
+    if not sides:
+        raise StageError(
+            f"{folder / WEIGHTS_FILE}: holds no LoRA weight; train again with lora.target_modules"
+        )
+    return {f"{module}.weight": _pair(folder, module, found, config, base) for module, found in sides.items()}
+
+
+def _pair(
+    folder: Path,
+    module: str,
+    found: dict[str, TensorPlace],
+    config: dict[str, Any],
+    base: dict[str, TensorPlace],
+) -> StoredLora:
+    where = f"{folder / WEIGHTS_FILE}: {module}"
+    if found.keys() != {"A", "B"}:
+        raise StageError(f"{where}: has lora_{'/'.join(sorted(found))} only; expected lora_A and lora_B")
+    target = base.get(f"{module}.weight")
+    if target is None:
+        raise StageError(f"{where}: the base has no such module; this adapter belongs to another base model")
+    a, b = found["A"], found["B"]
+    if len(target.shape) != 2 or (b.shape[0], a.shape[1]) != target.shape or a.shape[0] != b.shape[1]:
+        raise StageError(
+            f"{where}: B {b.shape} @ A {a.shape} does not fit the base's weight {target.shape}; "
+            "this adapter belongs to another base model"
+        )
+    if {a.dtype, b.dtype, target.dtype} - FLOATS.keys():
+        raise StageError(f"{where}: expected 16- or 32-bit floats, got {a.dtype}, {b.dtype}, {target.dtype}")
+    r = _by_pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if r != a.shape[0]:
+        raise StageError(
+            f"{where}: rank {a.shape[0]} in the weights, {r} in {CONFIG_FILE}; files of two trainings"
+        )
+    return StoredLora(a, b, alpha / sqrt(r) if config.get("use_rslora") else alpha / r)
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,165 @@
+"""."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from so8t_helpers.settings import SettingsError
+
+
+def o_proj_name(layer: int) -> str:
+    """Name of the weight behind the gate of a decoder layer."""
+    return f"model.layers.{layer}.self_attn.o_proj.weight"
+
+
+# gguf's `TensorNameMap` for PHI3, written out: a reader sees all of a Phi3 model at once.
+_TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+BLOCK = {
+    "input_layernorm": "attn_norm",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str | None:
+    """Return the GGUF name of a checkpoint tensor, None for one that a Phi3 model does not have."""
+    if name in _TOP:
+        return _TOP[name]
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+    if match and match[2] in BLOCK:
+        return f"blk.{int(match[1])}.{BLOCK[match[2]]}.weight"
+    return None
+
+
+def attention_factor(shape: Phi3Shape) -> float | None:
+    """Longrope's scale of cos and sin, sqrt(1 + ln(max / original) / ln(original)); None without longrope.
+
+    As `Phi3MiniModel.generate_extra_tensors` in llama.cpp's conversion/phi.py.
+    """
+    if shape.long_factor is None:
+        return None
+    ratio = shape.max_positions / shape.original_max_positions
+    if ratio <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
+
+
+LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Phi3Shape:
+    """What config.json says of a Phi3 model; sizes in features, positions in tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    rms_eps: float
+    rope_theta: float
+    rotary_dim: int
+    short_factor: tuple[float, ...] | None
+    long_factor: tuple[float, ...] | None
+    max_positions: int
+    original_max_positions: int
+    sliding_window: int | None
+    tie_embeddings: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """Return (out, in) of one of `LINEARS`."""
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return {
+            "qkv_proj": (qkv, self.hidden_size),
+            "o_proj": (self.hidden_size, self.num_heads * self.head_dim),
+            "gate_up_proj": (2 * self.intermediate_size, self.hidden_size),
+            "down_proj": (self.hidden_size, self.intermediate_size),
+        }[name]
+
+
+def read_shape(folder: Path) -> Phi3Shape:
+    """Read config.json of a Phi3 folder, with the rope keys of transformers 4 or 5.
+
+    Raises:
+        SettingsError: missing file, another architecture, an activation or rope type that Phi-3 lacks.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SettingsError(f"{folder}: no config.json; model.base must name a Phi3 folder or hub id")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") != "phi3":
+        raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
+    if config.get("hidden_act", "silu") != "silu":
+        raise SettingsError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in {"default", "longrope", "su"}:
+        raise SettingsError(f"{path}: rope type {kind!r}, expected 'longrope' or none")
+    heads = config["num_attention_heads"]
+    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+    maximum = config["max_position_embeddings"]
+    factors = [tuple(rope[k]) if k in rope else None for k in ("short_factor", "long_factor")]
+    return Phi3Shape(
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        vocab_size=config["vocab_size"],
+        rms_eps=config.get("rms_norm_eps", 1e-5),
+        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
+        rotary_dim=int(config["hidden_size"] // heads * partial),
+        short_factor=factors[0],
+        long_factor=factors[1],
+        max_positions=maximum,
+        original_max_positions=config.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings", maximum),
+        sliding_window=config.get("sliding_window"),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+    )
+
+
+def rope_tables(shape: Phi3Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions 0 ... length - 1, each (length, rotary_dim) float32.
+
+    LongRoPE (Ding et al. 2024) as in transformers' `_compute_longrope_parameters`: the long factors when a
+    document may be longer than the original context, and cos and sin scaled by
+    sqrt(1 + ln(max / original) / ln(original)).
+    """
+    exponent = torch.arange(0, shape.rotary_dim, 2, device=device).float() / shape.rotary_dim
+    factors = shape.long_factor if length > shape.original_max_positions else shape.short_factor
+    divisor = torch.tensor(factors or 1.0, dtype=torch.float32, device=device)
+    frequencies = 1.0 / (divisor * shape.rope_theta**exponent)
+    scale = 1.0
+    if factors and shape.max_positions > shape.original_max_positions:
+        ratio = shape.max_positions / shape.original_max_positions
+        scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
+    angles = torch.arange(length, device=device).float()[:, None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def weight_path(layer: int, linear: str) -> str:
+    """Return the module path of a linear in a Phi3 checkpoint: "model.layers.3.self_attn.o_proj"."""
+    part = "self_attn" if linear in {"qkv_proj", "o_proj"} else "mlp"
+    return f"model.layers.{layer}.{part}.{linear}"

@@ -1,0 +1,189 @@
+"""Safetensors checkpoints, read and written in pieces: one header, then bytes at known offsets.
+
+`safe_open` maps whole files into memory, and what it has touched counts as ours; `save_file` wants all
+tensors at once. Plain reads and writes at offsets need one small buffer, and several threads can share the
+work, since the place of every tensor is known before the first one is made.
+File format: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from so8t_helpers.run.files import StageError, write_json
+from so8t_helpers.settings import SettingsError
+
+SINGLE_FILE = "model.safetensors"
+
+INDEX_FILE = "model.safetensors.index.json"
+
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+_HEADER_LIMIT = 100_000_000  # bytes; the reference reader refuses more
+
+
+def rounds_to_infinity(dtype: torch.dtype) -> float:
+    """Return the smallest magnitude that rounds to infinity: half a unit above the format's largest value."""
+    info = torch.finfo(dtype)  # max = (2 - eps) 2^e; a tie goes to the even neighbour, which would be 2^(e+1)
+    return info.max / (2 - info.eps) * (2 - info.eps / 2)
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where one tensor lies: `nbytes` bytes of `dtype` (safetensors' name) from `offset` of `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, that is of all but the first dimension."""
+        return self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return rows [start, stop) in the file's dtype, in memory of their own."""
+        stop = self.shape[0] if stop is None else stop
+        buffer = bytearray((stop - start) * self.row_bytes)
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start * self.row_bytes)
+            if file.readinto(buffer) != len(buffer):
+                raise StageError(f"{self.path}: ends inside tensor {self.name}; fetch the file again")
+        return torch.frombuffer(buffer, dtype=FLOATS[self.dtype]).view(stop - start, *self.shape[1:])
+
+
+def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
+    """Return the places of all tensors of a model folder, in the order they lie on disk.
+
+    Args:
+        folder: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
+
+    Raises:
+        StageError: no such file, a shard or tensor missing, or a header that does not fit its file.
+    """
+    index_path = folder / INDEX_FILE
+    if (folder / SINGLE_FILE).is_file():
+        return read_header(folder / SINGLE_FILE)
+    if not index_path.is_file():
+        raise StageError(
+            f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; other weight formats are not read"
+        )
+    wanted: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    places: dict[str, TensorPlace] = {}
+    for shard in sorted(set(wanted.values())):
+        if not (folder / shard).is_file():
+            raise StageError(f"{index_path}: names shard {shard}, which is not there; fetch the model again")
+        places |= {name: p for name, p in read_header(folder / shard).items() if wanted.get(name) == shard}
+    if missing := sorted(wanted.keys() - places.keys()):
+        raise StageError(f"{index_path}: {len(missing)} tensors are not in their shards, first {missing[0]}")
+    return places
+
+
+def read_header(path: Path) -> dict[str, TensorPlace]:
+    """Return the places of the tensors of one safetensors file, by offset.
+
+    Raises:
+        StageError: if the file is cut short or is not safetensors.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise StageError(f"{path}: not a safetensors file, or cut short ({size} bytes)")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    places = []
+    for name, item in header.items():
+        begin, end = item["data_offsets"]
+        if 8 + length + end > size:
+            raise StageError(f"{path}: ends inside tensor {name} ({size} bytes); fetch the file again")
+        places.append(
+            TensorPlace(name, item["dtype"], tuple(item["shape"]), path, 8 + length + begin, end - begin)
+        )
+    return {place.name: place for place in sorted(places, key=lambda place: place.offset)}
+
+
+def lay_out(sources: Sequence[TensorPlace], folder: Path, max_bytes: int) -> dict[str, TensorPlace]:
+    """Create a model's empty weight files in `folder` and return where each tensor goes.
+
+    Tensors keep their order, dtype and shape; a new shard begins when the next tensor would take the current
+    one over `max_bytes`. Names and index are those that transformers' `save_pretrained` gives.
+    """
+    shards: list[list[TensorPlace]] = [[]]
+    filled = 0
+    for source in sources:
+        if shards[-1] and filled + source.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(source)
+        filled += source.nbytes
+    count = len(shards)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        names = [SINGLE_FILE]
+    targets: dict[str, TensorPlace] = {}
+    for name, shard in zip(names, shards, strict=True):
+        targets |= _create(folder / name, shard)
+    if count > 1:
+        weight_map = {name: target.path.name for name, target in targets.items()}
+        total = {
+            "total_parameters": sum(prod(s.shape) for s in sources),
+            "total_size": sum(s.nbytes for s in sources),
+        }
+        write_json(folder / INDEX_FILE, {"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
+    return targets
+
+
+def _create(path: Path, sources: list[TensorPlace]) -> dict[str, TensorPlace]:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    position = 0
+    for source in sources:
+        end = position + source.nbytes
+        header[source.name] = {
+            "dtype": source.dtype,
+            "shape": list(source.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+    return {place.name: place for place in read_header(path).values()}
+
+
+def weight_reader(folder: Path) -> Callable[[str], Tensor]:
+    """Return a function that reads one tensor by name from a folder's safetensors, single or sharded.
+
+    Raises:
+        SettingsError: no safetensors in the folder; on a call, a tensor that is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if index.is_file():
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    elif single.is_file():
+        with safe_open(single, framework="pt") as file:
+            where = dict.fromkeys(file.keys(), single.name)
+    else:
+        raise SettingsError(f"{folder}: no model.safetensors and no index; only safetensors weights are read")
+
+    def read(name: str) -> Tensor:
+        if name not in where:
+            raise SettingsError(f"{folder}: no tensor {name}; a Phi3 model has it, is this another one?")
+        with safe_open(folder / where[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    return read

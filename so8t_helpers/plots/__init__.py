@@ -1,1 +1,0 @@
-"""Functions that take data and return a figure; `style` holds what all figures share."""

@@ -1,0 +1,142 @@
+"""."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class StageError(RuntimeError):
+    """A stage cannot start or go on; the message names the file and what to do."""
+
+
+class HashCache:
+    """SHA-256 of files, remembered by path, size and time of change, so that a second look is instant."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.entries: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.entries = {}
+
+    def sha256(self, path: Path) -> str:
+        """Return the hex digest of a file's bytes."""
+        stat = path.stat()
+        key, stamp = str(path), [stat.st_size, stat.st_mtime_ns]
+        entry = self.entries.get(key)
+        if entry is None or entry[:2] != stamp:
+            entry = [*stamp, sha256_file(path)]
+            self.entries[key] = entry
+        return str(entry[2])
+
+    def put(self, path: Path, digest: str) -> None:
+        """Remember the digest of a file that was hashed while it was written."""
+        stat = path.stat()
+        self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+
+    def save(self) -> None:
+        """Write the cache beside the run."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.entries)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; on success it is fsynced and renamed, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        # mkstemp makes files private; an artefact gets the permissions of any other new file.
+        scratch.chmod(0o666 & ~_umask())
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `path`; on success it takes the place of `path`, on failure it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield scratch
+        scratch.chmod(0o777 & ~_umask())
+        if path.exists():
+            old = path.with_name(f".{path.name}.old.tmp")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            scratch.rename(path)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, with LF line ends on every system."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically, readable, with Japanese as it is."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_yaml(path: Path, data: Any) -> None:
+    """Write YAML atomically."""
+    write_text(path, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with atomic_path(path) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file that one of our stages wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def check_disk(path: Path, needed_bytes: int, what: str) -> None:
+    """Raise StageError when the disk that holds `path` has less room than `what` will take."""
+    probe = path
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed_bytes:
+        raise StageError(
+            f"{what} needs {needed_bytes / 2**30:.1f} GiB on the disk of {path}, which has "
+            f"{free / 2**30:.1f} GiB free; make room or set run.root to a folder on a larger disk"
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,79 @@
+"""The origin that a baked model carries: hashes of all it was made from.
+
+A baked folder holds it as `so8t_provenance.json`, its model card shows it, and a GGUF file carries the same
+text under the key `so8t.provenance`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from so8t_helpers.run.files import HashCache
+from so8t_helpers.run.stage import Stage
+from so8t_helpers.settings import Settings, resolve
+
+FILE = "so8t_provenance.json"
+
+GGUF_KEY = "so8t.provenance"
+
+VERSION = 1
+
+
+def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
+    """Return the hashes that a baked model carries on; `stage` has registered all that it read.
+
+    A hash that stands for several files is that of their sorted lines "sha256  label". `dataset` and
+    `settings` are those of the training that made the adapter; null where no manifest stands beside it.
+    """
+    cache = HashCache(settings.run_dir / ".hashes.json")
+    digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}
+    cache.save()
+    training = None
+    for label, path in stage.inputs.items():
+        if label.startswith("02_train/"):
+            training = manifest_in(maker(label, path))
+    name = settings.model.base
+    return {
+        "format": "so8t-provenance",
+        "version": VERSION,
+        "run": settings.run.name,
+        # A local folder's path says nothing to others, and too much about this machine.
+        "base": {
+            "id": resolve(name).name if resolve(name).is_dir() else name,
+            "revision": settings.model.revision,
+        },
+        "sha256": hashes(digests, training),
+    }
+
+
+def hashes(read: dict[str, str], training: dict[str, Any] | None) -> dict[str, str | None]:
+    """The five hashes a model carries, from what the bake read and from the training's manifest."""
+    adapter = {k: v for k, v in read.items() if "so8t_gates" not in k}
+    gates = {k: v for k, v in read.items() if "so8t_gates" in k}
+    trained_on = {k: entry["sha256"] for k, entry in training["inputs"].items()} if training else {}
+    settings = json.dumps(training["settings"], sort_keys=True, ensure_ascii=False) if training else None
+    return {
+        "base": _combined(read, "base/"),
+        "adapter": _combined(adapter, "02_train/"),
+        "gates": _combined(gates, "02_train/"),
+        "dataset": _combined(trained_on, "01_dataset/"),
+        "settings": hashlib.sha256(settings.encode()).hexdigest() if settings else None,
+    }
+
+
+def _combined(digests: dict[str, str], prefix: str) -> str | None:
+    lines = sorted(f"{value}  {label}\n" for label, value in digests.items() if label.startswith(prefix))
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
+
+
+def maker(label: str, path: Path) -> Path:
+    """Return the stage folder that a file was read from: `path` without what the label adds to the stage."""
+    return path.parents[label.count("/") - 1]
+
+
+def manifest_in(folder: Path) -> dict[str, Any] | None:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""The /think service: question in, final part of the answer and decision out, everything audited."""

@@ -1,0 +1,113 @@
+"""`so8t serve`: open the model of a run, listen, stop gracefully."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from so8t_helpers.engines.host import GgufHost
+from so8t_helpers.run.files import StageError, sha256_file
+from so8t_helpers.run.stage import stage_input
+from so8t_helpers.service.app import create_app
+from so8t_helpers.service.limits import TOKEN_VARIABLE, is_loopback
+from so8t_helpers.settings import Settings, SettingsError, merge
+from so8t_helpers.thinking.audit import AuditLog, service_log
+
+
+def serve(settings: Settings) -> None:
+    """Answer questions with `serve.model` of this run until the process is told to stop (Ctrl+C, SIGTERM).
+
+    The line that says where it listens goes to stdout; the audit head is printed at the end as well.
+
+    Raises:
+        SettingsError: no SO8T_TOKEN though the service can be reached from other machines.
+        StageError: no such GGUF, or the port is taken.
+    """
+    chosen = settings.serve
+    if not is_loopback(chosen.host) and not os.environ.get(TOKEN_VARIABLE):
+        raise SettingsError(
+            f"serve.host {chosen.host} can be reached from other machines: set the environment variable "
+            f"{TOKEN_VARIABLE} to a bearer token, or serve.host to 127.0.0.1"
+        )
+    gguf = find_gguf(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the engine says nothing
+    # The engine's own patience must not outlast that of the service.
+    settings = merge(settings, {"eval": {"timeout_seconds": chosen.timeout_seconds}})
+    listener = _listen(chosen.host, chosen.port)
+    # Ended while the model still loads, everything that was opened must be closed too.
+    with (
+        _signals(signal.default_int_handler),
+        listener,
+        GgufHost(settings) as host,
+        host.open(gguf, chosen.model) as engine,
+    ):
+        audit = AuditLog(service_log(settings))
+        app = create_app(settings, engine, audit, sha256_file(gguf))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(chosen.timeout_seconds)),
+        )
+        port = listener.getsockname()[1]
+        name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+        _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
+        _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
+        # uvicorn ends on a signal, and then raises it once more: what comes after must still happen.
+        with _signals(lambda *_: None):
+            uvicorn.Server(config).run(sockets=[listener])
+        _say(f"so8t serve: stopped, audit head {audit.head}")
+
+
+def find_gguf(settings: Settings) -> Path:
+    """Return the GGUF that `serve.model` names.
+
+    Raises:
+        StageError: 04_gguf has no such file.
+    """
+    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
+    found = sorted(folder.glob(f"*-{settings.serve.model}.gguf"))
+    if len(found) != 1:
+        there = ", ".join(path.name for path in sorted(folder.glob("*.gguf"))) or "no GGUF at all"
+        raise StageError(
+            f"serve.model: expected one file *-{settings.serve.model}.gguf in {folder}, which holds {there}; "
+            f"run stage 04_gguf with this type in gguf.types, or choose another"
+        )
+    return found[0]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise StageError(
+            f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Let a handler have the signals that end a process, until the block ends."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,27 @@
+"""Numbers as a reader takes them in: no more digits than tell something, no exponents of a machine's."""
+
+from __future__ import annotations
+
+import math
+import re
+
+# A number such as 4.2e-05, alone or in a sentence.
+_MACHINE = re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e([+-]?\d+)(?![\w.]*\w)")
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def short(value: float) -> str:
+    """Return a number in about four digits: "0.1234", "1,304", "4.24×10⁻⁵"; "–" for one that is none."""
+    if math.isnan(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if math.isfinite(value) else str(value)
+    if value == 0 or abs(value) >= 1e-4:
+        return f"{value:.4g}"
+    return plain(f"{value:.3g}")
+
+
+def plain(text: str) -> str:
+    """Write a machine's exponents as powers of ten: "no more than 4.2e-05" has 4.2×10⁻⁵ then."""
+    return _MACHINE.sub(lambda m: f"{m[1]}×10{str(int(m[2])).translate(_RAISED)}", text)

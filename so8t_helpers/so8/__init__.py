@@ -1,0 +1,1 @@
+"""SO(8): rotations in blocks of eight, and what a training left of them."""

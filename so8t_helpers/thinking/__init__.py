@@ -1,0 +1,1 @@
+"""What is private: how thinking is written, found again, withheld and recorded."""

@@ -1,0 +1,147 @@
+"""The Phi-3.5 chat template and the two think formats: build a text, take it apart, know its marks.
+
+Seed format: thinking under one heading, the answer under another. Quadruple format: three thinking tags, then
+the final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`), in
+the quadruple format at the end of `<think-policy>`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from so8t_helpers.thinking.markers import FINAL_TAG, SEED_FINAL, SEED_THINKING, THINK_TAGS, fold
+from so8t_helpers.thinking.scanner import Scanner, contains_markers
+
+LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
+
+STYLES = ("seed", "quadruple")
+
+_DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)
+
+
+@dataclass(slots=True)
+class ThinkText:
+    """An assistant's turn in parts.
+
+    Attributes:
+        style: "seed" or "quadruple".
+        final: the answer, all that may leave.
+        thinking: the seed format's private part.
+        task, safety, policy: the quadruple format's private parts.
+    """
+
+    style: str
+    final: str
+    thinking: str = ""
+    task: str = ""
+    safety: str = ""
+    policy: str = ""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a model's text holds.
+
+    Attributes:
+        style: "seed", "quadruple", or None for a text without marks.
+        thinking: all private text; for the quadruple format its parts joined by newlines.
+        final: text of the final part, None where no final part began.
+        well_formed: the text is exactly what `build` makes of these parts.
+        decision: the label stated in the thinking, None where there is none.
+    """
+
+    style: str | None
+    thinking: str
+    final: str | None
+    well_formed: bool
+    decision: str | None
+    task: str = ""
+    safety: str = ""
+    policy: str = ""
+
+
+def build(text: ThinkText) -> str:
+    """Return the assistant's turn as one text; `parse` gives the (stripped) parts back.
+
+    Raises:
+        ValueError: unknown style, an empty final part, a mark inside a part, or a part of the other style.
+    """
+    if text.style not in STYLES:
+        raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
+    seed = (("thinking", text.thinking),)
+    quadruple = (("task", text.task), ("safety", text.safety), ("policy", text.policy))
+    own, others = (seed, quadruple) if text.style == "seed" else (quadruple, seed)
+    for name, part in others:
+        if part:
+            raise ValueError(f"{text.style} format: part {name!r} belongs to the other format")
+    for name, part in (*own, ("final", text.final)):
+        if not part or part.isspace():
+            raise ValueError(f"{text.style} format: part {name!r} is empty")
+        if contains_markers(part):
+            raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
+    return join(text)
+
+
+def parse(text: str) -> Parsed:
+    """Take a model's text apart with the scanner that redaction uses too."""
+    scanner = Scanner()
+    pieces = [*scanner.feed(text), *scanner.close()]
+    parts: dict[str, str] = {}
+    for part, piece in pieces:
+        parts[part] = parts.get(part, "") + piece
+    final = parts.pop("final").strip() if "final" in parts else None
+    parts.pop("outside", None)
+    private = {name: piece.strip() for name, piece in parts.items()}
+    thinking = "\n".join(piece for piece in private.values() if piece)
+    task, safety, policy = (private.get(tag, "") for tag in THINK_TAGS)
+    if scanner.style is None or final is None:
+        return Parsed(scanner.style, thinking, final, False, decision_of(thinking), task, safety, policy)
+    seed = scanner.style == "seed"
+    again = (
+        ThinkText("seed", final, thinking)
+        if seed
+        else ThinkText("quadruple", final, "", task, safety, policy)
+    )
+    filled = bool(final) and (bool(thinking) if seed else all((task, safety, policy)))
+    well_formed = filled and join(again) == text.strip()
+    return Parsed(scanner.style, thinking, final, well_formed, decision_of(thinking), task, safety, policy)
+
+
+def decision_of(thinking: str) -> str | None:
+    """Return the label that a thinking part states in its last `判定:` line, None where it states none."""
+    stated = _DECISION.findall(fold(thinking))
+    label = stated[-1].upper() if stated else None
+    return label if label in LABELS else None
+
+
+def with_decision(thinking: str, label: str) -> str:
+    """Return the thinking with the line that states the decision at its end.
+
+    Raises:
+        ValueError: unknown label.
+    """
+    if label not in LABELS:
+        raise ValueError(f"label {label!r}: expected one of {', '.join(LABELS)}")
+    return f"{thinking.strip()}\n判定: {label}".strip()
+
+
+def rejoin(thinking: str, content: str, style: str) -> str:
+    """Return the text as the model wrote it, from the two fields into which an engine parted it.
+
+    Ollama takes the first and last text around `.Thinking` in the template for the marks, and white space
+    off both fields; for the quadruple format its `thinking` still holds the inner tags.
+    """
+    if style == "seed":
+        return f"{SEED_THINKING}\n{thinking.strip()}\n\n{SEED_FINAL}\n{content.strip()}"
+    return f"<{THINK_TAGS[0]}>{thinking.strip()}\n<{FINAL_TAG}>{content.strip()}</{FINAL_TAG}>"
+
+
+_QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
+
+
+def join(text: ThinkText) -> str:
+    """Return what `build` returns, without a look at the parts: for parts known to hold no mark."""
+    if text.style == "seed":
+        return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
+    return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

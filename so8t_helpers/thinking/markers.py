@@ -1,0 +1,310 @@
+"""The marks that part thinking from answer: how they are spelt, how they are misspelt, how one is recognised.
+
+The rule of the gate: **what opens a final part must be exact, what ends one may be approximate.**
+A tag counts as exact in any case, width and with white space at its edges (`＜ FINAL ＞`), since its meaning
+is plain; a misspelt one (`<thnk-task>`, `<final`) only ever takes permission away.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from so8t_helpers.thinking.folding import FILLER, OPENING, OTHER_FORMS, fold
+
+SEED_THINKING = "# 思考ステップ"
+
+SEED_FINAL = "# 最終回答"
+
+THINK_TAGS = ("think-task", "think-safety", "think-policy")
+
+FINAL_TAG = "final"
+
+# No decision needs more characters than this after the first of a mark: it bounds what is held back.
+WINDOW = 64
+
+# With more before it on its line, even if blank, nothing is a heading.
+LINE_START = 80
+
+# Where a mark may begin. Most of what looks like one is ruled out here, where it costs least: by a character
+# that cannot go on a mark, a name too short for one (`<td>`, `a < b です`), or a heading's first two letters.
+_PLAIN_LETTER = "(?:(?![思考最終回])[0-9a-zぁ-ゖ一-鿿])"
+
+_MAY_FOLLOW = r"""a-z0-9\-_*'"`.!?,:;~+$@^\x00-\x1f\x7f-\U0010ffff"""
+
+_OTHERS = OTHER_FORMS + OPENING
+
+MARK_STARTS = r"<&[#\%思" + _OTHERS  # a text without any of these holds no mark
+
+CANDIDATE = re.compile(
+    # The set comes first, outside of the case-blind part: so the search jumps from one of it to the next.
+    rf"""[<&\[\#\\%思{_OTHERS}](?i:"""
+    rf"""(?<=<)(?![\s/]{{0,4}}[a-z0-9]{{0,3}}\s{{0,2}}[=()%&#<>\]{{}}ぁ-ゖァ-ヺ一-鿿])(?![^\s/\\|{_MAY_FOLLOW}])"""
+    r"""|(?<=&)(?![^al#\x80-\U0010ffff])|(?<=\[)(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])"""
+    rf"""|(?<=\#)(?![^#\s*_\[\x80-\U0010ffff])(?![#\ *_]{{0,8}}{_PLAIN_LETTER}{{2}})"""
+    rf"""|(?<=\\)(?![^ux])(?!u[^0])(?!x[^3])|(?<=%)(?![^3])(?!3[^c])|(?<=思)(?!考?[ぁ-ん])|(?<=[{_OTHERS}]))"""
+)
+
+# What models and serving stacks call private text; longest first, so that a prefix match is specific.
+_NAMES = ("thinksafety", "thinkpolicy", "thinktask", "reasoning", "thinking", "thought", "think", FINAL_TAG)
+
+_TAG_OF = {name: name for name in _NAMES} | {tag.replace("-", ""): tag for tag in THINK_TAGS}
+
+_EXACT_TAGS = frozenset(_TAG_OF.values())
+
+# One of the first two letters of a name stays within these even after one slip.
+_EARLY_LETTERS = frozenset("tfrhie")
+
+
+class Marker(NamedTuple):
+    """One mark found in a text.
+
+    Attributes:
+        kind: "open", "close" (a thinking block), "final", "final_close", "special" (`<|end|>` and the like).
+        name: the block's name: "think-task", "seed" for a heading, "final".
+        exact: whether it may open a final part or close a block; an inexact mark only takes permission away.
+        length: characters from the first of the mark to the end of what belongs to it.
+    """
+
+    kind: str
+    name: str
+    exact: bool
+    length: int
+
+
+class More:
+    """The window ends before it is clear whether a mark is there."""
+
+
+MORE = More()
+
+
+def find_marker(window: str, at_end: bool, line: str) -> Marker | More | None:
+    """Decide what begins at the first character of `window`.
+
+    Args:
+        window: at most `WINDOW` characters; fewer only where the text (so far) ends.
+        at_end: no more text will come.
+        line: what stands before it on its line, at least the first `LINE_START` characters.
+    """
+    if canonical := _CANONICAL.match(window):
+        return _CANONICAL_MARKERS[canonical.group()]
+    folded = fold(window)
+    first = folded[0]
+    if first == "#":
+        return _heading(folded, at_end, len(line) < LINE_START and not line.strip())
+    if first == "思":
+        return _bare_heading(folded, at_end, fold(line)) if len(line) < LINE_START else None
+    if first in "&/%":
+        return _escaped_tag(folded, at_end)
+    return _tag(folded, 1, at_end, first)
+
+
+# Most marks are written as they should be: the short way to the same answer.
+_CANONICAL = re.compile(f"</?(?:{'|'.join(THINK_TAGS)}|{FINAL_TAG})>")
+
+_CANONICAL_MARKERS = {
+    **{f"<{tag}>": Marker("open", tag, True, len(tag) + 2) for tag in THINK_TAGS},
+    **{f"</{tag}>": Marker("close", tag, True, len(tag) + 3) for tag in THINK_TAGS},
+    f"<{FINAL_TAG}>": Marker("final", FINAL_TAG, True, len(FINAL_TAG) + 2),
+    f"</{FINAL_TAG}>": Marker("final_close", FINAL_TAG, True, len(FINAL_TAG) + 3),
+}
+
+_TAG = re.compile(
+    rf"([\s{FILLER}]*/?[\s{FILLER}/]*(?:[a-z]{{1,12}}:)?)([a-zA-Z0-9\s\-_*'\"`.!?,:;~+$@^{FILLER}]*)"
+)
+
+_NOT_LETTERS = re.compile("[^a-zA-Z0-9]")
+
+_CONTROL = re.compile(rf"\s?([a-z0-9_\-▁{FILLER}]*)\s?")
+
+# Names of Phi-3.5's own control tokens: these count without their closing bar too.
+_ROLES = frozenset({"end", "user", "assistant", "system", "endoftext"})
+
+
+def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More | None:
+    """Read a tag whose bracket ends before `start`: slash, name, closing bracket."""
+    found = _TAG.match(folded, start)
+    assert found  # Every part of the pattern may be empty.
+    lead, name = found.groups()
+    end = found.end()
+    if not name and bracket in "<«" and folded[end : end + 1] == "|":
+        return _control_token(folded, end + 1, at_end)
+    letters = _NOT_LETTERS.sub("", name).lower()
+    unsettled = end == len(folded) and end < WINDOW and not at_end
+    colon_may_follow = unsettled and ":" not in lead and len(name) < 13 and name.isalpha()
+    if len(letters) > 1 and _EARLY_LETTERS.isdisjoint(letters[:2]) and not colon_may_follow:
+        return None
+    if unsettled:
+        return MORE
+    known = _meant_name(letters, name.lower())
+    if known is None:
+        return None
+    word = name.replace(FILLER, "").strip()
+    terminator = folded[end : end + 1]
+    closed = terminator != "" and terminator in ("]" if bracket == "[" else ">»")
+    if bracket == "[" and not (closed and word.replace("-", "") in _NAMES):
+        return None
+    if not closed and any(c.isspace() for c in lead):
+        return None  # `i < final_count` is arithmetic
+    plain = lead.count("/") < 2 and ":" not in lead
+    exact = bracket == "<" and terminator == ">" and word in _EXACT_TAGS and plain
+    close = "/" in lead
+    kind = ("final_close" if close else "final") if known == FINAL_TAG else ("close" if close else "open")
+    return Marker(kind, known, exact, end + closed)
+
+
+_ESCAPES = [
+    *(f"&{again}{sign}" for again in ("", "amp;") for sign in ("lt;", "lt")),
+    *(f"&#{'0' * zeros}{sign}" for zeros in range(6) for sign in ("60;", "60", "x3c;", "x3c")),
+    *(f"&#x{'0' * zeros}3c{end}" for zeros in range(1, 5) for end in (";", "")),
+    *("/u003c", "/x3c", "%3c"),  # a backslash is folded to a slash
+]
+
+
+def _escaped_tag(folded: str, at_end: bool) -> Marker | More | None:
+    """Read a tag whose bracket is written as an entity or an escape: what shows the text may undo that."""
+    for escape in _ESCAPES:
+        if folded.startswith(escape):
+            return _tag(folded, len(escape), at_end, "&")
+        if not at_end and escape.startswith(folded):
+            return MORE
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _meant_name(letters: str, name: str) -> str | None:
+    """Return the known tag that a name is or was meant to be, None for any other tag."""
+    for known in _NAMES:
+        if letters.startswith(known) and known != "think":
+            return _TAG_OF[known]
+    words = name.split(maxsplit=1)
+    first = _NOT_LETTERS.sub("", words[0]) if words else ""
+    for known in _NAMES:
+        allowed = 1 if len(known) < 9 else 2
+        if abs(len(first) - len(known)) <= allowed and _slips(first, known) <= allowed:
+            return _TAG_OF[known]
+    return "think" if letters.startswith("think") else None
+
+
+def _slips(a: str, b: str) -> int:
+    """Count the slips between two words: letters left out, put in, replaced, swapped with the next."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        above, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, above[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def _control_token(folded: str, start: int, at_end: bool) -> Marker | More | None:
+    """Read a chat template's control token, `<|name|>` (any width of bar): nothing goes on after it."""
+    found = _CONTROL.match(folded, start)
+    assert found  # Every part of the pattern may be empty.
+    end, name = found.end(), found.group(1).replace(FILLER, "")
+    if end == len(folded) and end < WINDOW and not at_end:
+        return MORE
+    if name in _ROLES or (name and folded[end : end + 1] in {"|", ">"}):
+        return Marker("special", "", True, end)
+    return None
+
+
+def _reading(title: str) -> str:
+    """Return a title in full-size katakana, so that `すてっぷ` and `ステツプ` read like `ステップ`."""
+    return title.translate(_KANA)
+
+
+_HIRAGANA = {code: chr(code + 0x60) for code in range(0x3041, 0x3097)}
+
+_SMALL = dict(zip("ァィゥェォッャュョ", "アイウエオツヤユヨ", strict=True))
+
+_KANA = {code: _SMALL.get(kana, kana) for code, kana in _HIRAGANA.items()} | str.maketrans(_SMALL)
+
+_STEP_TITLE, _FINAL_TITLE = fold(SEED_THINKING[2:]), fold(SEED_FINAL[2:])
+
+_TITLES = ((_reading(_STEP_TITLE), "open"), (_reading(_FINAL_TITLE), "final"))
+
+# Other words for the same, Chinese ones among them: the base model's languages run into each other.
+_OTHER_TITLES = ("思考ス", "思考プロセス", "思考過程", "思考过程", "思考手順", "思考内容", "思考步")
+
+_TITLE_STARTS = tuple(_reading(fold(title)) for title in _OTHER_TITLES)
+
+_THINKING_ALONE = re.compile(r"思考[\W\d]*(?:$|:)")
+
+# What one of a title's first two characters is even after one slip.
+_EARLY_TITLE = frozenset(_STEP_TITLE[:3] + _FINAL_TITLE[:3])
+
+_TITLE_LENGTH = 8  # one more than the longest title with a slip
+
+_HEADING_LEAD = re.compile(rf"[# \t*_\[「{FILLER}]+")
+
+_UNSEEN = re.compile(rf"[\s{FILLER}]+")
+
+_BARE_STEP = re.compile(f"{FILLER}*".join(_STEP_TITLE) + r"[^\w\n:]*\d*[^\w\n:]*")
+
+_BRACKETED = re.compile(rf"思{FILLER}*考[\s{FILLER}]*[>»\]]")
+
+_BRACKET_BEFORE = re.compile(rf"[<«\[/][\s{FILLER}]*$")
+
+
+def _heading(folded: str, at_end: bool, line_blank: bool) -> Marker | More | None:
+    """Read a heading of the seed format; only a whole line `# 最終回答` opens a final part."""
+    lead = _HEADING_LEAD.match(folded)
+    assert lead  # The first character is "#".
+    line, newline, _ = folded[lead.end() :].partition("\n")
+    title = _UNSEEN.sub("", line)
+    if len(title) > 1 and _EARLY_TITLE.isdisjoint(title[:2]):
+        return None
+    full = len(folded) == WINDOW
+    if not (newline or len(title) >= _TITLE_LENGTH or full or at_end):
+        return MORE
+    kind = _meant_title(title[:_TITLE_LENGTH])
+    if kind is None:
+        return None
+    whole = line.replace(FILLER, "").strip() in {_STEP_TITLE, _FINAL_TITLE}
+    at_line_end = bool(newline) or (at_end and not full)
+    if whole and at_line_end and line_blank and not lead.group().strip(f"# \t{FILLER}"):
+        return Marker(kind, "seed", True, lead.end() + len(line) + len(newline))
+    return Marker(kind, "seed", False, lead.end())
+
+
+@lru_cache(maxsize=4096)
+def _meant_title(title: str) -> str | None:
+    """Return "open" or "final" where a heading begins with a title, or one with one slip; else None."""
+    read = _reading(title)
+    for known, kind in _TITLES:
+        lengths = (len(known) - 1, len(known), len(known) + 1)
+        if any(_slips(read[:length], known) <= 1 for length in lengths):
+            return kind
+    return "open" if read.startswith(_TITLE_STARTS) or _THINKING_ALONE.match(title) else None
+
+
+def _bare_heading(folded: str, at_end: bool, line: str) -> Marker | More | None:
+    """Read `思考ステップ` without its `#`: it begins thinking where it stands alone or before a colon.
+
+    Bullets, numbers and brackets may stand before it, and some signs after it; `<思考>` counts as well.
+    """
+    unsettled = len(folded) < WINDOW and not at_end
+    if _BRACKET_BEFORE.search(line):
+        if _BRACKETED.match(folded):
+            return Marker("open", "seed", False, 2)
+        if unsettled and _BRACKETED_SO_FAR.fullmatch(folded):
+            return MORE
+    if any(map(str.isalpha, line)):
+        return None
+    title = _BARE_STEP.match(folded)
+    if title is None:
+        return MORE if unsettled and _STEP_TITLE.startswith(folded.replace(FILLER, "")) else None
+    end = title.end()
+    if end == len(folded) and unsettled:
+        return MORE
+    alone = folded[end : end + 1] in {"", "\n", ":"} or any(sign in title.group() for sign in "-=|<«[#&/%")
+    return Marker("open", "seed", False, end) if alone else None
+
+
+_BRACKETED_SO_FAR = re.compile(rf"思{FILLER}*(?:考[\s{FILLER}]*)?")

@@ -1,0 +1,228 @@
+"""What is trained: LoRA on the linears and SO8T gates in front of o_proj, float32, and their files.
+
+All LoRA numbers lie in one flat vector, and so do their gradients: the optimizer, the norm, the reduction
+over several cards and a checkpoint each handle one tensor. The matrices A and B are views into it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from so8t_helpers.phi3.lora_folder import ADAPTER_FILE, _peft_key
+from so8t_helpers.phi3.shape import LINEARS, Phi3Shape
+from so8t_helpers.run.files import atomic_path
+from so8t_helpers.settings import LoraSettings, Settings, SettingsError
+from so8t_helpers.so8 import rotation
+from so8t_helpers.train.frozen import Base
+from so8t_helpers.train.layers import LayerTensors, LoraFactors
+
+
+def check_targets(lora: LoraSettings) -> list[str]:
+    """Return the linears that get a LoRA, in the model's order.
+
+    Raises:
+        SettingsError: if a name matches none of Phi-3's linears; it would silently train nothing.
+    """
+    unknown = [name for name in lora.target_modules if name not in LINEARS]
+    if unknown or not lora.target_modules:
+        raise SettingsError(
+            f"lora.target_modules: {unknown or 'an empty list'} matches no linear of Phi-3; "
+            f"it has {', '.join(LINEARS)} (q_proj, k_proj, v_proj are fused into qkv_proj)"
+        )
+    return [name for name in LINEARS if name in lora.target_modules]
+
+
+def gated_layers(settings: Settings, shape: Phi3Shape) -> list[int]:
+    """Return the layers that get a gate.
+
+    Raises:
+        SettingsError: a layer that the model does not have, or a hidden size that 8 does not divide.
+    """
+    if not settings.so8t.enabled:
+        return []
+    rotation.count_blocks(shape.hidden_size)
+    chosen = settings.so8t.layer_indices
+    layers = list(range(shape.num_layers)) if chosen is None else sorted(set(chosen))
+    wrong = [i for i in layers if not 0 <= i < shape.num_layers]
+    if wrong or not layers:
+        raise SettingsError(
+            f"so8t.layer_indices: {wrong or 'an empty list'}; the model has layers 0 to "
+            f"{shape.num_layers - 1}; null means all, so8t.enabled: false means none"
+        )
+    return layers
+
+
+class Adapters:
+    """LoRA and gates of a model.
+
+    Attributes:
+        lora: (N,) float32, all A and B one after the other; `lora.grad` collects their gradients.
+        free: (gated layers, d/8, 28) float32, the free numbers of the rotations.
+        rotations: (gated layers, d/8, 8, 8), exp of them, cut off from `free`: micro-steps see this matrix
+            alone, and its gradient goes back through the exponential once an optimizer step.
+    """
+
+    def __init__(self, shape: Phi3Shape, settings: Settings, device: torch.device):
+        self.shape, self.settings = shape, settings
+        self.targets = check_targets(settings.lora)
+        self.layers = gated_layers(settings, shape)
+        generator = torch.Generator().manual_seed(settings.run.seed)
+        spans = self._spans()
+        flat = torch.zeros(sum(rows * columns for *_, rows, columns in spans))
+        offset = 0
+        for *_, matrix, rows, columns in spans:
+            if (
+                matrix == "a"
+            ):  # as PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero
+                bound = 1 / math.sqrt(columns)
+                flat[offset : offset + rows * columns].uniform_(-bound, bound, generator=generator)
+            offset += rows * columns
+        self.lora = nn.Parameter(flat.to(device))
+        self.lora.grad = torch.zeros_like(self.lora)
+        free = (
+            rotation.initial_free(len(self.layers), shape.hidden_size, settings.so8t.init_scale, generator)
+            if self.layers
+            else torch.zeros(0)
+        )
+        self.free = nn.Parameter(free.to(device))
+        self.matrices = self._views()
+        self.rotations = rotation.rotation(self.free.detach()) if self.layers else self.free.detach().clone()
+        self.rotations.grad = torch.zeros_like(self.rotations)
+        self._leaves = [r.requires_grad_() for r in self.rotations.unbind()]
+        for leaf, grad in zip(self._leaves, self.rotations.grad, strict=False):
+            leaf.grad = grad
+
+    def _spans(self) -> list[tuple[int, str, str, int, int]]:
+        """List (layer, linear, "a" or "b", rows, columns) in the order of the flat vector."""
+        r = self.settings.lora.r
+        spans = []
+        for layer in range(self.shape.num_layers):
+            for linear in self.targets:
+                out, into = self.shape.linear_shape(linear)
+                spans += [(layer, linear, "a", r, into), (layer, linear, "b", out, r)]
+        return spans
+
+    def _views(self) -> dict[tuple[int, str, str], Tensor]:
+        """Cut the flat vector into leaves whose gradients lie in the flat gradient."""
+        views, offset = {}, 0
+        assert self.lora.grad is not None
+        for layer, linear, matrix, rows, columns in self._spans():
+            end = offset + rows * columns
+            view = self.lora.data[offset:end].view(rows, columns).requires_grad_()
+            view.grad = self.lora.grad[offset:end].view(rows, columns)
+            views[layer, linear, matrix] = view
+            offset = end
+        return views
+
+    def refresh_rotations(self) -> None:
+        """Compute R = exp(A) of all gates at once after a change of `free`, in place: graphs hold it."""
+        if self.layers:
+            self.rotations.copy_(rotation.rotation(self.free.detach()))
+
+    def collect_rotation_gradient(self) -> Tensor:
+        """Send the rotations' gradient back through the exponential into `free.grad`; add the guard's.
+
+        Returns:
+            Scalar: the orthogonality error of the rotations (about 1e-13 in float32, a diagnostic).
+        """
+        if not self.layers:
+            return torch.zeros(())
+        leaf = self.rotations.detach().requires_grad_()
+        with torch.enable_grad():
+            error = rotation.orthogonality_error(leaf)
+        (guard,) = torch.autograd.grad(error * self.settings.so8t.orthogonal_reg, leaf)
+        assert self.rotations.grad is not None
+        self.free.grad = rotation.free_gradient(self.free.detach(), self.rotations.grad + guard)
+        return error.detach()
+
+    def gradients(self) -> list[Tensor]:
+        """Return what micro-steps add up: LoRA's flat gradient, and the rotations' where there are gates."""
+        assert self.lora.grad is not None and self.rotations.grad is not None
+        return [self.lora.grad, self.rotations.grad] if self.layers else [self.lora.grad]
+
+    def zero_grad(self) -> None:
+        """Clear the gradients in place: captured graphs hold their addresses."""
+        for gradient in self.gradients():
+            gradient.zero_()
+
+    def gates(self) -> rotation.Gates | None:
+        """Return the gates as they are now, or None where there are none."""
+        return rotation.Gates(self.free.detach(), self.layers) if self.layers else None
+
+    def layer(self, base: Base, i: int) -> LayerTensors:
+        """Put together the tensors of decoder layer i."""
+
+        def lora(name: str) -> LoraFactors | None:
+            if name not in self.targets:
+                return None
+            return LoraFactors(self.matrices[i, name, "a"], self.matrices[i, name, "b"])
+
+        linears, (norm1, norm2) = base.linears[i], base.norms[i]
+        return LayerTensors(
+            norm1=norm1,
+            qkv=linears["qkv_proj"],
+            o=linears["o_proj"],
+            norm2=norm2,
+            gate_up=linears["gate_up_proj"],
+            down=linears["down_proj"],
+            lora_qkv=lora("qkv_proj"),
+            lora_o=lora("o_proj"),
+            lora_gate_up=lora("gate_up_proj"),
+            lora_down=lora("down_proj"),
+            rotation=self._leaves[self.layers.index(i)] if i in self.layers else None,
+            salt=torch.tensor(4 * i, dtype=torch.int32, device=base.device),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write a standard PEFT LoRA folder, with the gates in their own file beside it."""
+        from peft import LoraConfig  # noqa: PLC0415  (its import takes seconds)
+
+        lora = self.settings.lora
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=self.targets,
+            base_model_name_or_path=self.settings.model.base,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        ).save_pretrained(str(folder))
+        tensors = {_peft_key(*key): view.detach().cpu().contiguous() for key, view in self.matrices.items()}
+        with atomic_path(folder / ADAPTER_FILE) as scratch:
+            save_file(tensors, scratch, metadata={"format": "pt"})
+        gates = self.gates()
+        if gates:
+            rotation.save_gates(folder / rotation.GATES_FILE, gates)
+
+    def load(self, folder: Path) -> None:
+        """Go on from such a folder.
+
+        Raises:
+            SettingsError: a file is missing, or does not fit the model and the settings.
+        """
+        path = folder / ADAPTER_FILE
+        if not path.is_file():
+            raise SettingsError(f"training.continue_from: no {ADAPTER_FILE} in {folder}")
+        tensors = load_file(path)
+        wanted = {_peft_key(*key): view for key, view in self.matrices.items()}
+        wrong = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
+        if wrong or len(tensors) != len(wanted):
+            raise SettingsError(
+                f"{path}: does not fit lora.r and lora.target_modules of this profile (first: {wrong[:1]})"
+            )
+        with torch.no_grad():
+            for key, view in wanted.items():
+                view.copy_(tensors[key])
+            if self.layers:
+                gates = rotation.load_gates(folder / rotation.GATES_FILE)
+                if gates.layers != self.layers or gates.free.shape != self.free.shape:
+                    raise SettingsError(
+                        f"{folder}: its gates are on layers {gates.layers}, not {self.layers}"
+                    )
+                self.free.copy_(gates.free)
+        self.refresh_rotations()

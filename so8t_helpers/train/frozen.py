@@ -1,0 +1,301 @@
+"""Frozen weights in 8, 4 or 16 bits and the products with them.
+
+bitsandbytes' LLM.int8 stores a weight as int8 rows `CB` and one absolute maximum per row `SCB`, so that
+W[i, j] = CB[i, j] * SCB[i] / 127. Its own product quantises the activations too, searches them for outliers
+(a host synchronisation in every layer) and keeps large tensors for the backward pass. Here the product is
+weight-only: dequantise to the compute dtype, multiply, forget; the backward pass dequantises again, so only
+the int8 rows stay in memory. The same holds for NF4. LoRA rides along: [W | sB] [x; A x] is one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
+from so8t_helpers.settings import ModelSettings
+
+_INT8_MAX = 127.0
+
+
+class PlainWeight(NamedTuple):
+    """weight (out, in) in a floating-point dtype."""
+
+    weight: Tensor
+
+
+class Int8Weight(NamedTuple):
+    """rows (out, in) int8; scale (out, 1) float32, the row's absolute maximum / 127."""
+
+    rows: Tensor
+    scale: Tensor
+
+
+class LlmInt8Weight(NamedTuple):
+    """The same numbers as `Int8Weight`, multiplied by LLM.int8 as bitsandbytes ships it."""
+
+    rows: Tensor
+    absmax: Tensor
+
+
+class Nf4Weight(NamedTuple):
+    """packed: two codes a byte; absmax one a block; code: the 16 values; shape: an empty (out, in, 0)."""
+
+    packed: Tensor
+    absmax: Tensor
+    code: Tensor
+    shape: Tensor
+
+
+class HeldWeight(NamedTuple):
+    """wide (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
+
+    wide: Tensor
+
+
+FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
+
+NF4_BLOCK = 64
+
+
+def quantize(
+    weight: Tensor, quantization: str, int8_matmul: str = "weight_only", dtype: torch.dtype = torch.float32
+) -> FrozenWeight:
+    """Store a 16- or 32-bit weight (out, in) as the setting says; one that stays whole takes `dtype`.
+
+    The int8 rows are those of `bitsandbytes.functional.int8_vectorwise_quant` without an outlier threshold:
+    round(W / absmax * 127).
+    """
+    if quantization == "none":
+        return PlainWeight(weight.to(dtype))
+    if quantization == "nf4":
+        return _quantize_nf4(weight)
+    values = weight.float()
+    absmax = values.abs().amax(dim=1, keepdim=True)  # (out, 1)
+    scale = torch.where(absmax > 0, absmax / _INT8_MAX, torch.ones_like(absmax))
+    rows = (values * (_INT8_MAX / absmax).nan_to_num(posinf=0.0)).round().to(torch.int8)
+    if int8_matmul == "llm_int8":
+        return LlmInt8Weight(rows, absmax.squeeze(1))
+    return Int8Weight(rows, scale)
+
+
+def _quantize_nf4(weight: Tensor) -> Nf4Weight:
+    from bitsandbytes.functional import quantize_4bit  # noqa: PLC0415  (its import takes a second)
+
+    packed, state = quantize_4bit(weight, blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False)
+    shape = torch.empty((*weight.shape, 0), dtype=torch.int8, device=weight.device)
+    return Nf4Weight(packed, state.absmax, state.code.to(weight.device), shape)
+
+
+def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
+    """Return the weight (out, in) in `dtype`."""
+    if isinstance(weight, PlainWeight):
+        return weight.weight.to(dtype)
+    if isinstance(weight, Int8Weight):
+        return weight.rows.to(dtype) * weight.scale.to(dtype)
+    if isinstance(weight, LlmInt8Weight):
+        return weight.rows.to(dtype) * (weight.absmax[:, None] / _INT8_MAX).to(dtype)
+    assert isinstance(weight, Nf4Weight)
+    pairs = weight.packed.flatten()
+    codes = torch.stack((pairs >> 4, pairs & 15), dim=-1)  # the high half comes first
+    values = weight.code[codes.int()].view(-1, NF4_BLOCK) * weight.absmax[:, None]
+    return values.to(dtype).view(weight.shape.shape[:2])
+
+
+class _Int8Product(torch.autograd.Function):
+    """The product of `adapted_product` with int8 rows: dequantised in both directions, never kept so."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, low: Tensor, b: Tensor, rows: Tensor, scale: Tensor, s: float, wanted: bool
+    ) -> Tensor:
+        ctx.save_for_backward(low, b, rows, scale)
+        ctx.s = s
+        if not wanted:
+            return x.new_zeros(()).expand(len(x), len(rows))
+        return torch.cat((x, low), 1) @ _wide(Int8Weight(rows, scale), b, s, x.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        low, b, rows, scale = ctx.saved_tensors
+        both = grad @ _wide(Int8Weight(rows, scale), b, ctx.s, grad.dtype)
+        return *_split(both, grad, low, ctx.s), None, None, None, None
+
+
+class _Nf4Product(torch.autograd.Function):
+    """The same with NF4."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        low: Tensor,
+        b: Tensor,
+        packed: Tensor,
+        absmax: Tensor,
+        code: Tensor,
+        shape: Tensor,
+        s: float,
+        wanted: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(low, b, packed, absmax, code, shape)
+        ctx.s = s
+        if not wanted:
+            return x.new_zeros(()).expand(len(x), len(b))
+        return torch.cat((x, low), 1) @ _wide(Nf4Weight(packed, absmax, code, shape), b, s, x.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        low, b, packed, absmax, code, shape = ctx.saved_tensors
+        both = grad @ _wide(Nf4Weight(packed, absmax, code, shape), b, ctx.s, grad.dtype)
+        return *_split(both, grad, low, ctx.s), None, None, None, None, None, None
+
+
+class _HeldProduct(torch.autograd.Function):
+    """The same with [W | s B] as it is held."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, b: Tensor, wide: Tensor, s: float, wanted: bool) -> Tensor:
+        ctx.save_for_backward(low, wide)
+        ctx.s = s
+        if not wanted:
+            return x.new_zeros(()).expand(len(x), len(wide))
+        return torch.cat((x, low), 1) @ wide.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        low, wide = ctx.saved_tensors
+        return *_split(grad @ wide, grad, low, ctx.s), None, None, None
+
+
+def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
+    """Dequantise [W | s B] for the products that follow; a weight that needs none stays as it is.
+
+    Args:
+        b: (out, r) float32, or None without LoRA.
+    """
+    if not isinstance(weight, Int8Weight | Nf4Weight):
+        return weight
+    if b is None:
+        return HeldWeight(dequantize(weight, dtype))
+    return HeldWeight(_wide(weight, b, s, dtype))
+
+
+def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
+    """Put s B beside the dequantised W: (out, in + r)."""
+    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
+
+
+def _split(both: Tensor, grad: Tensor, low: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, low and b from grad [W | s B]."""
+    r = low.shape[1]
+    return both[:, : both.shape[1] - r], both[:, both.shape[1] - r :], (grad.t() @ low).float() * s
+
+
+def adapted_product(
+    x: Tensor, low: Tensor, b: Tensor, weight: FrozenWeight, s: float, wanted: bool = True
+) -> Tensor:
+    """Return y = W x + s B low, as one product [W | s B] [x; low].
+
+    Args:
+        x: (T, in). low: (T, r), LoRA's A on its input.
+        b: (out, r) float32.
+        wanted: False where only gradients are needed, as for the last product of a layer that is recomputed;
+            then the values returned mean nothing.
+    """
+    if isinstance(weight, Int8Weight):
+        return _Int8Product.apply(x, low, b, weight.rows, weight.scale, s, wanted)
+    if isinstance(weight, Nf4Weight):
+        return _Nf4Product.apply(x, low, b, *weight, s, wanted)
+    if isinstance(weight, HeldWeight):
+        return _HeldProduct.apply(x, low, b, weight.wide, s, wanted)
+    return torch.addmm(frozen_linear(x, weight), low, b.to(x.dtype).t(), alpha=s)
+
+
+def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
+    """Return y = W x. x (T, in) -> (T, out) in x's dtype; gradients reach x alone."""
+    if isinstance(weight, PlainWeight):
+        return functional.linear(x, weight.weight)
+    if isinstance(weight, LlmInt8Weight):
+        return _llm_int8(x, weight)
+    none = x.new_empty(len(x), 0)
+    return adapted_product(x, none, x.new_empty(_rows(weight), 0), weight, 1.0)
+
+
+def _rows(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
+    if isinstance(weight, HeldWeight):
+        return len(weight.wide)
+    return len(weight.rows) if isinstance(weight, Int8Weight) else weight.shape.shape[0]
+
+
+def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:
+    """LLM.int8 (Dettmers et al. 2022) through bitsandbytes' own autograd function, threshold 6.0.
+
+    On the CPU bitsandbytes takes a dequantised product instead wherever a state is said to be training; its
+    backward pass does not ask, so here no state is.
+    """
+    import bitsandbytes as bnb  # noqa: PLC0415
+
+    state = bnb.MatmulLtState()
+    state.CB, state.SCB = weight.rows, weight.absmax
+    state.threshold, state.has_fp16_weights, state.is_training = 6.0, False, False
+    return bnb.matmul(x, weight.rows, state=state)
+
+
+@dataclass
+class Base:
+    """A frozen Phi3: linears stored as the settings say, the rest in the compute dtype.
+
+    Attributes:
+        embedding: (vocab, d) on the host. One micro-step needs a few thousand rows of it; on the card the
+            table of the real model would take 188 MiB for nothing.
+        linears: one dict a layer, by the names in `LINEARS`.
+        norms: (input norm, post-attention norm) of each layer, each (d,).
+        final_norm: (d,). head: (vocab, d).
+    """
+
+    shape: Phi3Shape
+    dtype: torch.dtype
+    device: torch.device
+    embedding: Tensor
+    linears: list[dict[str, FrozenWeight]]
+    norms: list[tuple[Tensor, Tensor]]
+    final_norm: Tensor
+    head: Tensor
+
+
+def load_base(
+    shape: Phi3Shape,
+    read: Callable[[str], Tensor],
+    settings: ModelSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Base:
+    """Read a base model, one tensor at a time, so that the host never holds it whole.
+
+    Args:
+        read: gives a tensor by its name in the checkpoint, e.g. from `weight_reader`.
+        dtype: compute dtype of all that is not quantised.
+    """
+
+    def move(name: str) -> Tensor:
+        return read(name).to(device, dtype)
+
+    def store(name: str) -> FrozenWeight:
+        return quantize(read(name).to(device), settings.quantization, settings.int8_matmul, dtype)
+
+    linears, norms = [], []
+    for i in range(shape.num_layers):
+        linears.append({name: store(f"{weight_path(i, name)}.weight") for name in LINEARS})
+        layer = f"model.layers.{i}"
+        norms.append(
+            (move(f"{layer}.input_layernorm.weight"), move(f"{layer}.post_attention_layernorm.weight"))
+        )
+    embedding = read("model.embed_tokens.weight").to("cpu", dtype)
+    head = "model.embed_tokens.weight" if shape.tie_embeddings else "lm_head.weight"
+    return Base(shape, dtype, device, embedding, linears, norms, move("model.norm.weight"), move(head))

@@ -1,0 +1,243 @@
+"""Which machine, which way to run the micro-step, and what is kept, recomputed or moved to the host."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from so8t_helpers.phi3.shape import Phi3Shape
+from so8t_helpers.settings import Settings, SettingsError
+from so8t_helpers.train.adapters import Adapters
+from so8t_helpers.train.frozen import Base
+from so8t_helpers.train.micro_step import MicroStep
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+_TILE = 4096  # tokens of the MLP at a time, for sequences longer than twice that
+
+_MARGIN = 0.6 * 2**30  # bytes that kept layers leave free: allocator's fragments, cuBLAS, the display
+
+_SPEEDS = ("plain", "compile", "graph")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how the training runs.
+
+    Attributes:
+        mode: "graph", "compile" or "plain".
+        varlen: whether the variable-length flash attention can be used.
+        compiles: whether layers are compiled (graph mode works without, too).
+        summary: one line for the log and the report: what was chosen and why.
+    """
+
+    device: torch.device
+    name: str
+    dtype: torch.dtype
+    mode: str
+    varlen: bool
+    compiles: bool
+    summary: str
+
+
+def look_at_machine(settings: Settings) -> Machine:
+    """Choose device, dtype and speed by what the machine can do.
+
+    Raises:
+        SettingsError: if the settings ask for a speed or a precision that it cannot do.
+    """
+    training = settings.training
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    dtype = _DTYPES[training.precision]
+    if not cuda and dtype == torch.float16:
+        raise SettingsError("training.precision: fp16 needs a CUDA card; use fp32 (or bf16) on the CPU")
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    varlen, why_not = _varlen(device, dtype)
+    triton = cuda and importlib.util.find_spec("triton") is not None
+    if settings.model.quantization == "int8" and settings.model.int8_matmul == "llm_int8":
+        best, reason = "plain", "LLM.int8's own product synchronises with the host"
+    elif not varlen:
+        best, reason = "plain", why_not
+    else:
+        best, reason = "graph", "compiled layers" if triton else "layers not compiled: no Triton here"
+    if cuda and _is_long(settings) and os.name == "posix":
+        # Long sequences need large tensors of many sizes; segments that grow hold them without the fragments
+        # that broke an 11 GiB limit at 49,152 tokens. Windows' driver cannot do it.
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    mode = best if training.speed == "auto" else training.speed
+    if _SPEEDS.index(mode) > _SPEEDS.index(best):
+        raise SettingsError(f"training.speed: {mode} is not possible here ({reason}); use auto")
+    if mode == "compile" and not triton:
+        raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
+    summary = f"speed {mode} on {name} in {training.precision} ({reason})"
+    return Machine(device, name, dtype, mode, varlen, triton and mode != "plain", summary)
+
+
+def _is_long(settings: Settings) -> bool:
+    """Whether the MLP is recomputed in tiles of the tokens."""
+    return settings.training.sequence_length * settings.training.batch_size > 2 * _TILE
+
+
+def _varlen(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, "no CUDA card"
+    if dtype == torch.float32:
+        return False, "flash attention needs fp16 or bf16"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return False, "flash attention needs compute capability 8.0"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False, "this torch has no variable-length attention"
+    return True, ""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What happens to activations.
+
+    Attributes:
+        keep: the last `keep` halves of layers (attention or MLP) keep theirs, the others are recomputed.
+        tiles: parts of the tokens in which the MLP is recomputed; 1 means layers are recomputed whole.
+        on_host: layer inputs wait in pinned host memory.
+    """
+
+    keep: int
+    tiles: int
+    on_host: bool
+
+    def describe(self, layers: int) -> str:
+        """Say it in words, for the log and the report."""
+        if self.keep >= 2 * layers:
+            return "activations of all layers kept"
+        where = "on the host" if self.on_host else "on the device"
+        tiled = f", MLP in {self.tiles} tiles" if self.tiles > 1 else ""
+        kept = f"activations of {self.keep / 2:g} of {layers} layers kept"
+        return f"{kept}, the others recomputed from inputs {where}{tiled}"
+
+
+def build_micro_step(
+    base: Base, adapters: Adapters, settings: Settings, machine: Machine, most_documents: int
+) -> tuple[MicroStep, MemoryPlan]:
+    """Return the micro-step as the machine runs it best, and the memory plan it follows.
+
+    Raises:
+        SettingsError: if even recomputing everything needs more memory than there is.
+    """
+
+    def make(plan: MemoryPlan) -> MicroStep:
+        step = MicroStep(
+            base, adapters, settings, machine.varlen, most_documents, plan.keep, plan.tiles, plan.on_host
+        )
+        if machine.compiles:
+            step.compile()
+        return step
+
+    if machine.device.type != "cuda":
+        plan = _host_plan(base.shape, settings)
+        log.info("%s", plan.describe(base.shape.num_layers))
+        return make(plan), plan
+    plan = _measure_plan(make, base.shape, settings, adapters)
+    while (step := _start(make, plan, machine, adapters)) is None:
+        # The graph's own pool is packed less well than the trial's was.
+        plan = replace(plan, keep=max(0, plan.keep - 4))
+    log.info("%s", plan.describe(base.shape.num_layers))
+    return step, plan
+
+
+def _start(
+    make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, machine: Machine, adapters: Adapters
+) -> MicroStep | None:
+    """Make the micro-step and capture it; None where memory ran out and fewer layers can be kept."""
+    try:
+        step = make(plan)
+        if machine.mode == "graph" and plan.tiles == 1:  # long sequences have no launch overhead to save
+            step.capture(adapters)
+        return step
+    except torch.cuda.OutOfMemoryError:
+        if plan.keep == 0:
+            raise
+    _clean(adapters)
+    return None
+
+
+def _host_plan(shape: Phi3Shape, settings: Settings) -> MemoryPlan:
+    """Keep as many layers as fit into half of the free host memory, by a count of what autograd saves."""
+    training = settings.training
+    if not training.gradient_checkpointing:
+        return MemoryPlan(2 * shape.num_layers, 1, False)
+    # Saved for one token and layer: inputs of norms, products and dropouts, q, k, v, both halves of the MLP.
+    features = 11 * shape.hidden_size + 2 * shape.linear_shape("qkv_proj")[0] + 6 * shape.intermediate_size
+    layer = features * 4 * training.sequence_length * training.batch_size
+    automatic = psutil.virtual_memory().available / 2
+    budget = automatic if training.memory_gib == "auto" else training.memory_gib * 2**30
+    return MemoryPlan(2 * min(shape.num_layers, int(budget // layer)), 1, False)
+
+
+def _measure_plan(
+    make: Callable[[MemoryPlan], MicroStep], shape: Phi3Shape, settings: Settings, adapters: Adapters
+) -> MemoryPlan:
+    """Find the plan by trying: the peak with everything recomputed, and what one kept layer adds."""
+    training = settings.training
+    total = training.sequence_length * training.batch_size
+    tiles = 1
+    if _is_long(settings):
+        tiles = next(n for n in range(-(-total // _TILE), total + 1) if total % n == 0)
+    if not training.gradient_checkpointing:
+        return MemoryPlan(2 * shape.num_layers, tiles, False)
+    free, _ = torch.cuda.mem_get_info()
+    budget = float(free + torch.cuda.memory_reserved())
+    if training.memory_gib != "auto":
+        budget = min(budget, training.memory_gib * 2**30)
+    plan = MemoryPlan(0, tiles, False)
+    peak = _peak(make, plan, adapters)
+    if peak > budget:
+        plan = MemoryPlan(0, tiles, True)
+        peak = _peak(make, plan, adapters)
+        if peak > budget:
+            needed = f"{peak / 2**30:.1f} GiB" if peak < float("inf") else "more"
+            raise SettingsError(
+                f"training needs {needed} on the card with everything recomputed, "
+                f"{budget / 2**30:.1f} GiB are to be had; lower training.sequence_length, "
+                "training.batch_size, lora.r, or take model.quantization: nf4"
+            )
+        return plan
+    if tiles > 1:
+        return plan
+    # With few kept layers the peak may lie elsewhere; between four and eight it grows by what layers keep.
+    four, eight = (_peak(make, MemoryPlan(2 * n, 1, False), adapters) for n in (4, 8))
+    if eight == float("inf"):
+        return plan
+    each = max(eight - four, 2**20) / 8
+    return MemoryPlan(min(2 * shape.num_layers, max(0, int((budget - _MARGIN - peak) / each))), 1, False)
+
+
+def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: Adapters) -> float:
+    """Run one micro-step on padding and return the most bytes allocated, infinity where memory ran out."""
+    try:
+        return _run_once(make(plan))
+    except torch.cuda.OutOfMemoryError:
+        return float("inf")
+    finally:
+        _clean(adapters)
+
+
+def _run_once(step: MicroStep) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    step.run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def _clean(adapters: Adapters) -> None:
+    adapters.zero_grad()
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,294 @@
+"""02_train: LoRA, SO8T gates and PET on a frozen 8-bit base, in one loop that reads from top to bottom.
+
+On several cards, `run.processes: N` in the profile; or by hand, on one host or many:
+
+    accelerate launch --multi_gpu --num_processes 2 -m so8t_helpers.train.stage params/h200x2.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.phi3.weights import weight_reader
+from so8t_helpers.run.files import (
+    StageError,
+    atomic_directory,
+    atomic_path,
+    check_disk,
+    read_jsonl,
+    sha256_file,
+)
+from so8t_helpers.run.progress import Progress, progress
+from so8t_helpers.run.stage import Stage, open_stage, stage_input, stage_settings
+from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
+from so8t_helpers.so8.rotation import principal_angles
+from so8t_helpers.train import batches, pet, resume
+from so8t_helpers.train import workers as train_workers
+from so8t_helpers.train.adapters import Adapters, check_targets, gated_layers
+from so8t_helpers.train.batches import Schedule, plan
+from so8t_helpers.train.frozen import load_base
+from so8t_helpers.train.machine import build_micro_step, look_at_machine
+from so8t_helpers.train.micro_step import MicroStep
+from so8t_helpers.train.optimizer import Optimizer, learning_rate
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """Carry out 02_train and return what it did in a few figures (the manifest's facts).
+
+    Raises:
+        SettingsError, StageError: before any long work, when something does not fit.
+    """
+    if settings.run.processes > 1 and not train_workers.launched():
+        return train_workers.launch(settings, "so8t_helpers.train.stage", "02_train")
+    workers = train_workers.join()
+    with _open(settings, workers) as stage:
+        data = stage_input(settings, settings.training.dataset_dir, "01_dataset")
+        made_by = "run 01_dataset first, or set training.dataset_dir"
+        rows = read_jsonl(stage.read_file("01_dataset/train.jsonl", data / "train.jsonl", made_by))
+        folder = base_folder(settings)
+        stage.read_file("base/config.json", folder / "config.json")
+        shape = read_shape(folder)
+        check_targets(settings.lora)
+        gated_layers(settings, shape)
+        machine = look_at_machine(settings)
+        log.info("%s", machine.summary)
+
+        tokenizer = batches.load_tokenizer(folder)
+        samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
+        schedule = plan(settings, samples)
+
+        base = load_base(shape, weight_reader(folder), settings.model, machine.device, machine.dtype)
+        adapters = Adapters(shape, settings, machine.device)
+        if settings.training.continue_from:
+            adapters.load(resolve(settings.training.continue_from))
+        check_disk(stage.directory, 5 * adapters.lora.nbytes + 2**26, "training (adapter and checkpoints)")
+        micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
+
+        pad = tokenizer.pad_token_id or 0
+        loop = Loop(settings, stage, workers, samples, schedule, adapters, micro_step, pad)
+        loop.run()
+        if workers.main:
+            loop.write_results()
+        stage.facts |= loop.facts() | {"speed": machine.summary, "memory": memory.describe(shape.num_layers)}
+        return stage.facts
+
+
+@contextmanager
+def _open(settings: Settings, workers: train_workers.Workers) -> Iterator[Stage]:
+    """Open the stage in the first worker; the others read, and begin when it has made what is missing."""
+    if workers.main:
+        with open_stage(settings, "02_train") as stage:
+            base_folder(settings)
+            workers.wait()
+            yield stage
+    else:
+        workers.wait()
+        yield Stage(settings, "02_train")
+
+
+class Loop:
+    """The training loop and what it keeps between optimizer steps."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stage: Stage,
+        workers: train_workers.Workers,
+        samples: list[batches.Document],
+        schedule: Schedule,
+        adapters: Adapters,
+        micro_step: MicroStep,
+        pad_token: int,
+    ):
+        self.settings, self.stage, self.samples, self.schedule = settings, stage, samples, schedule
+        self.workers = workers
+        self.adapters, self.micro_step, self.pad_token = adapters, micro_step, pad_token
+        self.total = len(schedule.steps)
+        self.optimizer = Optimizer(adapters, settings.training, settings.training.precision == "fp16")
+        self.metrics: list[dict[str, Any]] = []
+        self.snapshots: dict[int, Tensor] = {}
+        count = min(settings.training.angle_snapshots, self.total + 1)
+        self.snapshot_steps = {round(i * self.total / (count - 1)) for i in range(count)}
+        self.checkpoint_dir = stage.directory / "checkpoints"
+        self.fingerprint = self._fingerprint()
+
+    def run(self) -> None:
+        """Train from the newest usable checkpoint, or from the start, to the last step."""
+        first = self._resume()
+        self.workers.agree("the step to go on from", first)
+        settings = self.settings.training
+        saved_at = time.monotonic()
+        shown = self.workers.main
+        with progress(self.settings, "02_train", self.total, "step", "training", shown) as bar:
+            bar.skip(first)
+            self._snapshot(first)
+            for step in range(first, self.total):
+                self._one_step(step, bar)
+                self._snapshot(step + 1)
+                minutes = (time.monotonic() - saved_at) / 60
+                due = settings.checkpoint_steps and (step + 1) % settings.checkpoint_steps == 0
+                late = settings.checkpoint_minutes and minutes >= settings.checkpoint_minutes
+                if (due or late) and step + 1 < self.total and self.workers.main:
+                    self._save(step + 1)
+                    saved_at = time.monotonic()
+
+    def _one_step(self, step: int, bar: Progress) -> None:
+        """One optimizer step: all its micro-steps, the update, one row of metrics."""
+        started = time.perf_counter()
+        sequences = [self._sequence(group) for group in self.schedule.steps[step]]
+        tokens, targets, bends = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
+        phase = pet.phase_at(self.settings.pet, step, self.total)
+        rate = learning_rate(self.settings.training, step, self.total)
+
+        self.adapters.zero_grad()
+        self.micro_step.begin_step(targets, bends, phase.weight, self.optimizer.loss_scale)
+        for number in range(self.workers.rank, len(sequences), self.workers.count):
+            self.micro_step.load(sequences[number], self._seed(step, number))
+            self.micro_step.run()
+        self.workers.add_up([*self.adapters.gradients(), self.micro_step.task_loss, self.micro_step.pet_loss])
+        scale = self.optimizer.loss_scale
+        norm, orthogonality = self.optimizer.step(rate)
+
+        seconds = time.perf_counter() - started
+        row = {
+            "step": step + 1,
+            "epoch": (step + 1) / self.total * self.settings.training.epochs,
+            "task_loss": self.micro_step.task_loss.item(),
+            "pet_loss": self.micro_step.pet_loss.item() if self.settings.pet.enabled else math.nan,
+            "pet_lambda": phase.weight,
+            "pet_phase": phase.name,
+            "orthogonality": orthogonality,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "seconds": seconds,
+            "loss_scale": scale,
+        }
+        self.metrics.append(row)
+        bar.update(1, loss=row["task_loss"], pet=row["pet_loss"], tokens_per_s=row["tokens_per_s"])
+
+    def _sequence(self, group: list[list[int]]) -> batches.PackedSequence:
+        """Build one micro-step's sequences and join them."""
+        t = self.settings.training
+        return batches.join(
+            [
+                batches.build_sequence(
+                    [self.samples[i] for i in chosen],
+                    t.sequence_length,
+                    self.pad_token,
+                    self.schedule.most_documents,
+                )
+                for chosen in group + [[]] * (t.batch_size - len(group))
+            ]
+        )
+
+    def _seed(self, step: int, number: int) -> int:
+        """Seed of the dropout of one micro-step, a 31-bit number that depends on nothing else."""
+        text = f"{self.settings.run.seed}/{step}/{number}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+
+    def _snapshot(self, step: int) -> None:
+        gates = self.adapters.gates()
+        if gates and step in self.snapshot_steps:
+            self.snapshots[step] = gates.free.detach().cpu().clone()
+
+    def _fingerprint(self) -> str:
+        """Hash of all that decides the course of the training."""
+        decisive = stage_settings(self.settings, "02_train")
+        inputs = {label: sha256_file(path) for label, path in self.stage.inputs.items()}
+        text = json.dumps([decisive, inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _save(self, step: int) -> None:
+        tensors = {"lora": self.adapters.lora.data, "free": self.adapters.free.data}
+        tensors |= self.optimizer.tensors()
+        tensors |= {f"snapshot.{s}": free for s, free in self.snapshots.items()}
+        state = {
+            "step": step,
+            "metrics": self.metrics,
+            "loss_scale": self.optimizer.loss_scale,
+            "good_steps": self.optimizer.good_steps,
+        }
+        keep = self.settings.training.keep_checkpoints
+        resume.save(self.checkpoint_dir, step, self.fingerprint, resume.Checkpoint(tensors, state), keep)
+
+    def _resume(self) -> int:
+        """Take up the newest checkpoint that verifies; return the number of steps already done."""
+        found = resume.newest(self.checkpoint_dir, self.fingerprint)
+        if found is None:
+            return 0
+        with torch.no_grad():
+            self.adapters.lora.copy_(found.tensors["lora"])
+            self.adapters.free.copy_(found.tensors["free"])
+        self.adapters.refresh_rotations()
+        self.optimizer.restore(found.tensors, found.state)
+        self.metrics = found.state["metrics"]
+        self.snapshots = {
+            int(k.removeprefix("snapshot.")): v for k, v in found.tensors.items() if k.startswith("snapshot.")
+        }
+        log.info("training goes on from step %d of %d", found.state["step"], self.total)
+        return int(found.state["step"])
+
+    def write_results(self) -> None:
+        """Write adapter, metrics and angles; checkpoints have served their purpose then."""
+        with atomic_directory(self.stage.directory / "adapter") as scratch:
+            self.adapters.save(scratch)
+        with atomic_path(self.stage.directory / "metrics.parquet") as scratch:
+            pd.DataFrame(self.metrics).to_parquet(scratch)
+        if self.snapshots:
+            steps = sorted(self.snapshots)
+            free = torch.stack([self.snapshots[s] for s in steps])  # (S, L, d/8, 28)
+            tensors = {
+                "steps": torch.tensor(steps),
+                "layers": torch.tensor(self.adapters.layers),
+                "free": free,
+                "angles": principal_angles(free),
+            }
+            with atomic_path(self.stage.directory / "angles.safetensors") as scratch:
+                save_file(tensors, scratch)
+        for path in sorted(self.checkpoint_dir.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    def facts(self) -> dict[str, Any]:
+        """Key figures for the manifest and the index of reports."""
+        frame = pd.DataFrame(self.metrics)
+        tail = frame.tail(max(1, len(frame) // 20))
+        seconds = float(frame["seconds"].sum())
+        return {
+            "steps": len(frame),
+            "first task loss": round(float(frame["task_loss"].iloc[0]), 4),
+            "last task loss": round(float(tail["task_loss"].mean()), 4),
+            "last PET loss": round(float(tail["pet_loss"].mean()), 6),
+            "tokens/s": round(float(frame["tokens"].sum()) / seconds, 1),
+            "padding packed": round(self.schedule.tokens_wasted["packed"], 4),
+            "padding unpacked": round(self.schedule.tokens_wasted["unpacked"], 4),
+            "gated layers": len(self.adapters.layers),
+        }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: accelerate launch -m so8t_helpers.train.stage PROFILE.yaml")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(load_settings(sys.argv[1]))
+    except (SettingsError, StageError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,268 @@
+"""Unattended runs: papermill over the five notebooks, judged by facts and never by papermill's metadata.
+
+A stage counts as done when its manifest is new and in order, and its notebook ended without an error. What
+happened is kept beside the executed notebook in `runs/<name>/notebooks/<stage>.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from so8t_helpers.report import index
+from so8t_helpers.report import stage as report_stage
+from so8t_helpers.run import records
+from so8t_helpers.run.files import StageError, sha256_file, write_json, write_yaml
+from so8t_helpers.run.records import StageRecord, read_record
+from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
+from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
+from so8t_helpers.verbs.needs import check_inputs, check_room
+from so8t_helpers.verbs.status import ProgressLine
+
+# The setting that names another input than the stage before it.
+OTHER_INPUT = {
+    "02_train": ("training", "dataset_dir"),
+    "03_bake": ("bake", "adapter_dir"),
+    "04_gguf": ("gguf", "model_dir"),
+    "05_ollama_eval": ("eval", "gguf_dir"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the summary of a run: the stage, "fresh", "done", "failed" or "interrupted", and why."""
+
+    stage: str
+    state: str
+    detail: str
+
+
+def run_stages(
+    settings: Settings,
+    stages: tuple[str, ...] = STAGES,
+    force: bool = False,
+) -> list[Outcome]:
+    """Carry out the stages that are not fresh, in order, up to the first that fails.
+
+    Args:
+        settings: the profile.
+        stages: which of `STAGES`.
+        force: carry out fresh ones too.
+
+    Raises:
+        SettingsError, StageError: what can be known before any long work.
+    """
+    preflight(settings, stages)
+    with _alone(settings):
+        write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
+        outcomes = _run_in_order(settings, stages, force)
+    index.write_run_index(settings)
+    index.write_index(settings)
+    return outcomes
+
+
+def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool) -> list[Outcome]:
+    outcomes = []
+    for stage in stages:
+        reason = "asked for" if force else due_reason(settings, stage)
+        if reason is None:
+            complete_report(settings, stage)
+            outcomes.append(Outcome(stage, "fresh", "nothing changed"))
+            continue
+        outcome = run_notebook(settings, stage, reason)
+        outcomes.append(outcome)
+        if outcome.state != "done":
+            break
+    return outcomes
+
+
+def due_reason(settings: Settings, stage: str) -> str | None:
+    """Say why a stage is to be carried out; None when it is fresh and its notebook ended well."""
+    reason = stale_reason(settings, stage)
+    if reason is not None:
+        return reason
+    record = read_record(settings, stage)
+    if record is None or not executed_path(settings, stage).is_file():
+        return "has no executed notebook"
+    if record.state != "done":
+        return f"its notebook {record.state}"
+    if record.manifest != sha256_file(manifest_path(settings, stage)):
+        return "was carried out elsewhere since its report"
+    return None
+
+
+def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
+    """Execute one stage's notebook; keep it, its report and the record whatever happens."""
+    # papermill and its kernel client take a second to import; a fresh run does without them.
+    import papermill  # noqa: PLC0415
+
+    for name in ("papermill", "traitlets"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    notebook = notebook_path(settings, stage)
+    before = _identity(manifest_path(settings, stage))
+    started, state, error = time.time(), "done", ""
+    executed = executed_path(settings, stage)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    # papermill writes its output in place, again and again; what is kept appears whole.
+    scratch = executed.with_name(f".{stage}.running.ipynb")
+    scratch.write_bytes(notebook.read_bytes())
+    try:
+        with _environment(settings), ProgressLine(settings, stage, reason):
+            papermill.execute_notebook(
+                notebook,
+                scratch,
+                parameters=parameters(settings),
+                kernel_name="python3",
+                progress_bar=False,
+                # Each kernel start would warn that it listens on this machine's loopback.
+                extra_arguments=["--log-level=ERROR"],
+                cwd=notebook.parent,
+            )
+    except KeyboardInterrupt:
+        state, error = "interrupted", "interrupted by the user"
+    except Exception as exception:
+        state, error = "failed", _one_line(exception)
+    scratch.replace(executed)
+    if state == "done" and _identity(manifest_path(settings, stage)) in {before, None}:
+        state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
+    if state == "done" and (fault := stale_reason(settings, stage)) is not None:
+        state, error = "failed", f"the notebook ended, but {fault}"
+    seconds = time.time() - started
+    _keep(settings, stage, state, error, seconds)
+    report_stage.write_stage(settings, stage)
+    return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
+
+
+def preflight(settings: Settings, stages: tuple[str, ...]) -> None:
+    """Raise before any long work what would stop the run later.
+
+    Raises:
+        StageError: a missing notebook or stage before the first; too little room on a disk.
+        SettingsError: inputs that match no file, a folder that does not exist.
+    """
+    for stage in stages:
+        if not notebook_path(settings, stage).is_file():
+            raise StageError(f"{stage}: missing notebook {notebook_path(settings, stage)}; see run.notebooks")
+    if "01_dataset" in stages:
+        check_inputs(settings)
+    for stage in stages:
+        if stage not in OTHER_INPUT:
+            continue
+        section, key = OTHER_INPUT[stage]
+        chosen = getattr(getattr(settings, section), key)
+        if chosen is not None and not resolve(chosen).is_dir():
+            raise SettingsError(
+                f"{section}.{key}: no folder {resolve(chosen)}; name one that exists, or null"
+            )
+        previous = STAGES[STAGES.index(stage) - 1]
+        if chosen is None and previous not in stages and read_manifest(settings, previous) is None:
+            raise StageError(
+                f"{stage} reads {previous}, which has not been completed in {settings.run_dir}; "
+                f"run it first, or name a folder in {section}.{key}"
+            )
+    check_room(settings, stages)
+
+
+def parameters(settings: Settings) -> dict[str, Any]:
+    """Return what papermill injects: the profile and every section as a dict."""
+    values: dict[str, Any] = settings.model_dump(mode="json")
+    if not (PARAMS_DIR / f"{settings.profile}.yaml").is_file():
+        values["profile"] = str(settings.run_dir / "params.yaml")
+    return values
+
+
+def notebook_path(settings: Settings, stage: str) -> Path:
+    """Where the notebook that carries a stage out lies."""
+    return resolve(settings.run.notebooks) / f"{stage}.ipynb"
+
+
+def executed_path(settings: Settings, stage: str) -> Path:
+    """Where the executed notebook is kept."""
+    return settings.run_dir / "notebooks" / f"{stage}.ipynb"
+
+
+def manifest_path(settings: Settings, stage: str) -> Path:
+    """Where the stage proves that it happened."""
+    return settings.run_dir / stage / "manifest.json"
+
+
+def _keep(settings: Settings, stage: str, state: str, error: str, seconds: float) -> None:
+    digest = sha256_file(manifest_path(settings, stage)) if state == "done" else ""
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = StageRecord(stage, state, error, round(seconds, 2), finished, digest)
+    write_json(records.record_path(settings, stage), asdict(record))
+
+
+def complete_report(settings: Settings, stage: str) -> None:
+    """Make a fresh stage's report again where someone removed it; the executed notebook has it all."""
+    if not records.stage_path(settings, stage).is_file():
+        report_stage.write_stage(settings, stage)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of change: another file at the same path has another one."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _one_line(exception: Exception) -> str:
+    """The error of a notebook's cell, or of the kernel, in one line."""
+    name = getattr(exception, "ename", type(exception).__name__)
+    if name == "DeadKernelError":
+        return "the kernel died (killed, or out of memory)"
+    text = str(getattr(exception, "evalue", exception)).strip()
+    return f"{name}: {text.splitlines()[0] if text else 'no message'}"
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the run's lock, which the system releases when its holder dies; wait for whoever has it."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{settings.run.name}: waiting for the process that carries this run out", file=sys.stderr)  # noqa: T201
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _environment(settings: Settings) -> Iterator[None]:
+    """Set for the kernel: cache folders of the profile, and the kernel spec of this very Python."""
+    cache = settings.cache
+    wanted = {
+        "HF_HOME": cache.hf_home,
+        "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir,
+        "TMPDIR": cache.temp_dir,
+        "TEMP": cache.temp_dir,
+        "TMP": cache.temp_dir,
+        # A kernel named python3 in the user's folders may belong to another environment.
+        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = dict(os.environ)
+    for name, value in wanted.items():
+        if value is not None:
+            folder = (
+                resolve(value) if name not in {"JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION"} else value
+            )
+            os.environ[name] = str(folder)
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

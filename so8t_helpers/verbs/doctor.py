@@ -1,0 +1,160 @@
+"""What this machine has, what the chosen profile will need, and whether it fits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from so8t_helpers.phi3.source import hub_cache
+from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
+from so8t_helpers.verbs.needs import GIB, Needs, estimate, free_bytes
+
+GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: "ok", "note" (works, but know it) or "PROBLEM" (the profile will not run)."""
+
+    state: str
+    subject: str
+    text: str
+
+
+def print_report(settings: Settings) -> int:
+    """Print all findings; return 1 where the profile will not run here, else 0."""
+    findings = list(examine(settings))
+    for finding in findings:
+        print(f"{finding.state:>7}  {finding.subject:<12} {finding.text}")  # noqa: T201
+    problems = sum(finding.state == BAD for finding in findings)
+    verdict = f"{problems} problems" if problems else "fits this machine"
+    print(f"profile {settings.profile}: {verdict}")  # noqa: T201
+    return 1 if problems else 0
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything a run depends on."""
+    yield Finding(GOOD, "Python", f"{platform.python_version()} in {sys.prefix}")
+    yield _packages()
+    yield _numbers(settings)
+    yield from _memory(settings, needs := estimate(settings))
+    yield from _disks(settings, needs)
+    yield _inputs(settings)
+    yield _ollama(settings)
+    yield _llama_cpp()
+
+
+def pinned() -> dict[str, str]:
+    """Return the exact versions of constraints.txt by normalised name."""
+    lines = (PROJECT_ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(";")[0].split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {normalised(name): version.strip() for name, version in pairs}
+
+
+def normalised(name: str) -> str:
+    """Return a package's name as PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _packages() -> Finding:
+    wanted = pinned()
+    found = {normalised(dist.name): dist.version for dist in importlib.metadata.distributions()}
+    # torch from PyTorch's CUDA index calls itself 2.13.0+cu130.
+    other = [
+        f"{name} {found[name]} (pinned: {version})"
+        for name, version in wanted.items()
+        if name in found and found[name].split("+")[0] != version
+    ]
+    if other:
+        return Finding(NOTE, "packages", f"not as in constraints.txt: {', '.join(sorted(other))}")
+    return Finding(GOOD, "packages", f"{len(found)} installed, versions as in constraints.txt")
+
+
+def _numbers(settings: Settings) -> Finding:
+    """The card and its memory."""
+    import torch  # noqa: PLC0415
+
+    if not torch.cuda.is_available():
+        windows = os.name == "nt" and shutil.which("nvidia-smi") and torch.version.cuda is None
+        if windows:
+            return Finding(BAD, "GPU", "torch was built without CUDA; delete .venv and call run.py again")
+        small = settings.model.base == "demo"
+        return Finding(GOOD if small else NOTE, "GPU", f"none; {os.cpu_count()} CPU cores do the work")
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return Finding(GOOD, "GPU", ", ".join(f"{card.name} {card.total_memory / GIB:.0f} GiB" for card in cards))
+
+
+def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available():
+        have, where = torch.cuda.get_device_properties(0).total_memory, "the card"
+    else:
+        have, where = psutil.virtual_memory().available, "free RAM"
+    if settings.training.memory_gib != "auto":
+        have, where = int(settings.training.memory_gib * GIB), "training.memory_gib"
+    workers = settings.run.processes
+    if torch.cuda.is_available() and torch.cuda.device_count() < workers:
+        yield Finding(BAD, "GPU", f"run.processes: {workers} wants as many cards")
+    fits = needs.training <= have
+    text = f"training takes about {needs.training / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
+    yield Finding(GOOD if fits else BAD, "memory", text)
+
+
+def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:
+    guess = "" if needs.base_known else " (base not here yet: taken as Phi-3.5-mini)"
+    for subject, folder, takes in (
+        ("run folder", settings.run_dir, needs.run),
+        ("downloads", hub_cache(settings), needs.download),
+    ):
+        free = free_bytes(folder)
+        text = f"{folder}: takes {takes / GIB:.1f} GiB{guess}, {free / GIB:.0f} GiB free"
+        yield Finding(GOOD if takes <= free else BAD, subject, text)
+    for key, value in settings.cache:
+        if value is not None:
+            yield Finding(GOOD, "cache", f"cache.{key}: {resolve(value)}")
+
+
+def _inputs(settings: Settings) -> Finding:
+    from so8t_helpers.verbs.needs import check_inputs  # noqa: PLC0415
+
+    try:
+        check_inputs(settings)
+    except SettingsError as error:
+        return Finding(BAD, "records", str(error))
+    return Finding(GOOD, "records", ", ".join(settings.dataset.inputs))
+
+
+def _ollama(settings: Settings) -> Finding:
+    import httpx  # noqa: PLC0415
+
+    url = settings.eval.ollama_url
+    try:
+        version = httpx.get(f"{url}/api/version", timeout=2).json()["version"]
+        return Finding(GOOD, "Ollama", f"running, {version}, at {url}")
+    except (httpx.HTTPError, ValueError, KeyError):
+        binary = os.environ.get("SO8T_OLLAMA") or shutil.which("ollama")
+    if binary and Path(binary).is_file():
+        return Finding(GOOD, "Ollama", f"installed, not running: {binary} (a run starts its own)")
+    needed = settings.eval.engine == "ollama"
+    return Finding(
+        BAD if needed else NOTE, "Ollama", "not found; the embedded llama.cpp answers in its place"
+    )
+
+
+def _llama_cpp() -> Finding:
+    try:
+        return Finding(GOOD, "llama.cpp", f"xllamacpp {importlib.metadata.version('xllamacpp')}")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            BAD, "llama.cpp", "the package xllamacpp is missing; delete .venv and call run.py again"
+        )

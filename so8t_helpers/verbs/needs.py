@@ -1,0 +1,128 @@
+"""What a profile will need: bytes on which disk, memory on the card; estimated from the base's size."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from so8t_helpers.phi3.source import hub_cache
+from so8t_helpers.run.files import check_disk
+from so8t_helpers.run.stage import STAGES
+from so8t_helpers.settings import Settings, SettingsError, resolve
+
+
+def check_inputs(settings: Settings) -> None:
+    """Raise SettingsError for an entry of `dataset.inputs` that matches no file."""
+    for pattern in settings.dataset.inputs:
+        if pattern != "demo" and not _matches(pattern):
+            raise SettingsError(
+                f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
+            )
+
+
+def _matches(pattern: str) -> bool:
+    path = resolve(pattern)
+    return path.is_file() or any(Path(path.anchor).glob(path.relative_to(path.anchor).as_posix()))
+
+
+GIB = 2**30
+
+# Phi-3.5-mini, which a hub id stands for before it has been downloaded: 3.82 G weights of 16 bits.
+PHI35_BYTES = 7_642_159_104
+
+DEMO_BYTES = 16_000_000
+
+# Bytes a weight, scales included: ggml's Q8_0 has 34 for 32, the K mixes as measured on Phi-3.5.
+GGUF_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.74, "q4_k_m": 0.63}
+
+# Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
+# and 9.00 GiB at 49,152 in 8-bit; 4-bit weights take half.
+TOKEN_BYTES = (9.00 - 4.80) * GIB / (49152 - 2048)
+
+WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.55, "none": 2.0}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Estimated bytes.
+
+    Attributes:
+        run: what the stages will add to the run folder.
+        download: what the hub's cache will grow by.
+        training: memory that 02_train takes, on the card or else in RAM.
+        base_known: False where the base's size had to be assumed.
+    """
+
+    run: int
+    download: int
+    training: int
+    base_known: bool
+
+
+def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
+    """Estimate what the stages will need; what exists already is not counted again."""
+    size, present = base_bytes(settings)
+    weights = size / 2
+    # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights beside 3.82 G; linear in r.
+    lora = 4 * weights * 0.0263 * settings.lora.r / 64
+    adapter_and_states = lora * (1 + 2 * settings.training.keep_checkpoints)
+    parts = {
+        "01_dataset": 3 * _input_bytes(settings),
+        "02_train": adapter_and_states,
+        "03_bake": float(size),
+        "04_gguf": sum(GGUF_BYTES[kind] * weights for kind in settings.gguf.types),
+        # Ollama keeps its own copy of each file it serves.
+        "05_ollama_eval": sum(GGUF_BYTES[kind] * weights for kind in settings.gguf.types),
+    }
+    todo = [stage for stage in stages if not (settings.run_dir / stage / "manifest.json").is_file()]
+    tokens = settings.training.sequence_length * settings.training.batch_size
+    share = weights / (PHI35_BYTES / 2)
+    # LoRA, its gradient, and two bytes of optimizer state for four of a weight.
+    training = WEIGHT_BYTES[settings.model.quantization] * weights + 2.5 * lora + tokens * TOKEN_BYTES * share
+    return Needs(
+        run=int(sum(parts[stage] for stage in todo)),
+        download=0 if present else size,
+        training=int(training),
+        base_known=present,
+    )
+
+
+def check_room(settings: Settings, stages: tuple[str, ...]) -> None:
+    """Raise StageError before the start when a disk lacks room for what the stages will write."""
+    needs = estimate(settings, stages)
+    if needs.run:
+        check_disk(settings.run_dir, needs.run, f"run {settings.run.name}")
+    if needs.download:
+        check_disk(hub_cache(settings), needs.download, f"downloading {settings.model.base}")
+
+
+def base_bytes(settings: Settings) -> tuple[int, bool]:
+    """Return the size of the base's 16-bit weights, and whether they are on this machine already."""
+    base = settings.model.base
+    if base == "demo":
+        return DEMO_BYTES, True
+    folder = resolve(base)
+    if not folder.is_dir():
+        folder = hub_cache(settings) / f"models--{base.replace('/', '--')}" / "snapshots"
+    size = sum(path.stat().st_size for path in folder.glob("**/*.safetensors"))
+    return (size, True) if size else (PHI35_BYTES, False)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the room on the disk that holds `path`, which need not exist yet."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _input_bytes(settings: Settings) -> float:
+    total = 0
+    for pattern in settings.dataset.inputs:
+        if pattern == "demo":
+            total += 2_000_000
+            continue
+        path = resolve(pattern)
+        found = [path] if path.is_file() else Path(path.anchor).glob(path.relative_to(path.anchor).as_posix())
+        total += sum(file.stat().st_size for file in found)
+    return float(total)

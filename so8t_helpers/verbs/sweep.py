@@ -1,0 +1,284 @@
+"""Many runs from one profile: a grid of settings, each point a run with notebooks and reports of its own.
+
+Stage by stage: of the points that would compute the same stage one does, the others take it over. A point
+that fails stops alone. Killed at any moment, the same command goes on where it was, since every finished
+stage is fresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from so8t_helpers.report import index
+from so8t_helpers.report import stage as report_stage
+from so8t_helpers.run import records
+from so8t_helpers.run.files import atomic_directory, sha256_file, write_json, write_yaml
+from so8t_helpers.run.stage import STAGES, read_manifest, stage_settings, stale_reason
+from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, merge
+from so8t_helpers.verbs import batch
+
+Task = tuple[list[str], str]  # a command, and the file its output is appended to
+
+Mapper = Callable[[list[Task]], Iterable[int]]
+
+
+@dataclass
+class Point:
+    """One point of the grid: its run, and what stopped it ("" while nothing did)."""
+
+    settings: Settings
+    values: dict[str, Any]
+    stopped: str = ""
+    states: dict[str, str] = field(default_factory=dict)
+
+
+def parse_grid(texts: list[str]) -> dict[str, list[Any]]:
+    """Turn `section.key=1,2` (values in YAML) into {"section.key": [1, 2]}.
+
+    Raises:
+        SettingsError: if a text is not of that form or names a key twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, separator, values = text.partition("=")
+        if not separator or not re.fullmatch(r"\w+\.\w+", key.strip()) or key.strip() in grid:
+            raise SettingsError(f"--grid {text!r}: expected section.key=value,value once for each key")
+        try:
+            grid[key.strip()] = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--grid {text!r}: the values are not valid YAML: {error}") from error
+        if not grid[key.strip()]:
+            raise SettingsError(f"--grid {text!r}: no values")
+    return grid
+
+
+def points(settings: Settings, grid: dict[str, list[Any]]) -> list[Point]:
+    """Return one point for each combination, named after the profile's run and its values."""
+    if not grid:
+        raise SettingsError("a sweep needs at least one --grid section.key=value,value")
+    found = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = _name(settings.run.name, chosen)
+        overrides: dict[str, Any] = {"run": {"name": name}}
+        for key, value in chosen.items():
+            section, _, inner = key.partition(".")
+            overrides.setdefault(section, {})[inner] = value
+        found.append(Point(merge(settings, overrides), chosen))
+    return found
+
+
+def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapper | None = None) -> None:
+    """Carry out all points, stage by stage; the outcome is left in each point.
+
+    Args:
+        swept: from `points`.
+        stages: which of `STAGES`, without a gap.
+        mapper: carries out commands and gives their exit statuses in order; default: `processes()`.
+    """
+    mapper = mapper or processes()
+    for point in swept:
+        batch.preflight(point.settings, stages)
+        write_yaml(point.settings.run_dir / "params.yaml", point.settings.model_dump())
+    for stage in stages:
+        groups: dict[str, list[Point]] = {}
+        for point in swept:
+            if not point.stopped:
+                groups.setdefault(settings_key(point.settings, stage), []).append(point)
+        leaders = [_leader(group, stage) for group in groups.values()]
+        due = [point for point in leaders if batch.due_reason(point.settings, stage) is not None]
+        for point, status in zip(due, mapper([_task(point, stage) for point in due]), strict=True):
+            point.states[stage] = "done" if status == 0 else "failed"
+            if status != 0:
+                point.stopped = f"{stage} ended with {status}"
+        for leader, group in zip(leaders, groups.values(), strict=True):
+            if leader.states.setdefault(stage, "fresh") == "fresh":
+                batch.complete_report(leader.settings, stage)
+            for point in group:
+                if point is not leader:
+                    _follow(point, leader, stage)
+    for point in swept:
+        index.write_run_index(point.settings)
+
+
+def processes(count: int | None = None) -> Mapper:
+    """Return a mapper that carries out `count` commands at once on this machine, which share out its cores.
+
+    Two trainings do not fit on one card, so the default is one where there is a GPU, else two. Threads of two
+    processes on the same cores would wait for each other: OMP_NUM_THREADS (or the cores) is divided.
+    """
+    most = count or (1 if shutil.which("nvidia-smi") else 2)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(allowed) if allowed.isdecimal() else os.cpu_count() or 1
+
+    def carry_out_here(tasks: list[Task]) -> Iterable[int]:
+        at_once = max(1, min(most, len(tasks)))
+        share = {"OMP_NUM_THREADS": str(max(1, threads // at_once))}
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(lambda task: run_command(task, share), tasks))
+
+    return carry_out_here
+
+
+def ray_cluster() -> Mapper:
+    """Return a mapper that hands commands to the Ray cluster at RAY_ADDRESS, or to one it starts here.
+
+    Each command takes one GPU where the cluster has any. Run area and checkout must lie on storage that all
+    hosts see at the same path.
+    """
+    try:
+        import ray  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError('--engine ray needs Ray: .venv/bin/python -m pip install -e ".[ray]"') from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus)(run_command)
+
+    def carry_out_there(tasks: list[Task]) -> Iterable[int]:
+        statuses: list[int] = ray.get([remote.remote(task) for task in tasks])
+        return statuses
+
+    return carry_out_there
+
+
+def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
+    """Carry out one command with its output in a log file; return its exit status.
+
+    Args:
+        task: the command and the log's path.
+        environment: variables to set beside those of this process.
+    """
+    command, log = task
+    with open(log, "a", encoding="utf-8") as output:  # noqa: PTH123  # a str travels between hosts
+        return subprocess.run(
+            command,
+            cwd=PROJECT_ROOT,
+            env=os.environ | (environment or {}),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+
+
+def _leader(group: list[Point], stage: str) -> Point:
+    """The point that has the stage already, else the first."""
+    return next((p for p in group if batch.due_reason(p.settings, stage) is None), group[0])
+
+
+def _follow(point: Point, leader: Point, stage: str) -> None:
+    if batch.due_reason(point.settings, stage) is None:
+        point.states[stage] = "fresh"
+        batch.complete_report(point.settings, stage)
+    elif leader.stopped:
+        point.stopped = f"{stage} failed in {leader.settings.run.name}, which computes the same"
+        point.states[stage] = "failed"
+    elif adopt(point.settings, stage, leader.settings):
+        point.states[stage] = "shared"
+    else:
+        status = run_command(_task(point, stage))
+        point.states[stage] = "done" if status == 0 else "failed"
+        point.stopped = "" if status == 0 else f"{stage} ended with {status}"
+
+
+def _task(point: Point, stage: str) -> Task:
+    profile = point.settings.run_dir / "params.yaml"
+    command = [sys.executable, "-m", "so8t_helpers", "run", str(profile), "--only", stage]
+    return command, str(point.settings.run_dir / "log.txt")
+
+
+def _name(run: str, chosen: dict[str, Any]) -> str:
+    """The run's name with its values, in letters that every file system takes.
+
+    Cut to 64 of them: Ollama allows 80 for a model's name, Windows 260 for a whole path.
+    """
+    texts = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") or "none" for value in chosen.values()]
+    parts = [f"{key.partition('.')[2]}-{text}" for key, text in zip(chosen, texts, strict=True)]
+    name = "-".join([run, *parts])
+    if len(name) <= 64:
+        return name
+    return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+LINK_BYTES = 2**20  # smaller files are copied: a program may append to a log, never to a weights file
+
+
+def settings_key(settings: Settings, stage: str) -> str:
+    """Return a hash of all settings that a stage and those before it depend on.
+
+    Runs with equal keys compute the same stage, as far as settings decide.
+    """
+    stages = STAGES[: STAGES.index(stage) + 1]
+    values = {name: stage_settings(settings, name) for name in stages}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def adopt(settings: Settings, stage: str, donor: Settings) -> bool:
+    """Take over a donor's finished stage, its notebook and its record; False where it would not be the same.
+
+    The same means: equal settings of the stage, and equal hashes of every input. Large files are hard links
+    where the disk allows.
+    """
+    manifest = read_manifest(donor, stage)
+    record = records.record_data(donor, stage)
+    executed = donor.run_dir / "notebooks" / f"{stage}.ipynb"
+    if manifest is None or record is None or record["state"] != "done" or not executed.is_file():
+        return False
+    if stale_reason(donor, stage) is not None:
+        return False
+    if stage_settings(settings, stage) != manifest["settings"]:
+        return False
+    inputs = _own_inputs(settings, donor, manifest)
+    if inputs is None:
+        return False
+    source = donor.run_dir / stage
+    with atomic_directory(settings.run_dir / stage) as folder:
+        for relative in manifest["outputs"]:
+            _link_or_copy(source / relative, folder / relative)
+        write_json(folder / "manifest.json", manifest | {"inputs": inputs, "adopted_from": donor.run.name})
+    target = settings.run_dir / "notebooks" / executed.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(executed, target)
+    digest = sha256_file(settings.run_dir / stage / "manifest.json")
+    write_json(records.record_path(settings, stage), record | {"manifest": digest})
+    report_stage.write_stage(settings, stage)
+    return True
+
+
+def _own_inputs(settings: Settings, donor: Settings, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The donor's inputs as this run would read them, None where one is missing or differs."""
+    inputs = {}
+    for label, entry in manifest["inputs"].items():
+        path = Path(entry["path"])
+        if path.is_relative_to(donor.run_dir):
+            path = settings.run_dir / path.relative_to(donor.run_dir)
+            if not path.is_file() or sha256_file(path) != entry["sha256"]:
+                return None
+        inputs[label] = entry | {"path": str(path)}
+    return inputs
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= LINK_BYTES:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another disk, or one without hard links
+    shutil.copy2(source, target)

@@ -1,0 +1,185 @@
+"""Where a model comes from: the hashes it carries, and the walk back from a GGUF file to the input lines.
+
+A model carries the hashes of `origin`. The rest of the chain stands in the stages' manifests: each
+names the hashes of what its stage read and wrote. A file read under the label "02_train/adapter/x" was made
+by the stage folder that has "adapter/x" in it, in this run or in another one that a setting named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from so8t_helpers.dataset import reading
+from so8t_helpers.run.files import sha256_file
+from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes, maker, manifest_in
+from so8t_helpers.run.stage import STAGES
+from so8t_helpers.settings import SettingsError
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain: what was checked, whether it holds, and what was found."""
+
+    name: str
+    holds: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All links in the order they were walked, up to and with the first that does not hold."""
+
+    target: Path
+    links: list[Link]
+
+    @property
+    def broken(self) -> Link | None:
+        """The first link that does not hold, None when all do."""
+        return next((link for link in self.links if not link.holds), None)
+
+
+def verify(target: Path) -> Verification:
+    """Walk a run folder, or one of its GGUF files, back to the input lines; stop at the first broken link.
+
+    Args:
+        target: a run folder, or a .gguf file where its run left it (a copy cannot be walked without its run).
+
+    Raises:
+        SettingsError: if the target is neither.
+    """
+    target = target.resolve()
+    if target.is_dir() and (target / "params.yaml").is_file():
+        walk = _Walk().run(target)
+    elif target.suffix == ".gguf" and target.is_file():
+        walk = _Walk().gguf(target)
+    else:
+        raise SettingsError(f"{target}: expected a run folder (with params.yaml) or a .gguf file")
+    links: list[Link] = []
+    for link in walk:
+        links.append(link)
+        if not link.holds:
+            break
+    return Verification(target, links)
+
+
+def gguf_provenance(path: Path) -> dict[str, Any] | None:
+    """Return what a GGUF file says of its origin, None where it says nothing."""
+    from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
+
+    field = GGUFReader(path).get_field(GGUF_KEY)
+    return json.loads(field.contents()) if field is not None else None
+
+
+class _Walk:
+    """One verification: which stage folders are still to be looked at, and every file's hash.
+
+    Files are hashed from their bytes, each once: a hash remembered from an earlier look would prove nothing.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: set[Path] = set()
+        self.digests: dict[Path, str] = {}
+        self.carried: dict[str, Any] | None = None
+
+    def run(self, run: Path) -> Iterator[Link]:
+        self.waiting = {run / stage for stage in STAGES if manifest_in(run / stage)}
+        yield Link(f"{run.name}: stages", bool(self.waiting), ", ".join(sorted(f.name for f in self.waiting)))
+        yield from self._folders()
+
+    def gguf(self, path: Path) -> Iterator[Link]:
+        self.carried = gguf_provenance(path)
+        found = f"run {self.carried['run']}" if self.carried else f"no key {GGUF_KEY}: not made by a run"
+        yield Link(f"{path.name}: carries its provenance", self.carried is not None, found)
+        manifest = manifest_in(path.parent)
+        if manifest is None or path.name not in manifest["outputs"]:
+            where = f"{path.parent} has no manifest that names it; verify the file where 04_gguf left it"
+            yield Link(f"{path.name}: made by a run", False, where)
+            return
+        yield self._file(f"{path.name}: as 04_gguf left it", path, manifest["outputs"][path.name])
+        yield from self._inputs(path.parent, manifest)
+        yield from self._folders()
+
+    def _folders(self) -> Iterator[Link]:
+        while self.waiting:
+            folder = max(self.waiting, key=lambda f: (f.name, str(f)))
+            self.waiting.remove(folder)
+            manifest = manifest_in(folder)
+            if manifest is None:
+                yield Link(f"{folder.name}: manifest", False, f"no {folder / 'manifest.json'}")
+                return
+            for name, expected in manifest["outputs"].items():
+                yield self._file(f"{folder.name}/{name}: as the stage left it", folder / name, expected)
+            if folder.name == "03_bake":
+                yield from self._hashes_carried(folder, manifest)
+            if folder.name == "01_dataset":
+                yield from self._lines(folder, manifest)
+            yield from self._inputs(folder, manifest)
+
+    def _inputs(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
+        for label, entry in manifest["inputs"].items():
+            path = Path(entry["path"])
+            yield self._file(f"{folder.name} read {label}: unchanged since", path, entry["sha256"])
+            stage, _, name = label.partition("/")
+            if stage in STAGES:
+                made = (manifest_in(maker(label, path)) or {"outputs": {}})["outputs"].get(name)
+                found = entry["sha256"] if made else f"{maker(label, path)} has no manifest that names it"
+                yield Link(f"{folder.name} read {label}: what {stage} made", made == entry["sha256"], found)
+                self.waiting.add(maker(label, path))
+
+    def _file(self, name: str, path: Path, expected: str) -> Link:
+        if not path.is_file():
+            return Link(name, False, f"no file {path}")
+        if path not in self.digests:
+            self.digests[path] = sha256_file(path)
+        found = self.digests[path]
+        return Link(name, found == expected, found if found == expected else f"{found}, recorded {expected}")
+
+    def _hashes_carried(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
+        """The hashes in the baked folder, and in the GGUF if one is verified, are those of the manifests."""
+        read = {label: entry["sha256"] for label, entry in manifest["inputs"].items()}
+        training = None
+        for label, entry in manifest["inputs"].items():
+            if label.startswith("02_train/"):
+                training = manifest_in(maker(label, Path(entry["path"])))
+        expected = hashes(read, training)
+        sources = {f"03_bake/model/{FILE}": json.loads((folder / "model" / FILE).read_text(encoding="utf-8"))}
+        if self.carried is not None:
+            sources[f"GGUF key {GGUF_KEY}"] = self.carried
+        for source, carried in sources.items():
+            for key, value in expected.items():
+                had = carried["sha256"].get(key)
+                found = str(value) if had == value else f"{had}, the manifests say {value}"
+                yield Link(f"{source}: hash of {key}", had == value, found)
+
+    def _lines(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
+        """Every row of the data set comes from the input line that it names."""
+        wanted: dict[str, dict[int, bytes]] = defaultdict(dict)
+        for name in ("train.jsonl", "eval.jsonl"):
+            with (folder / name).open(encoding="utf-8") as rows:
+                for row in map(json.loads, rows):
+                    source = row["source"]
+                    wanted[source["file"]][source["line"]] = bytes.fromhex(source["sha256"])
+        for name, lines in wanted.items():
+            entry = manifest["inputs"].get(f"input/{name}")
+            if entry is None or not Path(entry["path"]).is_file():
+                yield Link(f"{name}: input file", False, "not among 01_dataset's inputs, or gone")
+                return
+            yield _lines_link(name, Path(entry["path"]), lines)
+
+
+def _lines_link(name: str, path: Path, lines: dict[int, bytes]) -> Link:
+    count = len(lines)
+    for chunk in reading.split(reading.inspect([path])):
+        for number, raw in reading.read_lines(chunk):
+            expected = lines.pop(number, None)
+            if expected is not None and (raw is None or hashlib.sha256(raw).digest() != expected):
+                return Link(f"{name}: input lines", False, f"line {number} is not the one that was read")
+    if lines:
+        return Link(f"{name}: input lines", False, f"has no line {min(lines)}, which a row names")
+    return Link(f"{name}: input lines", True, f"{count} lines are those that the rows name")
