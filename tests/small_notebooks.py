@@ -9,10 +9,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from so8t_helpers.settings import Settings, load_settings
 
-PARAMETERS = """profile = "demo"
-run, cache, dataset, model, so8t, pet, lora, training, bake, gguf, eval, serve = ({} for _ in range(12))"""
-SETTINGS = """from so8t_helpers import settings as so8t_settings
-settings = so8t_settings.from_parameters(globals())"""
+PARAMETERS = 'profile = "demo"'
+# Not `notebook.settings`, which makes the demo's base: these stages read none.
+SETTINGS = """from so8t_helpers.settings import from_parameters
+settings = from_parameters(globals())"""
 # Reads what the stage before it wrote and writes its own file; counts how often it was carried out.
 STAGE = """from so8t_helpers.run.stage import STAGES, open_stage
 with open_stage(settings, "{stage}") as stage:

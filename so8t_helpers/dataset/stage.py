@@ -104,9 +104,7 @@ def _input_paths(settings: Settings) -> list[Path]:
     paths: list[Path] = []
     for pattern in settings.dataset.inputs:
         if pattern == "demo":
-            from so8t_helpers import demo  # noqa: PLC0415  (only the demo needs what makes it)
-
-            paths.append(demo.ensure_records(settings))
+            paths.append(run_files.demo_folder(settings, "records") / "records.jsonl")
         else:
             paths += reading.find_files([pattern])
     return list(dict.fromkeys(paths))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from so8t_helpers.run import files
-from so8t_helpers.settings import Settings, resolve
+from so8t_helpers.settings import Settings
+
+
+def prepare(settings: Settings) -> None:
+    """Make what a profile calls "demo" and is not there yet: the base, the records."""
+    if settings.model.base == "demo":
+        ensure_base(settings)
+    if "demo" in settings.dataset.inputs:
+        ensure_records(settings)
 
 
 def ensure_base(settings: Settings) -> Path:
@@ -30,17 +37,9 @@ def ensure_records(settings: Settings) -> Path:
     return _ensure(settings, "records", records.write_records) / "records.jsonl"
 
 
-def cache_folder(settings: Settings) -> Path:
-    """Return the demo's folder in the run area, named after the source code that makes its content."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + source.read_text(encoding="utf-8").encode())
-    return resolve(settings.run.root) / ".demo" / digest.hexdigest()[:12]
-
-
 def _ensure(settings: Settings, name: str, make: Callable[[Path], None]) -> Path:
     """Return the finished folder `name`; one process makes it, others that start meanwhile wait."""
-    target = cache_folder(settings) / name
+    target = files.demo_place(settings, name)
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{name}.lock")):

@@ -1,4 +1,4 @@
-"""."""
+"""The chat dialect of Phi-3.5: roles, turns, and the tokens at which writing stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""."""
+"""What config.json says of a Phi3: sizes, rope and the names of its tensors, here and in a GGUF file."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from so8t_helpers.run.files import demo_folder
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
@@ -20,9 +21,7 @@ def base_folder(settings: Settings) -> Path:
     """
     name = settings.model.base
     if name == "demo":
-        from so8t_helpers import demo  # noqa: PLC0415  (the demo's maker itself uses this module's floor)
-
-        return demo.ensure_base(settings)
+        return demo_folder(settings, "base")
     local = resolve(name)
     if local.is_dir():
         return local

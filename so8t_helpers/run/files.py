@@ -1,4 +1,4 @@
-"""."""
+"""Files: written whole or not at all, hashed once, and where the demo keeps what it makes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from so8t_helpers.settings import Settings, SettingsError, resolve
 
 
 class StageError(RuntimeError):
@@ -140,3 +142,26 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def demo_place(settings: Settings, name: str) -> Path:
+    """Return where the demo's "base" or "records" lie, or will: named after the source that makes them."""
+    digest = hashlib.sha256()
+    for source in sorted((Path(__file__).parents[1] / "demo").glob("*.py")):
+        digest.update(source.name.encode() + source.read_text(encoding="utf-8").encode())
+    return resolve(settings.run.root) / ".demo" / digest.hexdigest()[:12] / name
+
+
+def demo_folder(settings: Settings, name: str) -> Path:
+    """Return the demo's finished folder `name`.
+
+    Raises:
+        SettingsError: if it has not been made; `so8t run` and the notebooks' first cell make it.
+    """
+    folder = demo_place(settings, name)
+    if not folder.is_dir():
+        raise SettingsError(
+            f"the demo's {name} is not there ({folder}); `python run.py demo` makes it, or in Python "
+            "so8t_helpers.demo.prepare(settings)"
+        )
+    return folder

@@ -1,4 +1,4 @@
-"""."""
+"""What a training left of its rotations: angles and distances of every block at every snapshot."""
 
 from __future__ import annotations
 

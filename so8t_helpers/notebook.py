@@ -1,0 +1,28 @@
+"""The first cell of every notebook: what papermill, or a person, has set becomes the typed profile.
+
+from so8t_helpers import notebook
+
+settings = notebook.settings(globals())
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from so8t_helpers import demo
+from so8t_helpers.settings import Settings, from_parameters
+
+
+def settings(variables: dict[str, Any]) -> Settings:
+    """Return the profile that a notebook's variables name; what the demo needs is made if it is missing.
+
+    Args:
+        variables: the notebook's `globals()`. `profile` names the profile; a variable with a section's name
+            is a dictionary laid over it, for example `training = {"max_steps": 20}`.
+
+    Raises:
+        SettingsError: an unknown profile or key, or a value of the wrong type.
+    """
+    chosen = from_parameters(variables)
+    demo.prepare(chosen)
+    return chosen
