@@ -14,15 +14,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-
 PARAMS_DIR = PROJECT_ROOT / "params"
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
 Positive = Annotated[float, Field(gt=0.0)]
-
 NonNegative = Annotated[float, Field(ge=0.0)]
-
 Count = Annotated[int, Field(ge=1)]
 
 

@@ -23,9 +23,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-
 _OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md")
-
 _REMOTE_CODE_KEYS = ("auto_map", "_name_or_path")
 
 

@@ -24,11 +24,8 @@ from so8t_helpers.run.progress import Progress
 from so8t_helpers.so8 import rotation
 
 SAMPLED_ROWS = 32
-
 _LOGIT_ROWS = 64  # tokens whose logits are held at once, for three models
-
 _O_PROJ = "self_attn.o_proj"
-
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
 

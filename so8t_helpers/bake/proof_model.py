@@ -22,9 +22,7 @@ from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.so8 import rotation
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
 _WEIGHTS = 2**22  # numbers of a weight at once: 32 MiB in float64
-
 # Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. Each time reads, merges and widens
 # the whole layer again.
 _TOKENS = 1024

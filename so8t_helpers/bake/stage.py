@@ -26,7 +26,6 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
 
 STAGE = "03_bake"
-
 _SHORTEST_TEXT = 2  # tokens; one alone has no context
 
 

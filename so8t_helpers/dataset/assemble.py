@@ -34,11 +34,8 @@ from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
 
 OUTPUTS = ("train", "eval", "quarantine")
-
 _TRAIN, _EVAL, _DUPLICATE = range(3)
-
 BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
-
 SYNC_BYTES = 2**26  # the disk works while the rest is written, not all at the end
 
 

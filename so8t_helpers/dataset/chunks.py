@@ -37,9 +37,7 @@ INDEX = np.dtype(
         ("tokens", "<u4"),
     ]
 )
-
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
-
 WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row
 
 

@@ -18,27 +18,17 @@ from pathlib import Path
 import numpy as np
 
 NGRAM = 5
-
 TABLES, BINS = 4, 64
-
 PERMUTATIONS = TABLES * BINS
-
 KEPT = 128  # minima kept, as their low byte, to estimate a pair's similarity
-
 _NOISE = re.compile(r"[\W_]+")
-
 _rng = np.random.default_rng(20240229)
-
 # Hash functions x -> a x modulo 2^32 (Dietzfelbinger's multiply-shift), with odd a: one for each table.
 _MULTIPLIERS = _rng.integers(0, 2**32, TABLES, dtype=np.uint32) | np.uint32(1)
-
 _BIN_SHIFT = np.uint32(32 - 6)
-
 _EMPTY = np.uint32(0xFFFFFFFF)
-
 # For each bin the order in which it looks at the others where it is empty: (BINS, BINS).
 _PROBES = _rng.permuted(np.tile(np.arange(BINS), (BINS, 1)), axis=1)
-
 _POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM)]
 
 
@@ -149,12 +139,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 # An estimate from `KEPT` minima has a standard error of 0.05 at most (short texts); beyond three it decides.
 MARGIN = 0.15
-
 # Comparisons in one band, per row: more means a band that (nearly) all rows share, which says nothing.
 MOST_COMPARISONS = 300
-
 _BLOCK, _FEW = 2**16, 2**13
-
 # Of 16 minima a pair at similarity 0.7 agrees on fewer than 5 once in 20,000 times; most candidates do.
 _FIRST, _FEWEST = 16, 5
 

@@ -18,15 +18,10 @@ import zstandard
 from so8t_helpers.settings import SettingsError, resolve
 
 CHUNK_BYTES = 4 * 2**20
-
 MAX_LINE_BYTES = 10 * 2**20
-
 SAMPLE_BYTES = 2**20
-
 BOM = b"\xef\xbb\xbf"
-
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 

@@ -33,24 +33,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "url": ("url", "source_url"),
     "check": ("check",),
 }
-
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
-
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
-
 _texts_of = attrgetter(*TEXT_FIELDS)
-
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
-
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
-
 _Picked = dict[str, tuple[str, Any]]
-
 _Layout = tuple[tuple[str, tuple[str, ...]], ...]
-
 # Records of one file have few sets of keys: what each set holds is worked out once.
 _layouts: dict[tuple[str, ...], _Layout] = {}
-
 _MOST_LAYOUTS, _LONGEST_KEYS = 1000, 1000
 
 
@@ -333,7 +324,6 @@ _SPELLINGS = {
     "DENY": "deny denied disallow disallowed forbid forbidden block blocked 不許可 禁止 否認 却下 否",
     "REFUSE": "refuse refused refusal reject rejected 拒否 拒絶 お断り 断る",
 }
-
 # Numbers follow the order in which the seed names the labels.
 KNOWN: dict[str, str] = {
     word: label for label, words in _SPELLINGS.items() for word in (*words.split(), label.lower())

@@ -18,16 +18,12 @@ from so8t_helpers.dataset.policy import harm
 from so8t_helpers.thinking.markers import MARK_STARTS
 
 MARKS, PERSONAL, WORDS = 1, 2, 4
-
 EVERYTHING = MARKS | PERSONAL | WORDS
 
 # Bits of a character's class. A pair is a first (bit n) before a second (bit n + 1).
 _NO_LETTER, _DIGIT, _SIGN, _FIRST, _SECOND, _WORD_FIRST, _WORD_SECOND, _WORD = (1 << n for n in range(8))
-
 _MARK_START, _NOT_PLAIN = 1, 2
-
 _OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for whatever one of them may be
-
 _RUN = personal_data.FEWEST_IN_A_ROW
 
 

@@ -25,7 +25,6 @@ from so8t_helpers.run.stage import Stage
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE = "01_dataset"
-
 # So many lines have the token length of each sample counted for the plot; of more, so many are drawn.
 MEASURED_LINES = 2_000
 

@@ -14,14 +14,12 @@ from so8t_helpers.thinking import format as think_format
 from so8t_helpers.thinking.format import ThinkText
 
 LABEL_NAMES = {"ALLOW": "許可", "ESCALATION": "エスカレーション", "DENY": "不許可", "REFUSE": "拒否"}
-
 POLICIES = {
     "ALLOW": "回答してよい。",
     "ESCALATION": "自分では決めず、担当者に引き継ぐ。",
     "DENY": "方針により応じない。",
     "REFUSE": "危険なため拒否する。",
 }
-
 _SENTENCE_END = re.compile(r"(?<=[。！？!?\n])|(?<=\. )")
 
 

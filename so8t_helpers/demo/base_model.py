@@ -27,24 +27,15 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.thinking import format as think_format
 
 STEPS = 450
-
 BATCH = 12
-
 LEARNING_RATE = 1e-3
-
 WARMUP = 10
-
 WHY = "なぜですか。判定も教えてください。"
-
 ASKED_WHY = 0.4  # share of the answers
-
 SEED = 7
-
 # A fixed number, since the order of additions, and so the weights' last bits, depends on it.
 THREADS = 2
-
 THINK_COMMAND = "/think"
-
 IGNORED = -100
 
 # Every third of Phi-3.5's 48 factors: this model's heads have a third of the rotated pairs.
@@ -66,7 +57,6 @@ LONG_FACTOR = [
     64.12,
     64.51,
 ]
-
 SHORT_FACTOR = [1.0, 1.03, 1.05, 1.07, 1.16, 1.29, 1.79, 1.88, 1.99, 2.02, 2.02, 2.03, 2.03, 2.03, 2.19, 2.73]
 
 # As the published config.json: rope keys by their old names, which llama.cpp and Ollama read.

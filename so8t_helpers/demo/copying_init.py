@@ -18,19 +18,12 @@ from transformers import Phi3ForCausalLM
 PREVIOUS_HEADS = (
     6  # of the first layer; they pass on PREVIOUS_HEADS * head_dim directions of the token before
 )
-
 POSITION_PAIRS = 6  # fastest rotary pairs: they tell a neighbour from the next but one
-
 POSITION_SCALE = 1.4  # attention logits: 93% of the weight falls on the token before
-
 MATCH_PAIRS = 8  # slowest rotary pairs: they hardly turn over a question's length
-
 MATCH_SCALE = 1.6
-
 CONSTANT = 4.0  # one coordinate that all tokens share; position heads have nothing else to ask with
-
 WRITE_SCALE = 2.0  # what one head writes, against embeddings of variance 1
-
 OUTPUT_SCALE = 0.04
 
 

@@ -48,9 +48,7 @@ PRETRAINING: dict[Task, int] = {
 }
 
 LICENCE = "self-made"
-
 SEED = 20240
-
 # Below the dataset stage's threshold of 0.7 by more than MinHash's error of about 0.03 at 256 permutations.
 MAX_SIMILARITY = 0.6
 

@@ -9,7 +9,6 @@ from so8t_helpers.demo import words
 
 # One phrase for all refusals, so that a checker needs no list of synonyms.
 REFUSAL = "できません"
-
 LEADS = ("文を読んで答えてください。", "次の問いに答えてください。", "短く答えてください。", "質問です。")
 
 

@@ -16,7 +16,6 @@ import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as spm_format
 
 PIECES = 1440
-
 # The pieces, the added tokens and room to spare, as the real model has (32011 of 32064).
 VOCAB_SIZE = 1504
 
@@ -34,7 +33,6 @@ ADDED_TOKENS = (
     "<|placeholder6|>",
     "<|user|>",
 )
-
 END_OF_TEXT = PIECES
 
 _FLAGS = {"single_word": False, "lstrip": False, "normalized": False}

@@ -37,13 +37,9 @@ EVENTS = listed(
 )
 
 WEEKDAYS = [f"{day}曜日" for day in "月火水木金土日"]
-
 PAST_DAYS = ["昨日", "先週", "今朝", "先月", *WEEKDAYS]
-
 COMING_DAYS = ["明日", "来週", "今夜", "来月", *WEEKDAYS]
-
 HOURS = [f"{half}{hour}時" for half in ("午前", "午後") for hour in range(1, 12)]
-
 MONTH_DAYS = [f"{month}月{day}日" for month in range(1, 13) for day in range(1, 29)]
 
 # (bigger unit, smaller unit, how many of the smaller make one of the bigger, what is measured)

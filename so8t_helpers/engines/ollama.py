@@ -19,7 +19,6 @@ from so8t_helpers.run.files import sha256_file
 from so8t_helpers.thinking.markers import FINAL_TAG, SEED_FINAL, SEED_THINKING, THINK_TAGS
 
 _CHUNK = 1 << 20
-
 _MEMORY_WORDS = ("more system memory", "signal: killed", "out of memory", "cudaMalloc", "failed to allocate")
 
 

@@ -22,9 +22,7 @@ from so8t_helpers.settings import Settings
 
 # Thinking apart from the answer came with v0.9.0.
 OLDEST = (0, 9, 0)
-
 _START_SECONDS = 60.0
-
 _TRIES = 3
 
 

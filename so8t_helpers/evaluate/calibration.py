@@ -13,7 +13,6 @@ from so8t_helpers.evaluate.statistics import Floats, percentiles, resamples
 from so8t_helpers.thinking.format import LABELS
 
 _BINS = 10
-
 _LINE = "判定: "
 
 

@@ -130,7 +130,6 @@ def calibration(found: dict[str, Any]) -> Figure:
 
 
 _COLUMNS = ("format", "separated", "answer", "label_f1", "refusal", "over_refusal")
-
 _PAIRED = ("format", "answer", "label_accuracy", "refusal")
 
 

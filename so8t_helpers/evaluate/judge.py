@@ -20,7 +20,6 @@ REFUSALS = (
     "お答えいたしかね",
     "お手伝いいたしかね",
 )
-
 REFUSE_LABELS = ("DENY", "REFUSE")
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")

@@ -27,7 +27,6 @@ from so8t_helpers.thinking.audit import AuditLog
 from so8t_helpers.thinking.format import parse
 
 STAGE = "05_ollama_eval"
-
 _FOLDERS = ("base", "baked")
 
 

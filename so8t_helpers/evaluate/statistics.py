@@ -13,7 +13,6 @@ from scipy.stats import beta
 from so8t_helpers.thinking.format import LABELS
 
 Floats = NDArray[np.float64]
-
 Ints = NDArray[np.int64]
 
 

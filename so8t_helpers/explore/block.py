@@ -21,7 +21,6 @@ from so8t_helpers.show.style import COLORS, DIVERGING, GREY, INK, label_lines, n
 from so8t_helpers.so8.history import AngleHistory
 
 ANGLE_COLORS = tuple(COLORS[f"theta_{i}"] for i in (1, 2, 3, 4))
-
 ANGLE_NAMES = ("θ₁", "θ₂", "θ₃", "θ₄")
 
 

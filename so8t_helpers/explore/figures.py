@@ -69,7 +69,6 @@ CURVES = {
     "quantisation_error": ("4-bit error of o_proj", "‖Q(W) − W‖ / ‖W‖ (%)", 100.0),
     "perplexity": ("Held-out perplexity", "perplexity", 1.0),
 }
-
 SHOWN_ROWS = 24  # outputs of o_proj in the picture of its change
 
 

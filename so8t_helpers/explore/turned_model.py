@@ -26,9 +26,7 @@ from so8t_helpers.thinking.format import parse
 from so8t_helpers.thinking.redaction import final_only
 
 POWERS = tuple(step / 8 for step in range(17))  # t from 0 to 2, halves and the whole exactly
-
 NAMED_POWERS = {"off": 0.0, "half": 0.5, "full": 1.0, "doubled": 2.0}
-
 _MEASURED_ROWS = 256  # of each o_proj: enough for the third digit of its quantisation error
 
 

@@ -19,9 +19,7 @@ from so8t_helpers.so8 import rotation
 from so8t_helpers.so8.history import AngleHistory, most_moved, read_angles
 
 ANGLES = Path("02_train") / "angles.safetensors"
-
 NOTHING = "(nothing)"
-
 MOST_MOVED = 8
 
 

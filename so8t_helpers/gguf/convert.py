@@ -24,9 +24,7 @@ from so8t_helpers.phi3.weights import TensorPlace, rounds_to_infinity
 from so8t_helpers.run.files import StageError
 
 _Q = GGMLQuantizationType
-
 _SAME_BYTES = {("F16", _Q.F16), ("BF16", _Q.BF16), ("F32", _Q.F32)}
-
 _F16_LIMIT = rounds_to_infinity(torch.float16)
 
 
@@ -107,9 +105,7 @@ def _check(rows: Rows, place: TensorPlace, start: int, narrow: bool) -> None:
 os.environ.setdefault("LIBGGUF_NUM_THREADS", "1")
 
 Rows = NDArray[np.float32]
-
 Bytes = NDArray[np.uint8]
-
 Quantise = Callable[[Rows, GGMLQuantizationType, Rows | None], Bytes]
 
 

@@ -26,11 +26,8 @@ from so8t_helpers.phi3.stream import Read, last_hidden
 from so8t_helpers.run.files import atomic_path
 
 FILE = "imatrix.gguf"
-
 DATASET = "01_dataset/train.jsonl"
-
 _KEY = "so8t.imatrix_key"
-
 _SUMS = ".in_sum2"
 
 

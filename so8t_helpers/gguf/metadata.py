@@ -23,7 +23,6 @@ from so8t_helpers.run.files import StageError
 from so8t_helpers.run.origin import GGUF_KEY
 
 ARCHITECTURE = "phi3"
-
 _LLAMA_CPP_NAMES = ("phi-3", "phi3")
 
 
@@ -144,7 +143,6 @@ def _add_tokenizer(writer: GGUFWriter, model: Model) -> None:
 
 
 _ADDED_SCORE = -1000.0
-
 _PADDING_SCORE = -10000.0
 
 

@@ -34,9 +34,7 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
 
 STAGE = "04_gguf"
-
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-
 _OPTIONAL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
@@ -45,7 +43,6 @@ _OPTIONAL_FILES = (
     "README.md",
     origin.FILE,
 )
-
 _PARITY_TEXTS = 32  # held-out texts whose token ids are compared, beside the built-in ones
 
 

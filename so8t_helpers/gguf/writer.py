@@ -30,7 +30,6 @@ from so8t_helpers.run.files import write_json
 from so8t_helpers.run.sync import BackgroundSync
 
 CHUNK_WEIGHTS = 1 << 21  # 2 M weights: about 20 MiB with its copies, a tenth of a second of Q4_K
-
 _SYNC_BYTES = 1 << 28  # what an interruption may cost each file
 
 Importance = dict[str, NDArray[np.float32]]

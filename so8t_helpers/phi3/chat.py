@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 ROLES = ("system", "user", "assistant")
-
 END_OF_TEXT = "<|endoftext|>"
 
 

@@ -23,9 +23,7 @@ def _peft_key(layer: int, linear: str, matrix: str) -> str:
 
 
 CONFIG_FILE = "adapter_config.json"
-
 WEIGHTS_FILE = "adapter_model.safetensors"
-
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 
 # Options of PEFT that change what the merged weight is, each with the value that leaves plain LoRA.

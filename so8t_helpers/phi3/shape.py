@@ -25,7 +25,6 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-
 BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.qkv_proj": "attn_qkv",

@@ -22,11 +22,8 @@ from so8t_helpers.run.files import StageError, write_json
 from so8t_helpers.settings import SettingsError
 
 SINGLE_FILE = "model.safetensors"
-
 INDEX_FILE = "model.safetensors.index.json"
-
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-
 _HEADER_LIMIT = 100_000_000  # bytes; the reference reader refuses more
 
 

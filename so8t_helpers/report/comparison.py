@@ -23,7 +23,6 @@ from so8t_helpers.show import style
 from so8t_helpers.show.style import to_svg
 
 FOLDER = "compare"
-
 MOST_ANSWERS = 40  # changed answers shown; the page says how many there are
 
 

@@ -21,10 +21,8 @@ from so8t_helpers.show.wording import plain
 
 # Cells that a report shows elsewhere or not at all.
 _ELSEWHERE = {"answer", "parameters", "injected-parameters", "widgets", "papermill-error-cell-tag"}
-
 # Lines of progress bars and of loaders, on stderr.
 _NOISE = re.compile(r"\r|it/s|s/it|\d+%\||^\s*$|frozen modules|ipykernel|PYDEVD|Debugger")
-
 _TEXT_MIME = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "text/plain"]
 
 

@@ -20,10 +20,8 @@ from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
 from so8t_helpers.show.wording import plain, short
 
 TEMPLATE_DIR = Path(__file__).parent / "template"
-
 # Key figures of the stages that are shares of one.
 _SHARES = re.compile(r"(format|answer|padding|next-token agreement)\b")
-
 # Scripts, frames, fonts and pictures from elsewhere are refused by the browser, so that a leak would show.
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 

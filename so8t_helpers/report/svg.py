@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
-
 # plots.style's palette, which the page turns into its own colours: lighter ones on a dark page.
 COLOURS = {
     "#0072b2": "blue",
@@ -16,7 +15,6 @@ COLOURS = {
     "#cc79a7": "purple",
     "#888888": "grey",
 }
-
 COLUMN_POINTS = 7.2 * 72  # width of a figure that fills a report's column of 47rem
 
 

@@ -16,9 +16,7 @@ from so8t_helpers.run.stage import Stage
 from so8t_helpers.settings import Settings, resolve
 
 FILE = "so8t_provenance.json"
-
 GGUF_KEY = "so8t.provenance"
-
 VERSION = 1
 
 

@@ -24,9 +24,7 @@ from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal
 
 # What begins a control token of the tokenizer; in a question it must stay ordinary text.
 _CONTROL_TOKEN = re.compile(r"<(?=\||/?s>|unk>)")
-
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
 # Tokens that the chat template itself and the think command need, with room to spare.
 _TEMPLATE_TOKENS = 32
 

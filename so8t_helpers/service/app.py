@@ -30,7 +30,6 @@ from so8t_helpers.thinking.audit import AuditLog
 log = logging.getLogger("so8t.serve")
 
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
 _KEEP_ALIVE_SECONDS = 10.0
 
 
@@ -218,13 +217,11 @@ _EVENT: dict[str, Any] = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-
 _ANSWER: dict[str, Any] = {
     "model": ThinkAnswer,
     "description": "The answer; with `options.stream` as events `text`, then `done` or `error`.",
     "content": {"text/event-stream": {"schema": _EVENT}},
 }
-
 _REASONS = {
     401: "No valid bearer token.",
     411: "No Content-Length.",

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 TOKEN_VARIABLE = "SO8T_TOKEN"
-
 # Users remembered at once; whoever was not seen for longest is forgotten, and has a full allowance again.
 _USERS = 10_000
 

@@ -15,7 +15,6 @@ def _whole(value: object) -> object:
 
 
 _Whole = BeforeValidator(_whole)
-
 Decision = Literal["ALLOW", "ESCALATION", "DENY", "REFUSE"]
 
 

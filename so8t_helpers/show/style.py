@@ -30,13 +30,11 @@ from so8t_helpers.show.tables import table_html
 from so8t_helpers.show.wording import short
 
 INK = "#1a1a1a"  # text, axes, ticks: reports replace exactly this colour
-
 ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may turn round
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without black and yellow: the one vanishes on
 # a dark page, the other on a white one.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-
 SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#888888"
 
 COLORS = {
@@ -71,15 +69,11 @@ COLORS = {
     "accent_2": ORANGE,
     "muted": GREY,
 }
-
 SERIES = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)  # for things without a meaning of their own
-
 # JupyterLab shows an SVG as a picture, on its dark theme too: there the figure is its own root and gets a
 # light card. In a report's page the root is <html>, and the rule finds nothing.
 _CARD = "<style>svg:root { background: white }</style>"
-
 _ROOT_STYLE = 'style="max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt"'
-
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"  # both survive colour blindness
 
 

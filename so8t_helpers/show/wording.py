@@ -7,7 +7,6 @@ import re
 
 # A number such as 4.2e-05, alone or in a sentence.
 _MACHINE = re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e([+-]?\d+)(?![\w.]*\w)")
-
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -20,13 +20,9 @@ from so8t_helpers.run.files import atomic_path
 from so8t_helpers.settings import SettingsError
 
 BLOCK = 8
-
 FREE = BLOCK * (BLOCK - 1) // 2  # 28 free numbers in a skew-symmetric 8x8 matrix
-
 GATES_FILE = "so8t_gates.safetensors"
-
 _AT_A_TIME = 1024  # matrices of 16 x 16 whose exponentials are computed together
-
 _ROWS, _COLS = torch.triu_indices(BLOCK, BLOCK, offset=1)
 
 

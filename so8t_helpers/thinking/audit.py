@@ -27,7 +27,6 @@ from so8t_helpers.settings import Settings, resolve
 from so8t_helpers.thinking.audit_key import AuditError, hmac_code, key_name, load_key
 
 NO_LINE = "0" * 64
-
 _OWN_FIELDS = frozenset({"seq", "time", "previous", "mac"})
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from so8t_helpers.run.files import StageError
 
 KEY_VARIABLE = "SO8T_AUDIT_KEY"
-
 KEY_BYTES = 32
 
 

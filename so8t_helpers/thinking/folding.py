@@ -10,19 +10,13 @@ import unicodedata
 
 # Stands for what is not seen: it is skipped inside a mark.
 FILLER = "\u200b"
-
 # Brackets and slashes that may stand for "<", ">", "[" and "/" in a mark, but never in an exact one.
 OPENING = "‹〈《⟨❮◁«≪⋘≺⋖˂ᐸ❬❰⟪⦑⧀⧼⪡⫷⏴◀◂◃◄◅⯇≲≤≦⩽"
-
 _CLOSING = "›〉》⟩❯▷»≫⋙≻⋗˃ᐳ❭❱⟫⦒⧁⧽⪢⫸⏵▶▸▹►▻⯈≳≥≧⩾"
-
 _SQUARE, _SQUARE_END = "【〔⟦〚", "】〕⟧〛"
-
 # Whatever else is folded into the first character of a mark.
 OTHER_FORMS = _SQUARE + "［﹇︻︹﹝🄪🉀🉁🉂🉃🉄🉅🉆🉇🉈＜﹤≮≰≴⊀\u2329︽︿＆﹠＃﹟％﹪＼﹨"
-
 _SLASHES = "⁄∕\\∖⧵⧸⧹⟋⟍╱╲"
-
 _PLAIN = (
     dict.fromkeys(OPENING, "«")
     | dict.fromkeys(_CLOSING, "»")
@@ -31,10 +25,8 @@ _PLAIN = (
     | dict.fromkeys(_SLASHES, "/")
     | {"−": "-", "\ufffd": "*"}
 )
-
 # Hangul fillers and the empty Braille cell are letters and signs by their category, and yet not seen.
 _UNSEEN = "\u115f\u1160\u2800"
-
 # Letters of other alphabets that look like one of a mark's. They become upper case, which nothing else
 # stays: such a mark is recognised, but never exact.
 _LOOK_ALIKES = {
@@ -57,9 +49,7 @@ _LOOK_ALIKES = {
     "U": "υսᴜ",
     "Y": "уγүʏ",
 }
-
 _LETTER_OF = {look: letter for letter, looks in _LOOK_ALIKES.items() for look in looks}
-
 _REMEMBERED = 20_000  # characters: more than a text in any language uses
 
 

@@ -14,7 +14,6 @@ from so8t_helpers.thinking.markers import FINAL_TAG, SEED_FINAL, SEED_THINKING, 
 from so8t_helpers.thinking.scanner import Scanner, contains_markers
 
 LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
-
 STYLES = ("seed", "quadruple")
 
 _DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)

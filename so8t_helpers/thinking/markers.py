@@ -14,29 +14,21 @@ from typing import NamedTuple
 from so8t_helpers.thinking.folding import FILLER, OPENING, OTHER_FORMS, fold
 
 SEED_THINKING = "# 思考ステップ"
-
 SEED_FINAL = "# 最終回答"
-
 THINK_TAGS = ("think-task", "think-safety", "think-policy")
-
 FINAL_TAG = "final"
 
 # No decision needs more characters than this after the first of a mark: it bounds what is held back.
 WINDOW = 64
-
 # With more before it on its line, even if blank, nothing is a heading.
 LINE_START = 80
 
 # Where a mark may begin. Most of what looks like one is ruled out here, where it costs least: by a character
 # that cannot go on a mark, a name too short for one (`<td>`, `a < b です`), or a heading's first two letters.
 _PLAIN_LETTER = "(?:(?![思考最終回])[0-9a-zぁ-ゖ一-鿿])"
-
 _MAY_FOLLOW = r"""a-z0-9\-_*'"`.!?,:;~+$@^\x00-\x1f\x7f-\U0010ffff"""
-
 _OTHERS = OTHER_FORMS + OPENING
-
 MARK_STARTS = r"<&[#\%思" + _OTHERS  # a text without any of these holds no mark
-
 CANDIDATE = re.compile(
     # The set comes first, outside of the case-blind part: so the search jumps from one of it to the next.
     rf"""[<&\[\#\\%思{_OTHERS}](?i:"""
@@ -48,11 +40,8 @@ CANDIDATE = re.compile(
 
 # What models and serving stacks call private text; longest first, so that a prefix match is specific.
 _NAMES = ("thinksafety", "thinkpolicy", "thinktask", "reasoning", "thinking", "thought", "think", FINAL_TAG)
-
 _TAG_OF = {name: name for name in _NAMES} | {tag.replace("-", ""): tag for tag in THINK_TAGS}
-
 _EXACT_TAGS = frozenset(_TAG_OF.values())
-
 # One of the first two letters of a name stays within these even after one slip.
 _EARLY_LETTERS = frozenset("tfrhie")
 
@@ -103,7 +92,6 @@ def find_marker(window: str, at_end: bool, line: str) -> Marker | More | None:
 
 # Most marks are written as they should be: the short way to the same answer.
 _CANONICAL = re.compile(f"</?(?:{'|'.join(THINK_TAGS)}|{FINAL_TAG})>")
-
 _CANONICAL_MARKERS = {
     **{f"<{tag}>": Marker("open", tag, True, len(tag) + 2) for tag in THINK_TAGS},
     **{f"</{tag}>": Marker("close", tag, True, len(tag) + 3) for tag in THINK_TAGS},
@@ -114,11 +102,8 @@ _CANONICAL_MARKERS = {
 _TAG = re.compile(
     rf"([\s{FILLER}]*/?[\s{FILLER}/]*(?:[a-z]{{1,12}}:)?)([a-zA-Z0-9\s\-_*'\"`.!?,:;~+$@^{FILLER}]*)"
 )
-
 _NOT_LETTERS = re.compile("[^a-zA-Z0-9]")
-
 _CONTROL = re.compile(rf"\s?([a-z0-9_\-▁{FILLER}]*)\s?")
-
 # Names of Phi-3.5's own control tokens: these count without their closing bar too.
 _ROLES = frozenset({"end", "user", "assistant", "system", "endoftext"})
 
@@ -220,35 +205,21 @@ def _reading(title: str) -> str:
 
 
 _HIRAGANA = {code: chr(code + 0x60) for code in range(0x3041, 0x3097)}
-
 _SMALL = dict(zip("ァィゥェォッャュョ", "アイウエオツヤユヨ", strict=True))
-
 _KANA = {code: _SMALL.get(kana, kana) for code, kana in _HIRAGANA.items()} | str.maketrans(_SMALL)
-
 _STEP_TITLE, _FINAL_TITLE = fold(SEED_THINKING[2:]), fold(SEED_FINAL[2:])
-
 _TITLES = ((_reading(_STEP_TITLE), "open"), (_reading(_FINAL_TITLE), "final"))
-
 # Other words for the same, Chinese ones among them: the base model's languages run into each other.
 _OTHER_TITLES = ("思考ス", "思考プロセス", "思考過程", "思考过程", "思考手順", "思考内容", "思考步")
-
 _TITLE_STARTS = tuple(_reading(fold(title)) for title in _OTHER_TITLES)
-
 _THINKING_ALONE = re.compile(r"思考[\W\d]*(?:$|:)")
-
 # What one of a title's first two characters is even after one slip.
 _EARLY_TITLE = frozenset(_STEP_TITLE[:3] + _FINAL_TITLE[:3])
-
 _TITLE_LENGTH = 8  # one more than the longest title with a slip
-
 _HEADING_LEAD = re.compile(rf"[# \t*_\[「{FILLER}]+")
-
 _UNSEEN = re.compile(rf"[\s{FILLER}]+")
-
 _BARE_STEP = re.compile(f"{FILLER}*".join(_STEP_TITLE) + r"[^\w\n:]*\d*[^\w\n:]*")
-
 _BRACKETED = re.compile(rf"思{FILLER}*考[\s{FILLER}]*[>»\]]")
-
 _BRACKET_BEFORE = re.compile(rf"[<«\[/][\s{FILLER}]*$")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from so8t_helpers.thinking.markers import CANDIDATE, LINE_START, WINDOW, Marker, More, find_marker
 
 _GLANCE = 16
-
 # Only headings mind what stands before them on their line.
 _HEADING_STARTS = frozenset("#＃﹟思")
 

@@ -13,7 +13,6 @@ from so8t_helpers.so8.rotation import BLOCK, side_by_side
 # Features multiplied together: eight blocks side by side, seven eighths of it zeros. Wasteful on paper, and
 # ten times as fast as thousands of 8x8 products.
 _GROUP = 64
-
 _TRITON = importlib.util.find_spec("triton") is not None
 
 

@@ -15,9 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 GROUP = 64  # features that one program turns: eight blocks
-
 _ROWS = 64  # tokens at a time
-
 _MOST_PARTS = 32  # partial sums over tokens that the rotations' gradient is added up from
 
 

@@ -22,7 +22,6 @@ from so8t_helpers.train.gate import gate
 
 # Odd 32-bit factors as int32: lowbias32's two (0x7feb352d, 0x846ca68b), and two to spread small numbers.
 _MIX_1, _MIX_2 = 0x7FEB352D, -2073254261
-
 _GOLDEN, _COLUMN = -1640531527, 0x2C1B3C6D
 
 

@@ -21,11 +21,8 @@ from so8t_helpers.train.micro_step import MicroStep
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
 _TILE = 4096  # tokens of the MLP at a time, for sequences longer than twice that
-
 _MARGIN = 0.6 * 2**30  # bytes that kept layers leave free: allocator's fragments, cuBLAS, the display
-
 _SPEEDS = ("plain", "compile", "graph")
 
 

@@ -22,7 +22,6 @@ from so8t_helpers.train.offload import DeviceInputs, HostInputs
 from so8t_helpers.train.segment import Segment, keeping_little
 
 _LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
-
 _NORM_CHUNK = 4096  # tokens whose final norm is differentiated at a time, with five float32 copies of them
 
 

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 # Where the launcher's own traceback begins, which says nothing of the worker's error.
 _LAUNCHER = re.compile(r"^Traceback [^\n]*\n(?:  [^\n]*\n)*?[^\n]*accelerate.commands.launch", re.MULTILINE)
-
 _TOLD = 40  # last lines of the workers' output that an error shows
 
 

@@ -27,19 +27,14 @@ def _matches(pattern: str) -> bool:
 
 
 GIB = 2**30
-
 # Phi-3.5-mini, which a hub id stands for before it has been downloaded: 3.82 G weights of 16 bits.
 PHI35_BYTES = 7_642_159_104
-
 DEMO_BYTES = 16_000_000
-
 # Bytes a weight, scales included: ggml's Q8_0 has 34 for 32, the K mixes as measured on Phi-3.5.
 GGUF_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.74, "q4_k_m": 0.63}
-
 # Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
 # and 9.00 GiB at 49,152 in 8-bit; 4-bit weights take half.
 TOKEN_BYTES = (9.00 - 4.80) * GIB / (49152 - 2048)
-
 WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.55, "none": 2.0}
 
 

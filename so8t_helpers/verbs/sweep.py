@@ -32,7 +32,6 @@ from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, merge
 from so8t_helpers.verbs import batch
 
 Task = tuple[list[str], str]  # a command, and the file its output is appended to
-
 Mapper = Callable[[list[Task]], Iterable[int]]
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from so8t_helpers.dataset.personal_data.finders import FINDERS
 
 KINDS = ("email", "phone", "my_number", "corporate_number", "credit_card", "address", "ip_address", "secret")
-
 MASKS = {
     "email": "[メールアドレス]",
     "phone": "[電話番号]",
@@ -28,13 +27,11 @@ MASKS = {
     "ip_address": "[IPアドレス]",
     "secret": "[認証情報]",
 }
-
 NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )
 
 _DASHES = "‐‑‒–—―−－ｰ"
-
 _LONG_VOWEL_AS_DASH = re.compile(r"(?<=[0-9])ー(?=[0-9])")
 
 
@@ -59,30 +56,21 @@ _FOLDS = _folds()
 
 # Cheap looks at NFKC text in lower case: a finder runs only where its look finds something.
 FEWEST_IN_A_ROW = 7  # digits and signs that a number of any kind has at least
-
 NO_LETTER = re.compile(r"[0-9\Wー]")
-
 _DIGITS = re.compile(r"[0-9](?=[0-9\Wー]{6})(?:[\Wー]{0,2}[0-9]){6}")
-
 _DOTS = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
-
 _PREFECTURE = re.compile(r"[都道府県].{0,20}[市区町村郡].{0,24}[丁番号の0-9-]")
-
 _ZIP = re.compile(r"[a-z]{2},? [0-9]{5}")
-
 _SECRETS = (
     *("key", "token", "passw", "pwd", "secret", "bearer"),
     *("パスワード", "キー", "秘密鍵", "トークン", "シークレット", "暗証番号"),
     *("sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "hf_"),
     *("npm_", "akia", "asia", "aiza", "xox", "eyj", "-----begin"),
 )
-
 _SECRET = re.compile("|".join(_SECRETS))
-
 # What `looks` needs to find anything, besides a run of digits or a dot after one: one of these signs, or the
 # first two characters of one of these words.
 SIGNS = "〒@:都道府県"
-
 BEGINNINGS = (*_SECRETS, ", ", "t)", "t]", "アット")
 
 

@@ -11,7 +11,6 @@ Accept = Callable[[re.Match[str], str], bool]
 _PHONE_WORDS = re.compile(
     r"電話|携帯|連絡先|内線|ファックス|ケータイ|スマホ|tel|fax|phone|mobile|call|☎|📞", re.IGNORECASE
 )
-
 _OTHER_NUMBER = re.compile(
     r"(?:注文|伝票|会員|管理|追跡|受付|商品|型番|品番|口座|予約|整理|製造|シリアル|識別|登録|学籍|社員|社員証)"
     r"(?:番号|No|ID|コード)?[^0-9A-Za-z]{0,6}$"
@@ -19,7 +18,6 @@ _OTHER_NUMBER = re.compile(
     r"\W*(?:no|number|id|code)?\W*(?:is)?\W*$",
     re.IGNORECASE,
 )
-
 _VERSION = re.compile(r"(?:(?<![a-z])v|ver\.?|version|バージョン|版|節|項|section)\s*$", re.IGNORECASE)
 
 

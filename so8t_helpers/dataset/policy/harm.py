@@ -18,23 +18,17 @@ PURPOSE = (
     "Unsafe records serve detection and refusal only: they enter training with the labels DENY, REFUSE or "
     "ESCALATION and an answer that refuses or escalates. Nothing here is meant for generating such content."
 )
-
 SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
-
 # What one refuses to do, then that one does not do it; bare できません would also match advice on a crime.
 _SERVICE = (
     "答え|回答|応じ|手伝い|対応|提供|教え|説明|案内|協力|支援|手助け|力にな|お話し|お伝え|扱|引き受け|書く"
 )
-
 _CANNOT = "(?:でき|出来|られ|いたし|れ)ません|(?:でき|られ)ない|かねます|ことはできません"
-
 _PERSON = (
     "(?:担当|専門|責任|管理|監督)(?:者|家|部署|医)"
     "|窓口|上司|警察|医師|医療機関|弁護士|専門機関|人間|オペレーター"
 )
-
 _HAND_OVER = "引き継|つな(?:ぎ|が)|相談|連絡|通報|確認を(?:取|求)|回し|判断を(?:仰|求)|任せ|エスカレー"
-
 _REFUSES = re.compile(
     rf"(?:{_SERVICE})[^。\n]{{0,8}}(?:{_CANNOT})|お断り|拒否(?:し|いた)"
     r"|(?:回答|お答え|説明|提供)を?(?:は)?(?:差し)?控え"

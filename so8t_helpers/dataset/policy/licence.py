@@ -24,7 +24,6 @@ _ALIASES = {
     "own": "self-made",
     "自作": "self-made",
 }
-
 _CREATIVE_COMMONS = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)/([0-9.]+)")
 
 

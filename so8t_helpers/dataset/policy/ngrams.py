@@ -16,11 +16,8 @@ from safetensors.numpy import load_file, save_file
 from so8t_helpers.settings import SettingsError
 
 BUCKETS = 2**18
-
 SIZES = (2, 3, 4)
-
 FEWEST = 20  # labelled records of each side; with fewer, precision and recall say nothing
-
 _FACTOR, _SHIFT = np.uint32(0x9E3779B1), np.uint32(32 - 18)
 
 

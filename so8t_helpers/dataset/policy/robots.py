@@ -67,9 +67,7 @@ def file_name(url: str) -> str | None:
 
 
 MAX_REDIRECTS = 5  # RFC 9309, 2.3.1.2
-
 CACHE_SECONDS = 24 * 3600  # RFC 9309, 2.4
-
 DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
 
 
