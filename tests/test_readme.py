@@ -52,7 +52,9 @@ def test_every_verb_setting_and_file_that_a_readme_names_exists(name: str):
 @pytest.mark.parametrize("name", READMES)
 def test_the_tree_is_the_house(name: str):
     text = (PROJECT_ROOT / name).read_text(encoding="utf-8")
-    tree = next(block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "so8t_helpers/\n" in block)
+    tree = next(
+        block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "so8t_helpers/\n" in block
+    )
     rooms, top = set(), set()
     for line in tree.splitlines():
         (rooms if line.startswith("  ") else top).add(line.split()[0])

@@ -30,7 +30,7 @@ profile = {
 write_yaml(folder / "wheel.yaml", profile)
 built = stage.build(load_settings(folder / "wheel.yaml"))
 assert built.card["lines"]["train"] == 1, built.card["lines"]
-assert built.card["quarantine"]["unsafe_label"]["lines"] == 1, built.card["quarantine"]  # the word list came along
+assert built.card["quarantine"]["unsafe_label"]["lines"] == 1, built.card["quarantine"]
 """
 
 

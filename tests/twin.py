@@ -1,0 +1,124 @@
+"""The training once more, by the libraries: transformers' Phi3, peft's LoRA, gates as hooks, PET, AdamW.
+
+It takes from `train/` the packed batches alone; rates, clipping, PET and rotations are written again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from so8t_helpers.settings import Settings
+from so8t_helpers.train.batches import PackedSequence
+
+
+class Gate(nn.Module):
+    """y = R x on the input of o_proj, R = exp(A) block by block."""
+
+    def __init__(self, free: Tensor):
+        super().__init__()
+        self.free = nn.Parameter(free)  # (d/8, 28)
+
+    def forward(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        rows, columns = torch.triu_indices(8, 8, offset=1)
+        upper = torch.zeros(len(self.free), 8, 8, dtype=self.free.dtype)
+        upper = upper.index_put((torch.arange(len(self.free))[:, None], rows, columns), self.free)
+        blocks = torch.matrix_exp(upper - upper.transpose(1, 2))
+        parts = inputs[0].unflatten(-1, (-1, 8))  # (1, T, d/8, 8)
+        return (torch.einsum("bij,...bj->...bi", blocks, parts).flatten(-2), *inputs[1:])
+
+
+@dataclass
+class Twin:
+    """The libraries' model with adapters on it; `losses` and `pet` gather one number a step."""
+
+    model: nn.Module
+    gates: dict[int, Gate]
+    losses: list[float] = field(default_factory=list)
+    pet: list[float] = field(default_factory=list)
+
+
+def make_twin(folder: Path, settings: Settings, adapter: dict[str, Tensor], dtype: torch.dtype) -> Twin:
+    """Load the base in `dtype` and start from the numbers of `adapter` (PEFT's keys, `layers.N.free`)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    lora = settings.lora
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if ".lora_" in name:
+                parameter.data = adapter[name.replace(".default", "")].to(dtype).clone()
+    gates = {}
+    for i, layer in enumerate(model.model.layers):
+        if f"layers.{i}.free" in adapter:
+            gates[i] = Gate(adapter[f"layers.{i}.free"].to(dtype).clone())
+            layer.self_attn.o_proj.register_forward_pre_hook(gates[i])
+    return Twin(peft, gates)
+
+
+def numbers(twin: Twin) -> dict[str, Tensor]:
+    """Return what is trained, under the names of our files."""
+    found = {
+        name.replace(".default", ""): parameter.detach()
+        for name, parameter in twin.model.named_parameters()
+        if ".lora_" in name
+    }
+    return found | {f"layers.{i}.free": gate.free.detach() for i, gate in twin.gates.items()}
+
+
+def train_twin(
+    twin: Twin, settings: Settings, steps: Iterable[tuple[list[PackedSequence], float, float]]
+) -> None:
+    """Train; each step gives its sequences, the learning rate and PET's lambda."""
+    trained = [p for p in twin.model.parameters() if p.requires_grad]
+    trained += [gate.free for gate in twin.gates.values()]
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
+    base = twin.model.get_base_model()
+    for sequences, rate, weight in steps:
+        optimizer.zero_grad()
+        targets = sum(int((s.targets >= 0).sum()) for s in sequences)
+        middles = sum(len(document) - 2 for s in sequences for document in _documents(s))
+        task_loss = pet_loss = 0.0
+        for sequence in sequences:
+            # Positions that begin anew part the documents: without a cache transformers masks between them.
+            hidden = base.model(
+                input_ids=sequence.tokens[None], position_ids=sequence.positions[None], use_cache=False
+            ).last_hidden_state[0]
+            # In float64: torch's own float32 cross-entropy on the CPU is off by 2e-5 with a large vocabulary.
+            logits = base.lm_head(hidden).double()
+            task = functional.cross_entropy(logits, sequence.targets, reduction="sum") / targets
+            bends = [
+                (hidden[d][2:] - 2 * hidden[d][1:-1] + hidden[d][:-2]).square().mean(-1).sum()
+                for d in _documents(sequence)
+                if len(d) > 2
+            ]
+            pet = torch.stack(bends).sum() / middles
+            (task + weight * pet).backward()
+            task_loss, pet_loss = task_loss + task.item(), pet_loss + pet.item()
+        norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in trained))
+        for parameter in trained:
+            parameter.grad *= min(1.0, settings.training.max_grad_norm / (norm + 1e-6))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        twin.losses.append(task_loss)
+        twin.pet.append(pet_loss)
+
+
+def _documents(sequence: PackedSequence) -> list[Tensor]:
+    """Return the rows of each document, padding left out."""
+    count = int(sequence.documents.max()) + 1
+    return [torch.nonzero(sequence.documents == i)[:, 0] for i in range(count)]
