@@ -19,8 +19,8 @@ from so8t_helpers import settings as so8t_settings
 from so8t_helpers.dataset import assemble, duplicates, reading
 from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
-from so8t_helpers.dataset.records import REASONS
-from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
+from so8t_helpers.dataset.quarantine import REASONS, Quarantined
+from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.phi3 import chat
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError

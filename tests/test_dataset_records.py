@@ -5,8 +5,9 @@ import json
 import pytest
 
 from so8t_helpers.dataset import records, thinking
-from so8t_helpers.dataset.records import RejectedError, parse_label
-from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
+from so8t_helpers.dataset.quarantine import Quarantined, RejectedError
+from so8t_helpers.dataset.records import parse_label
+from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking import format as think_format
 

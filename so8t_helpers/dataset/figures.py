@@ -34,7 +34,7 @@ def flow(card: Card) -> Figure:
 
 
 def labels(card: Card) -> Figure:
-    """Samples by label, train beside eval, each as a share of its split."""
+    """Samples by label in train and in eval, each as a share of its split."""
     figure, axes = new_figure(height=3.0)
     for offset, split in ((-0.2, "train"), (0.2, "eval")):
         counts = [card[split]["labels"].get(label, 0) for label in LABELS]
@@ -109,21 +109,21 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
 
 def reasons(card: Card) -> pd.DataFrame:
     """Why lines are in quarantine: reason, what it means, how many."""
-    rows = [
-        {"reason": name, "meaning": entry["meaning"], "lines": entry["lines"]}
-        for name, entry in card["quarantine"].items()
-    ]
+    rows = [(name, entry["meaning"], entry["lines"]) for name, entry in card["quarantine"].items()]
     return pd.DataFrame(rows, columns=["reason", "meaning", "lines"])
 
 
 def counted(card: Card) -> pd.DataFrame:
     """What was counted: personal data by kind, unsafe records by category, thinking by source."""
-    rows = [
-        {"what": group, "kind": name, "count": number}
-        for group, counts in card["counted"].items()
-        for name, number in counts.items()
-    ]
+    counted = card["counted"].items()
+    rows = [(group, kind, number) for group, counts in counted for kind, number in counts.items()]
     return pd.DataFrame(rows, columns=["what", "kind", "count"])
+
+
+def classifier(card: Card) -> pd.DataFrame:
+    """How good the classifier of unsafe text is on records that it has not seen."""
+    found = card["classifier"] or {"none": "dataset.nsfw_training names no labelled records"}
+    return pd.DataFrame(found.items(), columns=["figure", "value"]).astype(str)
 
 
 def inputs(card: Card) -> pd.DataFrame:
@@ -154,7 +154,11 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
         for offset in np.random.default_rng(seed).integers(0, max(size, 1), 20 * count):
             file.seek(int(offset))
             file.readline()
-            row = json.loads(file.readline() or _first_line(path))
+            line = file.readline()
+            if not line:  # the offset was in the last line: take the first
+                file.seek(0)
+                line = file.readline()
+            row = json.loads(line)
             found.setdefault(row["id"], row)
             if len(found) == count:
                 break
@@ -170,19 +174,10 @@ def _one_sample(row: dict[str, Any]) -> str:
     label, cell = row["label"], 'style="white-space: pre-wrap; margin: 0.2em 0"'
     head = f"{row['format']} · {row['task'] or 'no task'} · {row['source']['file']}:{row['source']['line']}"
     thinking = html.escape(row["thinking"])
-    private = (
-        f"<details><summary>thinking (private)</summary><p {cell}>{thinking}</p></details>"
-        if thinking
-        else ""
-    )
+    private = f"<details><summary>thinking (private)</summary><p {cell}>{thinking}</p></details>"
     return (
         f'<div style="border-left: 4px solid {COLORS[label]}; padding: 0.3em 0.9em; margin: 0.8em 0">'
         f"<small><b>{label}</b> · {html.escape(head)}</small>"
-        f"<p {cell}><b>Q</b> {html.escape(row['question'])}</p>{private}"
+        f"<p {cell}><b>Q</b> {html.escape(row['question'])}</p>{private if thinking else ''}"
         f"<p {cell}><b>A</b> {html.escape(row['final'])}</p></div>"
     )
-
-
-def _first_line(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.readline()

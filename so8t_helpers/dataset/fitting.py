@@ -10,11 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from so8t_helpers.dataset import thinking
-from so8t_helpers.dataset.records import Record, RejectedError
+from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.dataset.records import Record
 from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import DatasetSettings
-from so8t_helpers.thinking import format as think_format
-from so8t_helpers.thinking.format import ThinkText
+from so8t_helpers.thinking.format import ThinkText, build, join
 
 
 @dataclass(slots=True)
@@ -41,13 +41,13 @@ class Fitter:
         self.settings, self.limit, self.length_share = settings, limit, length_share
         self.lengths = TokenLengths(tokenizer)
 
-    def fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int, clean: bool) -> Fitted:
+    def fit(self, record: Record, parts: ThinkText, without_thinking: bool, draw: int, clean: bool) -> Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be.
 
         Args:
             record: as policy leaves it.
             parts: its thinking and answer.
-            unthinking: render without the thinking, as a plain turn.
+            without_thinking: render the answer alone.
             draw: the question's 64 bits, which decide whether its tokens are counted at any rate.
             clean: the parts hold nothing that could begin a mark.
 
@@ -55,33 +55,33 @@ class Fitter:
             RejectedError: too long even so, or a mark came about where two parts were joined.
         """
         limit = self.limit
-        whole = self._render(record, parts, unthinking, clean)
+        whole = self._render(record, parts, without_thinking, clean)
         counted = (draw >> 1) % 10_000 < self.length_share * 10_000
         if counted or not self.lengths.surely_within(whole.text, limit):
             whole.tokens = self.lengths.count(whole.text, limit)
         if whole.tokens <= limit:
             return whole
-        if self.settings.overlong == "cut" and not unthinking:
-            shorter = thinking.cut(
-                parts,
-                lambda p: self.lengths.count(self._render(record, p, False).text, limit) <= limit,
-                record.label,
-            )
+        if self.settings.overlong == "cut" and not without_thinking:
+
+            def fits(shorter: ThinkText) -> bool:
+                return self.lengths.count(self._render(record, shorter, False).text, limit) <= limit
+
+            shorter = thinking.cut(parts, fits, record.label)
             if shorter is not None:
                 fitted = self._render(record, shorter, False)
                 fitted.tokens = self.lengths.count(fitted.text, limit)
                 return fitted
         raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
 
-    def _render(self, record: Record, parts: ThinkText, unthinking: bool, clean: bool = False) -> Fitted:
+    def _render(
+        self, record: Record, parts: ThinkText, without_thinking: bool, clean: bool = False
+    ) -> Fitted:
         """Return the sample's messages and text; `clean` parts hold nothing that could begin a mark."""
         system = record.system or self.settings.system_prompt
-        command = "" if unthinking else self.settings.think_command
+        command, answer = "", parts.final
         try:
-            if unthinking:
-                answer = parts.final
-            else:
-                answer = think_format.join(parts) if clean else think_format.build(parts)
+            if not without_thinking:
+                command, answer = self.settings.think_command, join(parts) if clean else build(parts)
         except ValueError as error:  # a mark that only came about where two parts were joined
             raise RejectedError("format_markers", str(error)) from None
         messages = [{"role": "system", "content": system}] if system else []

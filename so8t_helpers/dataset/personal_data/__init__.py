@@ -54,7 +54,7 @@ def _folds() -> dict[int, str]:
 
 _FOLDS = _folds()
 
-# Cheap looks at NFKC text in lower case: a finder runs only where its look finds something.
+# Cheap searches of normalised text (NFKC, lower case): a finder runs only where its own finds something.
 FEWEST_IN_A_ROW = 7  # digits and signs that a number of any kind has at least
 NO_LETTER = re.compile(r"[0-9\Wー]")
 _DIGITS = re.compile(r"[0-9](?=[0-9\Wー]{6})(?:[\Wー]{0,2}[0-9]){6}")
@@ -90,26 +90,22 @@ def halfwidth(text: str) -> str:
     return _LONG_VOWEL_AS_DASH.sub("-", text.translate(_FOLDS))
 
 
-def looks(plain: str) -> set[str]:
-    """Return which finders are worth running on a text.
-
-    Args:
-        plain: the text in NFKC and lower case.
-    """
+def looks(normalised: str) -> set[str]:
+    """Return which finders are worth running on a text, given in NFKC and lower case."""
     hit = set()
-    if _DIGITS.search(plain) or "〒" in plain:
+    if _DIGITS.search(normalised) or "〒" in normalised:
         hit.add("digits")
-    if "." in plain and _DOTS.search(plain):
+    if "." in normalised and _DOTS.search(normalised):
         hit.add("dots")
-    if ("県" in plain or "都" in plain or "府" in plain or "道" in plain) and _PREFECTURE.search(plain):
+    if _PREFECTURE.search(normalised):
         hit.add("prefecture")
-    if ", " in plain and _ZIP.search(plain):
+    if ", " in normalised and _ZIP.search(normalised):
         hit.add("zip")
-    if "@" in plain or "at)" in plain or "at]" in plain or "アット" in plain:
+    if "@" in normalised or "at)" in normalised or "at]" in normalised or "アット" in normalised:
         hit.add("at")
-    if _SECRET.search(plain):
+    if _SECRET.search(normalised):
         hit.add("secret")
-    if ":" in plain:
+    if ":" in normalised:
         hit.add("colon")
     return hit
 

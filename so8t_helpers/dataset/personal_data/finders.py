@@ -7,16 +7,9 @@ from __future__ import annotations
 
 import re
 
-from so8t_helpers.dataset.personal_data.checks import (
-    Accept,
-    corporate_number_valid,
-    is_card,
-    is_ip,
-    is_phone,
-    is_secret,
-    my_number_valid,
-    near,
-)
+from stdnum.jp import cn, in_
+
+from so8t_helpers.dataset.personal_data.checks import Accept, is_card, is_ip, is_phone, is_secret, near
 
 _PREFECTURE = (
     "(?:東京都|北海道|(?:大阪|京都)府|(?:青森|岩手|宮城|秋田|山形|福島|茨城|栃木|群馬|埼玉|千葉|神奈川|新潟|"
@@ -103,13 +96,13 @@ FINDERS: tuple[tuple[str, str, re.Pattern[str], Accept | None], ...] = tuple(
             "my_number",
             "digits",
             r"(?<![0-9-])[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9]|-[0-9])",
-            near(r"マイナンバー|個人番号|my ?number|individual number", my_number_valid),
+            near(r"マイナンバー|個人番号|my ?number|individual number", in_.is_valid),
         ),
         (
             "corporate_number",
             "digits",
             r"(?<![0-9-])[0-9](?:[ -]?[0-9]{4}){3}(?![0-9]|-[0-9])",
-            near(r"法人番号|corporate number", corporate_number_valid),
+            near(r"法人番号|corporate number", cn.is_valid),
         ),
         ("phone", "digits", _PHONE, is_phone),
         (

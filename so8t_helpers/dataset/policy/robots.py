@@ -44,12 +44,7 @@ class Robots:
         if self.directory is None or not (self.directory / name).is_file():
             return None
         with (self.directory / name).open("rb") as file:
-            return parse(file.read(MAX_BYTES))
-
-
-def parse(content: bytes) -> Protego:
-    """Parse a robots.txt file; a byte order mark is skipped, bytes that are not UTF-8 are replaced."""
-    return Protego.parse(content.decode("utf-8-sig", errors="replace"))
+            return Protego.parse(file.read(MAX_BYTES).decode("utf-8-sig", errors="replace"))
 
 
 def file_name(url: str) -> str | None:
@@ -71,7 +66,7 @@ CACHE_SECONDS = 24 * 3600  # RFC 9309, 2.4
 DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
 
 
-def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Path | None:
+def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> None:
     """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
 
     A file that the user gave (without the `.json` that a fetch leaves beside it) is never replaced. 4xx means
@@ -85,14 +80,12 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Pa
     """
     name = file_name(url)
     if name is None:
-        return None
+        return
     path, note = directory / name, directory / f"{name}.json"
     if path.is_file() and not _expired(note):
-        return path
-    parts = urlsplit(url)
-    status, content = _get(
-        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/robots.txt", agent, public_only
-    )
+        return
+    scheme, authority, *_ = urlsplit(url)
+    status, content = _get(f"{scheme}://{authority.rpartition('@')[2]}/robots.txt", agent, public_only)
     if status is None or status >= 500:
         content = DISALLOW_ALL
     elif status >= 300:
@@ -100,7 +93,6 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Pa
     with atomic_path(path) as scratch:
         scratch.write_bytes(content)
     write_json(note, {"url": url, "status": status, "fetched": time.time()})
-    return path
 
 
 def _expired(note: Path) -> bool:
