@@ -266,7 +266,7 @@ def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
     plan = Plan(
         so8t_settings.DatasetSettings(think_format=style), 0, 2048, base / "tokenizer.json", 0.0, None
     )
-    outcome = Sampler(plan)(line, "utf-8", "in.jsonl", 1)
+    outcome = Sampler(plan).batch([(1, line)], "utf-8", "in.jsonl")[0]
     if isinstance(outcome, Quarantined):
         assert outcome.reason in REASONS
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -65,14 +64,14 @@ class _Output:
 
     def __init__(self, file: IO[bytes], hashing: ThreadPoolExecutor, syncing: ThreadPoolExecutor):
         self._file, self._pool, self._sync = file, hashing, BackgroundSync(syncing, SYNC_BYTES)
-        self._hash = hashlib.sha256()
+        self.hash = hashlib.sha256()
         self._hashing: Future[None] | None = None
 
     def write(self, content: bytes) -> None:
         """Append some bytes; at most one block waits to be hashed."""
         if self._hashing is not None:
             self._hashing.result()
-        self._hashing = self._pool.submit(self._hash.update, content)
+        self._hashing = self._pool.submit(self.hash.update, content)
         self._file.write(content)
         self._sync.wrote(len(content))
         if self._sync.due():
@@ -81,12 +80,8 @@ class _Output:
     def finish(self) -> None:
         """Wait until the other threads are done with the file."""
         self._sync.settle()
-
-    def digest(self) -> str:
-        """Return the hash of all that was written, once the other thread is done."""
         if self._hashing is not None:
             self._hashing.result()
-        return self._hash.hexdigest()
 
 
 def assemble(
@@ -112,7 +107,7 @@ def assemble(
             index, kept, in_eval = rows.index[here], earlier[here] < 0, held[here]
             targets = np.where(kept, np.where(in_eval, _EVAL, _TRAIN), _DUPLICATE)
             path = part(work, "rows", chunk.index)
-            duplicates: list[tuple[int, bytes]] = []
+            duplicates: list[tuple[int, bytes]] = []  # (line, its entry in quarantine.jsonl)
             for start, edges, block in _ahead(_blocks(path, index["offset"]), reading):
                 chosen = targets[start : start + len(edges) - 1]
                 for split, out in enumerate(splits):
@@ -145,7 +140,7 @@ def _outputs(directory: Path, hashes: HashCache) -> Iterator[list[_Output]]:
                 stack.callback(outputs[-1].finish)
             yield outputs
         for name, output in zip(OUTPUTS, outputs, strict=True):
-            hashes.put(directory / f"{name}.jsonl", output.digest())
+            hashes.put(directory / f"{name}.jsonl", output.hash.hexdigest())
 
 
 _Block = tuple[int, list[int], bytes]
@@ -200,7 +195,7 @@ def _duplicates(
     exact = first != np.arange(count)
     near, skipped = near_duplicates(files, ~exact, threshold, rows.question)
     if skipped:
-        tally.other.setdefault("near-duplicates", Counter())["comparisons left out"] += skipped
+        tally.other["near-duplicates"]["comparisons left out"] += skipped
     return np.where(exact, first, near), exact
 
 
@@ -220,9 +215,7 @@ def _joined_index(work: Path, count: int) -> np.ndarray:
         for i in range(count):
             with part(work, "index", i).open("rb") as file:
                 shutil.copyfileobj(file, out, 2**20)
-    if path.stat().st_size == 0:
-        return np.zeros(0, dtype=INDEX)
-    return np.memmap(path, dtype=INDEX, mode="r")
+    return np.memmap(path, INDEX, "r") if path.stat().st_size else np.zeros(0, INDEX)
 
 
 def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Tally:
 
     def __init__(self, limit: int):
         self.reasons: Counter[str] = Counter()
-        self.other: dict[str, Counter[str]] = {}
+        self.other: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.lines = 0
         self.by_split: dict[str, dict[str, Counter[str]]] = {
             split: {group: Counter() for group in _COUNTED} for split in SPLITS
@@ -42,8 +42,7 @@ class Tally:
         """Add what the first pass counted."""
         self.lines += result.lines
         for (group, name), number in result.counts.items():
-            target = self.reasons if group == "reason" else self.other.setdefault(group, Counter())
-            target[name] += number
+            (self.reasons if group == "reason" else self.other[group])[name] += number
 
     def add_rows(self, split: str, index: np.ndarray, result: ChunkResult) -> None:
         """Add a chunk's rows that went to one split."""

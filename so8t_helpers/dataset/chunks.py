@@ -27,13 +27,9 @@ from so8t_helpers.settings import SettingsError
 # What the later passes know of a kept row.
 INDEX = np.dtype(
     [
-        ("line", "<u8"),
-        ("offset", "<u8"),
-        ("question", "<u8"),
-        ("label", "u1"),
-        ("format", "u1"),
-        ("licence", "<u2"),
-        ("domain", "<u2"),
+        *((name, "<u8") for name in ("line", "offset", "question")),
+        *((name, "u1") for name in ("label", "format")),
+        *((name, "<u2") for name in ("licence", "domain")),
         ("tokens", "<u4"),
     ]
 )
@@ -191,9 +187,8 @@ def _on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterat
         import ray  # noqa: PLC0415  (an optional extra)
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise SettingsError(
-            "dataset.engine: ray is not installed; pip install 'so8t-workbench[ray]'"
-        ) from error
+        message = "dataset.engine: ray is not installed; pip install 'so8t-workbench[ray]'"
+        raise SettingsError(message) from error
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

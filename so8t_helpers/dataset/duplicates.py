@@ -35,9 +35,7 @@ _POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM
 def normalise_question(question: str, already: bool = False) -> str:
     """Return a question without what does not matter when two are compared: width, case, signs, spaces.
 
-    Args:
-        question: the text.
-        already: it is known to be in NFKC and lower case.
+    `already` says that it is known to be in NFKC and lower case.
     """
     text = question if already else normalised(question)
     # Most noise is a few signs, and taking those out first leaves nothing for the regex to do.

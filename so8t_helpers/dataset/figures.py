@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,11 @@ def labels(card: Card) -> Figure:
 
 def domains(card: Card, most: int = 15) -> Figure:
     """Samples by domain, the most frequent ones first."""
-    counts: dict[str, int] = {}
-    for split in ("train", "eval"):
-        for name, number in card[split]["domains"].items():
-            counts[name or "(none)"] = counts.get(name or "(none)", 0) + number
-    top = sorted(counts.items(), key=lambda item: -item[1])[:most][::-1]
+    counts = Counter(card["train"]["domains"]) + Counter(card["eval"]["domains"])
+    top = counts.most_common(most)[::-1]
     figure, axes = new_figure(height=0.8 + 0.24 * max(len(top), 1))
-    bars = axes.barh([name for name, _ in top], [number for _, number in top], color=COLORS["accent"])
+    names = [name or "(none)" for name, _ in top]
+    bars = axes.barh(names, [number for _, number in top], color=COLORS["accent"])
     axes.bar_label(bars, [f"{number:,}" for _, number in top], padding=4, fontsize=9)
     axes.set(xlabel="samples (train and eval)")
     axes.grid(axis="y", visible=False)
@@ -78,11 +77,8 @@ def lengths(card: Card) -> Figure:
         bottom += counts
     axes.axvline(edges[-1], color=COLORS["bad"], linestyle="--", label=f"limit: {edges[-1]:.0f}")
     measured = card["lengths"]["measured"]
-    axes.set(
-        xlabel="tokens of the whole sample",
-        ylabel=f"samples ({measured:,} counted)",
-        xlim=(0, edges[-1] * 1.03),
-    )
+    axes.set(xlabel="tokens of the whole sample", ylabel=f"samples ({measured:,} counted)")
+    axes.set_xlim(0, edges[-1] * 1.03)
     axes.margins(y=0.08)
     axes.legend()
     return figure
@@ -134,14 +130,14 @@ def inputs(card: Card) -> pd.DataFrame:
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
     """The first few quarantined lines of each reason: where they are and why, never what they say."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     rows = []
     with (directory / "quarantine.jsonl").open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            seen[row["reason"]] = seen.get(row["reason"], 0) + 1
+            seen[row["reason"]] += 1
             if seen[row["reason"]] <= most:
-                rows.append({k: row[k] for k in ("file", "line", "reason", "detail")})
+                rows.append(row)
     table = pd.DataFrame(rows, columns=["file", "line", "reason", "detail"])
     return table.sort_values(["reason", "line"], ignore_index=True)
 
@@ -167,7 +163,7 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
 
 def sample_html(samples: list[dict[str, Any]]) -> str:
     """Show samples as a reader would see them: the question, the private thinking folded, the answer."""
-    return "\n".join(_one_sample(row) for row in samples)
+    return "\n".join(map(_one_sample, samples))
 
 
 def _one_sample(row: dict[str, Any]) -> str:

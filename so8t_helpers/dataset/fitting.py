@@ -28,14 +28,7 @@ class Fitted:
 
 
 class Fitter:
-    """Renders samples, and cuts the thinking of those that are too long.
-
-    Args:
-        settings: the profile's dataset section.
-        tokenizer: the base's tokenizer.json.
-        limit: longest sample in tokens.
-        length_share: share of samples whose tokens are counted even where that cannot decide.
-    """
+    """Renders samples, and cuts the thinking of those that are too long; the arguments are `Plan`'s."""
 
     def __init__(self, settings: DatasetSettings, tokenizer: Path, limit: int, length_share: float):
         self.settings, self.limit, self.length_share = settings, limit, length_share
@@ -138,6 +131,5 @@ def _character_costs(path: Path) -> np.ndarray | None:
         return None
     costs = np.full(0x110000, 4, dtype=np.uint8)
     costs[:0x10000], costs[:0x800], costs[:0x80] = 3, 2, 1
-    known = [ord(piece) for piece in model["vocab"] if len(piece) == 1]
-    costs[known] = 1
+    costs[[ord(piece) for piece in model["vocab"] if len(piece) == 1]] = 1
     return costs

@@ -110,14 +110,10 @@ class Sampler:
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
-    def __call__(self, raw: bytes | None, encoding: str, file: str, line: int) -> Sample | Quarantined:
-        """Judge one line; `raw` is None for one that was too long to read."""
-        return self.batch([(line, raw)], encoding, file)[0]
-
     def batch(
         self, lines: list[tuple[int, bytes | None]], encoding: str, file: str
     ) -> list[Sample | Quarantined]:
-        """Judge many lines at once, each as if it were alone: scanning their characters costs less so."""
+        """Judge (number, line) pairs, each as if it were alone: screening many at once costs less."""
         digests = [hashlib.sha256(raw).hexdigest() if raw is not None else "" for _, raw in lines]
         outcomes = [
             _attempt(digest, self._read, raw, encoding)

@@ -15,8 +15,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from so8t_helpers.dataset.personal_data.finders import FINDERS
+from so8t_helpers.dataset.policy.harm import normalised
 
-KINDS = ("email", "phone", "my_number", "corporate_number", "credit_card", "address", "ip_address", "secret")
 MASKS = {
     "email": "[メールアドレス]",
     "phone": "[電話番号]",
@@ -27,6 +27,7 @@ MASKS = {
     "ip_address": "[IPアドレス]",
     "secret": "[認証情報]",
 }
+KINDS = tuple(MASKS)
 NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )
@@ -90,29 +91,29 @@ def halfwidth(text: str) -> str:
     return _LONG_VOWEL_AS_DASH.sub("-", text.translate(_FOLDS))
 
 
-def looks(normalised: str) -> set[str]:
-    """Return which finders are worth running on a text, given in NFKC and lower case."""
+def looks(text: str) -> set[str]:
+    """Return which finders are worth running on a text, which is `normalised`."""
     hit = set()
-    if _DIGITS.search(normalised) or "〒" in normalised:
+    if _DIGITS.search(text) or "〒" in text:
         hit.add("digits")
-    if "." in normalised and _DOTS.search(normalised):
+    if "." in text and _DOTS.search(text):
         hit.add("dots")
-    if _PREFECTURE.search(normalised):
+    if _PREFECTURE.search(text):
         hit.add("prefecture")
-    if ", " in normalised and _ZIP.search(normalised):
+    if ", " in text and _ZIP.search(text):
         hit.add("zip")
-    if "@" in normalised or "at)" in normalised or "at]" in normalised or "アット" in normalised:
+    if "@" in text or "at)" in text or "at]" in text or "アット" in text:
         hit.add("at")
-    if _SECRET.search(normalised):
+    if _SECRET.search(text):
         hit.add("secret")
-    if ":" in normalised:
+    if ":" in text:
         hit.add("colon")
     return hit
 
 
 def find(text: str) -> list[Found]:
     """Return the places of personal data in `text`, in order, without overlaps."""
-    hit = looks(unicodedata.normalize("NFKC", text).lower())
+    hit = looks(normalised(text))
     if not hit:
         return []
     folded = halfwidth(text)

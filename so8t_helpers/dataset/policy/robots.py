@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import socket
 import time
 from functools import lru_cache
@@ -69,7 +70,7 @@ DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
 def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> None:
     """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
 
-    A file that the user gave (without the `.json` that a fetch leaves beside it) is never replaced. 4xx means
+    A file that the user gave (without the `.json` that a fetch leaves with it) is never replaced. 4xx means
     that all may be crawled, 5xx and network errors that nothing may.
 
     Args:
@@ -82,8 +83,10 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> No
     if name is None:
         return
     path, note = directory / name, directory / f"{name}.json"
-    if path.is_file() and not _expired(note):
-        return
+    if path.is_file():
+        fetched = json.loads(note.read_text(encoding="utf-8"))["fetched"] if note.is_file() else math.inf
+        if time.time() - fetched <= CACHE_SECONDS:
+            return
     scheme, authority, *_ = urlsplit(url)
     status, content = _get(f"{scheme}://{authority.rpartition('@')[2]}/robots.txt", agent, public_only)
     if status is None or status >= 500:
@@ -93,12 +96,6 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> No
     with atomic_path(path) as scratch:
         scratch.write_bytes(content)
     write_json(note, {"url": url, "status": status, "fetched": time.time()})
-
-
-def _expired(note: Path) -> bool:
-    if not note.is_file():
-        return False
-    return time.time() - json.loads(note.read_text(encoding="utf-8"))["fetched"] > CACHE_SECONDS
 
 
 def _get(url: str, agent: str, public_only: bool) -> tuple[int | None, bytes]:
