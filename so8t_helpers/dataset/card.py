@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.chunks import ChunkResult
+from so8t_helpers.dataset.personal_data import NOT_COVERED
 from so8t_helpers.dataset.policy.harm import PURPOSE
 from so8t_helpers.dataset.quarantine import REASONS
 from so8t_helpers.dataset.reading import InputFile
@@ -105,7 +105,7 @@ def describe(
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
         "classifier": classifier,
-        "not_covered": personal_data.NOT_COVERED,
+        "not_covered": NOT_COVERED,
         "inputs": [
             {
                 "name": file.name,

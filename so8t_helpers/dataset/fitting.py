@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from so8t_helpers.dataset import thinking
 from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.phi3 import chat
+from so8t_helpers.dataset.thinking import cut
+from so8t_helpers.phi3.chat import render, user_turn
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import ThinkText, build, join
 
@@ -56,14 +56,14 @@ class Fitter:
             return whole
         if self.settings.overlong == "cut" and not without_thinking:
 
-            def fits(shorter: ThinkText) -> bool:
-                return self.lengths.count(self._render(record, shorter, False).text, limit) <= limit
-
-            shorter = thinking.cut(parts, fits, record.label)
-            if shorter is not None:
+            def counted_with(shorter: ThinkText) -> Fitted:
                 fitted = self._render(record, shorter, False)
                 fitted.tokens = self.lengths.count(fitted.text, limit)
                 return fitted
+
+            shorter = cut(parts, lambda p: counted_with(p).tokens <= limit, record.label)
+            if shorter is not None:
+                return counted_with(shorter)
         raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
 
     def _render(
@@ -79,10 +79,10 @@ class Fitter:
             raise RejectedError("format_markers", str(error)) from None
         messages = [{"role": "system", "content": system}] if system else []
         messages += [
-            {"role": "user", "content": chat.user_turn(record.question, command)},
+            {"role": "user", "content": user_turn(record.question, command)},
             {"role": "assistant", "content": answer},
         ]
-        return Fitted(parts, messages, chat.render(messages), 0)
+        return Fitted(parts, messages, render(messages), 0)
 
 
 # The template's marks, and the space that SentencePiece puts before a text.

@@ -13,16 +13,18 @@ from typing import TypeVar
 
 import orjson
 
-from so8t_helpers.dataset import personal_data, thinking
+from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
-from so8t_helpers.dataset.policy import harm, licence
 from so8t_helpers.dataset.policy.detector import Detector
+from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
+from so8t_helpers.dataset.policy.licence import canonical
 from so8t_helpers.dataset.policy.robots import Robots
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined, RejectedError
 from so8t_helpers.dataset.records import TEXT_FIELDS, Record, normalise, parse_json
 from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
+from so8t_helpers.dataset.thinking import build, private_text
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.markers import CANDIDATE
@@ -178,7 +180,7 @@ class Sampler:
         without_thinking = draw / 2**64 >= self.without_thinking_from
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
-        parts = thinking.build(record, style, reasoning, candidate.harm)
+        parts = build(record, style, reasoning, candidate.harm)
         # A teacher's words and a category's name were not screened.
         clean = not (candidate.worth & MARKS or candidate.masked or candidate.harm)
         clean = clean and reasoning is record.reasoning
@@ -194,7 +196,7 @@ class Sampler:
             "text": fitted.text,
             "question": record.question,
             "prompt": fitted.messages[-2]["content"],
-            "thinking": "" if without_thinking else thinking.private_text(fitted.parts),
+            "thinking": "" if without_thinking else private_text(fitted.parts),
             "final": record.answer,
             "check": record.check,
             "source": {"file": file, "line": line, "sha256": digest, "licence": candidate.licence},
@@ -219,7 +221,7 @@ class Sampler:
         name = record.licence or self.settings.default_licence
         if not name:
             raise RejectedError("licence_missing", "no `licence`, and dataset.default_licence is not set")
-        known = licence.canonical(name, self.allowed)
+        known = canonical(name, self.allowed)
         if known is None:
             raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
         if record.url:
@@ -250,9 +252,9 @@ class Sampler:
         category = record.flagged or found
         if category is None:
             return None
-        if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
+        if record.label not in SAFE_LABELS_FOR_UNSAFE:
             raise RejectedError("unsafe_label", f"flagged as {category}, but labelled {record.label}")
-        if not harm.refuses(record.answer):
+        if not refuses(record.answer):
             detail = f"flagged as {category}; the answer neither refuses nor escalates"
             raise RejectedError("unsafe_answer", detail)
         return category

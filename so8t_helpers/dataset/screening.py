@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from so8t_helpers.dataset import personal_data
-from so8t_helpers.dataset.policy import harm
+from so8t_helpers.dataset.policy.harm import normalised
 from so8t_helpers.thinking.markers import MARK_STARTS
 
 MARKS, PERSONAL, WORDS = 1, 2, 4
@@ -55,7 +55,7 @@ class Screen:
         seen = np.bitwise_or.reduceat(_text_classes().take(points), starts)
         marks, changes = seen & _MARK_START, (seen & _CHANGES) != 0
         if changes.any():
-            texts = [harm.normalised(t) if change else t for t, change in zip(texts, changes, strict=True)]
+            texts = [normalised(t) if change else t for t, change in zip(texts, changes, strict=True)]
             points, starts = _points(texts)
         classes = self._classes.take(points)
         seen = classes & (_SIGN | _WORD)
@@ -100,7 +100,7 @@ def _text_classes() -> np.ndarray:
     for code in range(_OUTSIDE):
         letter = chr(code)
         mark = unicodedata.category(letter)[0] == "M"
-        if harm.normalised(letter) != letter or mark or 0x1100 <= code < 0x1200:
+        if normalised(letter) != letter or mark or 0x1100 <= code < 0x1200:
             table[code] |= _CHANGES
     table[_OUTSIDE] = _MARK_START | _CHANGES
     return table
