@@ -19,8 +19,8 @@ from so8t_helpers import settings as so8t_settings
 from so8t_helpers.dataset import assemble, duplicates, reading
 from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
-from so8t_helpers.dataset.records import REASONS
-from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
+from so8t_helpers.dataset.quarantine import REASONS, Quarantined
+from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.phi3 import chat
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
@@ -266,7 +266,7 @@ def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
     plan = Plan(
         so8t_settings.DatasetSettings(think_format=style), 0, 2048, base / "tokenizer.json", 0.0, None
     )
-    outcome = Sampler(plan)(line, "utf-8", "in.jsonl", 1)
+    outcome = Sampler(plan).batch([(1, line)], "utf-8", "in.jsonl")[0]
     if isinstance(outcome, Quarantined):
         assert outcome.reason in REASONS
         return

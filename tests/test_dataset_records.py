@@ -5,8 +5,9 @@ import json
 import pytest
 
 from so8t_helpers.dataset import records, thinking
-from so8t_helpers.dataset.records import RejectedError, parse_label
-from so8t_helpers.dataset.sample import Plan, Quarantined, Sampler
+from so8t_helpers.dataset.quarantine import Quarantined, RejectedError
+from so8t_helpers.dataset.records import parse_label
+from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking import format as think_format
 
@@ -121,7 +122,8 @@ def judge(tmp_path_factory):
         chosen = DatasetSettings(**{"plain_share": 0.0, **(settings or {})})
         record = {**BASE, "instruction": "首都はどこですか", "output": "東京です。", **data}
         line = json.dumps(record, ensure_ascii=False).encode() if raw is None else raw
-        outcome = Sampler(Plan(chosen, 0, 4096, path, 0.0, None))(line, encoding, "in.jsonl", 1)
+        sampler = Sampler(Plan(chosen, 0, 4096, path, 0.0, None))
+        outcome = sampler.batch([(1, line)], encoding, "in.jsonl")[0]
         return outcome if isinstance(outcome, Quarantined) else json.loads(outcome.row)
 
     return one

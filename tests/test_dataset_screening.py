@@ -101,7 +101,7 @@ def test_a_line_is_judged_the_same_alone_and_among_others(tmp_path):
     assert parse_json(raws[0])
     lines = list(enumerate(raws, 1))
     together = sampler.batch(lines, "utf-8", "in.jsonl")
-    assert together == [sampler(raw, "utf-8", "in.jsonl", line) for line, raw in lines]
+    assert together == [sampler.batch([line], "utf-8", "in.jsonl")[0] for line in lines]
     reasons = [getattr(outcome, "reason", None) for outcome in together[40:]]
     assert reasons == [
         "unsafe_label",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,8 +15,7 @@ from typing import IO
 import numpy as np
 import orjson
 
-from so8t_helpers.dataset import chunks as dataset_chunks
-from so8t_helpers.dataset.card import Tally
+from so8t_helpers.dataset.card import OUTPUTS, Tally
 from so8t_helpers.dataset.chunks import INDEX, ChunkResult, part
 from so8t_helpers.dataset.duplicates import (
     KEPT,
@@ -26,14 +24,13 @@ from so8t_helpers.dataset.duplicates import (
     near_duplicates,
     normalise_question,
 )
+from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk
-from so8t_helpers.dataset.sample import FORMATS, Quarantined
-from so8t_helpers.run import files as run_files
-from so8t_helpers.run.files import HashCache
+from so8t_helpers.dataset.sample import FORMATS
+from so8t_helpers.run.files import HashCache, atomic_path
 from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
 
-OUTPUTS = ("train", "eval", "quarantine")
 _TRAIN, _EVAL, _DUPLICATE = range(3)
 BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
 SYNC_BYTES = 2**26  # the disk works while the rest is written, not all at the end
@@ -45,7 +42,7 @@ class Rows:
     def __init__(self, chunks: list[Chunk], results: list[ChunkResult], work: Path):
         self.chunks, self.work = chunks, work
         self.starts = np.cumsum([0, *(result.kept for result in results)])
-        self.index = _joined(work, "index", len(chunks))
+        self.index = _joined_index(work, len(chunks))
 
     def chunk_of(self, row: int) -> Chunk:
         """Return the chunk that a row came from."""
@@ -67,14 +64,14 @@ class _Output:
 
     def __init__(self, file: IO[bytes], hashing: ThreadPoolExecutor, syncing: ThreadPoolExecutor):
         self._file, self._pool, self._sync = file, hashing, BackgroundSync(syncing, SYNC_BYTES)
-        self._hash = hashlib.sha256()
+        self.hash = hashlib.sha256()
         self._hashing: Future[None] | None = None
 
     def write(self, content: bytes) -> None:
         """Append some bytes; at most one block waits to be hashed."""
         if self._hashing is not None:
             self._hashing.result()
-        self._hashing = self._pool.submit(self._hash.update, content)
+        self._hashing = self._pool.submit(self.hash.update, content)
         self._file.write(content)
         self._sync.wrote(len(content))
         if self._sync.due():
@@ -83,12 +80,8 @@ class _Output:
     def finish(self) -> None:
         """Wait until the other threads are done with the file."""
         self._sync.settle()
-
-    def digest(self) -> str:
-        """Return the hash of all that was written, once the other thread is done."""
         if self._hashing is not None:
             self._hashing.result()
-        return self._hash.hexdigest()
 
 
 def assemble(
@@ -114,7 +107,7 @@ def assemble(
             index, kept, in_eval = rows.index[here], earlier[here] < 0, held[here]
             targets = np.where(kept, np.where(in_eval, _EVAL, _TRAIN), _DUPLICATE)
             path = part(work, "rows", chunk.index)
-            duplicates: list[tuple[int, bytes]] = []
+            duplicates: list[tuple[int, bytes]] = []  # (line, its entry in quarantine.jsonl)
             for start, edges, block in _ahead(_blocks(path, index["offset"]), reading):
                 chosen = targets[start : start + len(edges) - 1]
                 for split, out in enumerate(splits):
@@ -125,7 +118,7 @@ def assemble(
                     digest = orjson.loads(block[edges[i] : edges[i + 1]])["source"]["sha256"]
                     item = Quarantined(reason, f"of {rows.where(int(earlier[row]))}", digest)
                     line = int(rows.index["line"][row])
-                    duplicates.append((line, dataset_chunks.quarantine_line(chunk.file.name, line, item)))
+                    duplicates.append((line, item.entry(chunk.file.name, line)))
                     tally.reasons[reason] += 1
             path.unlink()
             quarantine.write(_quarantined(part(work, "quarantine", chunk.index), duplicates))
@@ -142,12 +135,12 @@ def _outputs(directory: Path, hashes: HashCache) -> Iterator[list[_Output]]:
         outputs = []
         with ExitStack() as stack:
             for name in OUTPUTS:
-                scratch = stack.enter_context(run_files.atomic_path(directory / f"{name}.jsonl"))
+                scratch = stack.enter_context(atomic_path(directory / f"{name}.jsonl"))
                 outputs.append(_Output(stack.enter_context(scratch.open("wb")), hashing, syncing))
                 stack.callback(outputs[-1].finish)
             yield outputs
         for name, output in zip(OUTPUTS, outputs, strict=True):
-            hashes.put(directory / f"{name}.jsonl", output.digest())
+            hashes.put(directory / f"{name}.jsonl", output.hash.hexdigest())
 
 
 _Block = tuple[int, list[int], bytes]
@@ -177,11 +170,11 @@ def _ahead(blocks: Iterator[_Block], pool: ThreadPoolExecutor) -> Iterator[_Bloc
         yield block
 
 
-def _taken(block: bytes, edges: list[int], wanted: np.ndarray) -> bytes:
-    """Return the wanted rows of a block."""
+def _taken(block: bytes, edges: list[int], chosen: np.ndarray) -> bytes:
+    """Return the chosen rows of a block."""
     view = memoryview(block)
-    turns = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
-    return b"".join(view[edges[a] : edges[b]] for a, b in zip(turns[::2], turns[1::2], strict=True))
+    borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    return b"".join(view[edges[a] : edges[b]] for a, b in zip(borders[::2], borders[1::2], strict=True))
 
 
 def _duplicates(
@@ -202,7 +195,7 @@ def _duplicates(
     exact = first != np.arange(count)
     near, skipped = near_duplicates(files, ~exact, threshold, rows.question)
     if skipped:
-        tally.other.setdefault("near-duplicates", Counter())["comparisons left out"] += skipped
+        tally.other["near-duplicates"]["comparisons left out"] += skipped
     return np.where(exact, first, near), exact
 
 
@@ -215,16 +208,14 @@ def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
     return b"".join(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
 
 
-def _joined(work: Path, kind: str, count: int) -> np.ndarray:
+def _joined_index(work: Path, count: int) -> np.ndarray:
     """Return the chunks' index files as one array, mapped from disk."""
-    path = work / kind
+    path = work / "index"
     with path.open("wb") as out:
         for i in range(count):
-            with part(work, kind, i).open("rb") as file:
+            with part(work, "index", i).open("rb") as file:
                 shutil.copyfileobj(file, out, 2**20)
-    if path.stat().st_size == 0:
-        return np.zeros(0, dtype=INDEX)
-    return np.memmap(path, dtype=INDEX, mode="r")
+    return np.memmap(path, INDEX, "r") if path.stat().st_size else np.zeros(0, INDEX)
 
 
 def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: float) -> np.ndarray:
@@ -242,11 +233,10 @@ def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: floa
     for label in np.unique(index["label"]):
         of_label = np.flatnonzero(kept & (index["label"] == label))
         candidates = of_label[index["format"][of_label] != plain_format]
-        wanted = round(share * len(of_label))
-        wanted = max(wanted, 1) if share > 0 and len(of_label) > 1 else wanted
-        wanted = min(wanted, len(candidates))
-        if wanted:
+        least = 1 if share > 0 and len(of_label) > 1 else 0
+        count = min(max(round(share * len(of_label)), least), len(candidates))
+        if count:
             hashes = index["question"][candidates]
-            cutoff = np.partition(hashes, wanted - 1)[wanted - 1]
+            cutoff = np.partition(hashes, count - 1)[count - 1]
             chosen[candidates[hashes <= cutoff]] = True
     return kept & np.isin(index["question"], index["question"][chosen])

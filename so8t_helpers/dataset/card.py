@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.chunks import ChunkResult
+from so8t_helpers.dataset.personal_data import NOT_COVERED
 from so8t_helpers.dataset.policy.harm import PURPOSE
+from so8t_helpers.dataset.quarantine import REASONS
 from so8t_helpers.dataset.reading import InputFile
-from so8t_helpers.dataset.records import REASONS
 from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.run.files import HashCache
 from so8t_helpers.thinking.format import LABELS
 
+SPLITS = ("train", "eval")
+OUTPUTS = (*SPLITS, "quarantine")
 LENGTH_BINS = 60
+# What is counted of each split -> the field of the chunks' index.
+_COUNTED = {"labels": "label", "formats": "format", "domains": "domain", "licences": "licence"}
 
 
 class Tally:
@@ -25,11 +29,10 @@ class Tally:
 
     def __init__(self, limit: int):
         self.reasons: Counter[str] = Counter()
-        self.other: dict[str, Counter[str]] = {}
+        self.other: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.lines = 0
         self.by_split: dict[str, dict[str, Counter[str]]] = {
-            split: {"labels": Counter(), "formats": Counter(), "domains": Counter(), "licences": Counter()}
-            for split in ("train", "eval")
+            split: {group: Counter() for group in _COUNTED} for split in SPLITS
         }
         self.edges = np.linspace(0, limit, LENGTH_BINS + 1)
         self.lengths = np.zeros((len(LABELS), LENGTH_BINS), dtype=np.int64)
@@ -39,22 +42,15 @@ class Tally:
         """Add what the first pass counted."""
         self.lines += result.lines
         for (group, name), number in result.counts.items():
-            target = self.reasons if group == "reason" else self.other.setdefault(group, Counter())
-            target[name] += number
+            (self.reasons if group == "reason" else self.other[group])[name] += number
 
     def add_rows(self, split: str, index: np.ndarray, result: ChunkResult) -> None:
         """Add a chunk's rows that went to one split."""
-        groups = self.by_split[split]
         names = {"labels": LABELS, "formats": FORMATS, "domains": result.domains, "licences": result.licences}
-        for group, fields in (
-            ("labels", "label"),
-            ("formats", "format"),
-            ("domains", "domain"),
-            ("licences", "licence"),
-        ):
-            values, numbers = np.unique(index[fields], return_counts=True)
+        for group, counts in self.by_split[split].items():
+            values, numbers = np.unique(index[_COUNTED[group]], return_counts=True)
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
-                groups[group][names[group][value]] += number
+                counts[names[group][value]] += number
         measured = index[index["tokens"] > 0]
         self.measured += len(measured)
         for label in range(len(LABELS)):
@@ -66,7 +62,7 @@ class Tally:
         return self.by_split[split]["labels"].total()
 
 
-def write(
+def describe(
     tally: Tally,
     files: list[InputFile],
     directory: Path,
@@ -109,7 +105,7 @@ def write(
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
         "classifier": classifier,
-        "not_covered": personal_data.NOT_COVERED,
+        "not_covered": NOT_COVERED,
         "inputs": [
             {
                 "name": file.name,
@@ -120,9 +116,6 @@ def write(
             }
             for file in files
         ],
-        "outputs": {
-            f"{name}.jsonl": hashes.sha256(directory / f"{name}.jsonl")
-            for name in ("train", "eval", "quarantine")
-        },
+        "outputs": {f"{name}.jsonl": hashes.sha256(directory / f"{name}.jsonl") for name in OUTPUTS},
         "settings": settings,
     }

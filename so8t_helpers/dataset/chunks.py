@@ -17,23 +17,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import orjson
 
 from so8t_helpers.dataset.duplicates import KEPT, band_keys, banding, signatures
+from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk, read_lines
-from so8t_helpers.dataset.sample import Plan, Quarantined, Sample, Sampler
+from so8t_helpers.dataset.sample import Plan, Sample, Sampler
 from so8t_helpers.settings import SettingsError
 
 # What the later passes know of a kept row.
 INDEX = np.dtype(
     [
-        ("line", "<u8"),
-        ("offset", "<u8"),
-        ("question", "<u8"),
-        ("label", "u1"),
-        ("format", "u1"),
-        ("licence", "<u2"),
-        ("domain", "<u2"),
+        *((name, "<u8") for name in ("line", "offset", "question")),
+        *((name, "u1") for name in ("label", "format")),
+        *((name, "<u2") for name in ("licence", "domain")),
         ("tokens", "<u4"),
     ]
 )
@@ -77,11 +73,12 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
         part(work, "keys", chunk.index).open("wb") as keys,
         part(work, "low", chunk.index).open("wb") as low,
     ):
-        for batch in _batches(sampler, chunk):
+        for lines in _batches(chunk):
             kept: list[tuple[int, int, Sample]] = []
-            for line, outcome in batch:
+            outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
+            for (line, _), outcome in zip(lines, outcomes, strict=True):
                 if isinstance(outcome, Quarantined):
-                    bad.write(quarantine_line(chunk.file.name, line, outcome))
+                    bad.write(outcome.entry(chunk.file.name, line))
                     result.counts["reason", outcome.reason] += 1
                     continue
                 kept.append((line, offset, outcome))
@@ -106,26 +103,19 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     return result
 
 
-def quarantine_line(file: str, line: int, item: Quarantined) -> bytes:
-    """Return one line of quarantine.jsonl."""
-    row = {"file": file, "line": line, "reason": item.reason, "detail": item.detail, "sha256": item.sha256}
-    return orjson.dumps(row) + b"\n"
-
-
-def run(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
-    """Carry out the pass in this process or in several; results come in the chunks' order."""
+def first_pass(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
+    """Carry out the pass in this process, in several, or on Ray; results come in the chunks' order."""
     if plan.settings.engine == "ray":
-        yield from run_on_ray(plan, chunks, work, workers)
-        return
-    if workers == 1 or len(chunks) == 1:
+        yield from _on_ray(plan, chunks, work, workers)
+    elif workers == 1 or len(chunks) == 1:
         sampler = Sampler(plan)
         for chunk in chunks:
             yield process_chunk(sampler, chunk, work)
-        return
-    # Spawned, not forked: a notebook's process has threads, and Windows knows nothing else.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
-        yield from pool.map(_work, chunks, [work] * len(chunks))
+    else:
+        # Spawned, not forked: a notebook's process has threads, and Windows knows nothing else.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
+            yield from pool.map(_work, chunks, [work] * len(chunks))
 
 
 _samplers: list[Sampler] = []
@@ -145,24 +135,18 @@ def _work(chunk: Chunk, work: Path) -> ChunkResult:
     return result
 
 
-def _batches(sampler: Sampler, chunk: Chunk) -> Iterator[list[tuple[int, Sample | Quarantined]]]:
+def _batches(chunk: Chunk) -> Iterator[list[tuple[int, bytes | None]]]:
+    """Yield a chunk's lines, some at a time."""
     lines: list[tuple[int, bytes | None]] = []
     held = 0
     for line, raw in read_lines(chunk):
         lines.append((line, raw))
         held += len(raw or b"")
         if len(lines) == BATCH or held > BATCH_BYTES:
-            yield _judged(sampler, chunk, lines)
+            yield lines
             lines, held = [], 0
     if lines:
-        yield _judged(sampler, chunk, lines)
-
-
-def _judged(
-    sampler: Sampler, chunk: Chunk, lines: list[tuple[int, bytes | None]]
-) -> list[tuple[int, Sample | Quarantined]]:
-    outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
-    return [(line, outcome) for (line, _), outcome in zip(lines, outcomes, strict=True)]
+        yield lines
 
 
 def _number(names: dict[str, int], name: str) -> int:
@@ -191,7 +175,7 @@ class _Worker:
         return {"result": pickle.dumps(result)}
 
 
-def run_on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
+def _on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
     """Carry out the pass on Ray Data; results come in the chunks' order.
 
     A cluster that RAY_ADDRESS names is used, else one is started on this machine.
@@ -203,9 +187,8 @@ def run_on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Ite
         import ray  # noqa: PLC0415  (an optional extra)
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise SettingsError(
-            "dataset.engine: ray is not installed; pip install 'so8t-workbench[ray]'"
-        ) from error
+        message = "dataset.engine: ray is not installed; pip install 'so8t-workbench[ray]'"
+        raise SettingsError(message) from error
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

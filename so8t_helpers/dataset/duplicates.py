@@ -1,21 +1,21 @@
 """Duplicates among questions: exact after normalisation, near by MinHash over character 5-grams.
 
 Japanese has no spaces, hence characters, not words. MinHash and its banding follow Broder (1997) and
-Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", ch. 3. What is here belongs to single texts;
-`near.py` compares them.
+Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", ch. 3.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+from so8t_helpers.dataset.policy.harm import normalised
 
 NGRAM = 5
 TABLES, BINS = 4, 64
@@ -32,14 +32,12 @@ _PROBES = _rng.permuted(np.tile(np.arange(BINS), (BINS, 1)), axis=1)
 _POWERS = [np.uint64(0x9E3779B97F4A7C15 ** (k + 1) % 2**64) for k in range(NGRAM)]
 
 
-def normalise_question(question: str, plain: bool = False) -> str:
+def normalise_question(question: str, already: bool = False) -> str:
     """Return a question without what does not matter when two are compared: width, case, signs, spaces.
 
-    Args:
-        question: the text.
-        plain: it is known to be in NFKC and lower case.
+    `already` says that it is known to be in NFKC and lower case.
     """
-    text = question if plain else unicodedata.normalize("NFKC", question).lower()
+    text = question if already else normalised(question)
     # Most noise is a few signs, and taking those out first leaves nothing for the regex to do.
     letters = text.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
     return letters if letters.isalnum() else _NOISE.sub("", letters) or text
@@ -216,13 +214,16 @@ def near_duplicates(
             by_key = ahead.result()
             if number + 1 < files.bands:
                 ahead = pool.submit(_sorted, files, number + 1, rows)
-            members, first = _groups(by_key, earlier < 0)
+            members = (by_key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            unmatched = earlier[members] < 0
+            members, first = _followers(members[unmatched], by_key[unmatched] >> np.uint64(32))
             budget = MOST_COMPARISONS * files.count
             while len(members):
                 near = _nearly_equal(files.head, low, members, first, threshold, texts)
                 earlier[members[near]] = first[near]
                 budget -= len(members)
-                members, first = _next_round(members[~near], first[~near])
+                # What is left of each group is compared with the first of what is left.
+                members, first = _followers(members[~near], first[~near])
                 if budget < 0:
                     skipped += len(members)
                     break
@@ -236,27 +237,14 @@ def _sorted(files: NearFiles, number: int, rows: np.ndarray) -> np.ndarray:
     return by_key
 
 
-def _groups(by_key: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that share a key with an earlier row, in groups, and each one's first of the group."""
-    rows = (by_key & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    still = alive[rows]
-    rows, keys = rows[still], by_key[still] >> np.uint64(32)
+def _followers(rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows whose (sorted) key an earlier row has too, and the first row that has it."""
     if not len(rows):
         return rows, rows
     new = np.r_[True, keys[1:] != keys[:-1]]
     # Most groups are of one row: those that are not are few.
-    later = np.flatnonzero(~new)
-    starts = np.flatnonzero(new)
+    later, starts = np.flatnonzero(~new), np.flatnonzero(new)
     return rows[later], rows[starts[np.searchsorted(starts, later) - 1]]
-
-
-def _next_round(members: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compare what is left of each group with the first of what is left."""
-    if not len(members):
-        return members, first
-    new = np.r_[True, first[1:] != first[:-1]]
-    leader = members[np.flatnonzero(new)[np.cumsum(new) - 1]]
-    return members[~new], leader[~new]
 
 
 def _nearly_equal(

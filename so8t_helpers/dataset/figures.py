@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def flow(card: Card) -> Figure:
 
 
 def labels(card: Card) -> Figure:
-    """Samples by label, train beside eval, each as a share of its split."""
+    """Samples by label in train and in eval, each as a share of its split."""
     figure, axes = new_figure(height=3.0)
     for offset, split in ((-0.2, "train"), (0.2, "eval")):
         counts = [card[split]["labels"].get(label, 0) for label in LABELS]
@@ -54,13 +55,11 @@ def labels(card: Card) -> Figure:
 
 def domains(card: Card, most: int = 15) -> Figure:
     """Samples by domain, the most frequent ones first."""
-    counts: dict[str, int] = {}
-    for split in ("train", "eval"):
-        for name, number in card[split]["domains"].items():
-            counts[name or "(none)"] = counts.get(name or "(none)", 0) + number
-    top = sorted(counts.items(), key=lambda item: -item[1])[:most][::-1]
+    counts = Counter(card["train"]["domains"]) + Counter(card["eval"]["domains"])
+    top = counts.most_common(most)[::-1]
     figure, axes = new_figure(height=0.8 + 0.24 * max(len(top), 1))
-    bars = axes.barh([name for name, _ in top], [number for _, number in top], color=COLORS["accent"])
+    names = [name or "(none)" for name, _ in top]
+    bars = axes.barh(names, [number for _, number in top], color=COLORS["accent"])
     axes.bar_label(bars, [f"{number:,}" for _, number in top], padding=4, fontsize=9)
     axes.set(xlabel="samples (train and eval)")
     axes.grid(axis="y", visible=False)
@@ -78,11 +77,8 @@ def lengths(card: Card) -> Figure:
         bottom += counts
     axes.axvline(edges[-1], color=COLORS["bad"], linestyle="--", label=f"limit: {edges[-1]:.0f}")
     measured = card["lengths"]["measured"]
-    axes.set(
-        xlabel="tokens of the whole sample",
-        ylabel=f"samples ({measured:,} counted)",
-        xlim=(0, edges[-1] * 1.03),
-    )
+    axes.set(xlabel="tokens of the whole sample", ylabel=f"samples ({measured:,} counted)")
+    axes.set_xlim(0, edges[-1] * 1.03)
     axes.margins(y=0.08)
     axes.legend()
     return figure
@@ -109,21 +105,21 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
 
 def reasons(card: Card) -> pd.DataFrame:
     """Why lines are in quarantine: reason, what it means, how many."""
-    rows = [
-        {"reason": name, "meaning": entry["meaning"], "lines": entry["lines"]}
-        for name, entry in card["quarantine"].items()
-    ]
+    rows = [(name, entry["meaning"], entry["lines"]) for name, entry in card["quarantine"].items()]
     return pd.DataFrame(rows, columns=["reason", "meaning", "lines"])
 
 
 def counted(card: Card) -> pd.DataFrame:
     """What was counted: personal data by kind, unsafe records by category, thinking by source."""
-    rows = [
-        {"what": group, "kind": name, "count": number}
-        for group, counts in card["counted"].items()
-        for name, number in counts.items()
-    ]
+    counted = card["counted"].items()
+    rows = [(group, kind, number) for group, counts in counted for kind, number in counts.items()]
     return pd.DataFrame(rows, columns=["what", "kind", "count"])
+
+
+def classifier(card: Card) -> pd.DataFrame:
+    """How good the classifier of unsafe text is on records that it has not seen."""
+    found = card["classifier"] or {"none": "dataset.nsfw_training names no labelled records"}
+    return pd.DataFrame(found.items(), columns=["figure", "value"]).astype(str)
 
 
 def inputs(card: Card) -> pd.DataFrame:
@@ -134,14 +130,14 @@ def inputs(card: Card) -> pd.DataFrame:
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
     """The first few quarantined lines of each reason: where they are and why, never what they say."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     rows = []
     with (directory / "quarantine.jsonl").open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
-            seen[row["reason"]] = seen.get(row["reason"], 0) + 1
+            seen[row["reason"]] += 1
             if seen[row["reason"]] <= most:
-                rows.append({k: row[k] for k in ("file", "line", "reason", "detail")})
+                rows.append(row)
     table = pd.DataFrame(rows, columns=["file", "line", "reason", "detail"])
     return table.sort_values(["reason", "line"], ignore_index=True)
 
@@ -154,7 +150,11 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
         for offset in np.random.default_rng(seed).integers(0, max(size, 1), 20 * count):
             file.seek(int(offset))
             file.readline()
-            row = json.loads(file.readline() or _first_line(path))
+            line = file.readline()
+            if not line:  # the offset was in the last line: take the first
+                file.seek(0)
+                line = file.readline()
+            row = json.loads(line)
             found.setdefault(row["id"], row)
             if len(found) == count:
                 break
@@ -163,26 +163,17 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
 
 def sample_html(samples: list[dict[str, Any]]) -> str:
     """Show samples as a reader would see them: the question, the private thinking folded, the answer."""
-    return "\n".join(_one_sample(row) for row in samples)
+    return "\n".join(map(_one_sample, samples))
 
 
 def _one_sample(row: dict[str, Any]) -> str:
     label, cell = row["label"], 'style="white-space: pre-wrap; margin: 0.2em 0"'
     head = f"{row['format']} · {row['task'] or 'no task'} · {row['source']['file']}:{row['source']['line']}"
     thinking = html.escape(row["thinking"])
-    private = (
-        f"<details><summary>thinking (private)</summary><p {cell}>{thinking}</p></details>"
-        if thinking
-        else ""
-    )
+    private = f"<details><summary>thinking (private)</summary><p {cell}>{thinking}</p></details>"
     return (
         f'<div style="border-left: 4px solid {COLORS[label]}; padding: 0.3em 0.9em; margin: 0.8em 0">'
         f"<small><b>{label}</b> · {html.escape(head)}</small>"
-        f"<p {cell}><b>Q</b> {html.escape(row['question'])}</p>{private}"
+        f"<p {cell}><b>Q</b> {html.escape(row['question'])}</p>{private if thinking else ''}"
         f"<p {cell}><b>A</b> {html.escape(row['final'])}</p></div>"
     )
-
-
-def _first_line(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.readline()

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from so8t_helpers.dataset import thinking
-from so8t_helpers.dataset.records import Record, RejectedError
-from so8t_helpers.phi3 import chat
+from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.dataset.records import Record
+from so8t_helpers.dataset.thinking import cut
+from so8t_helpers.phi3.chat import render, user_turn
 from so8t_helpers.settings import DatasetSettings
-from so8t_helpers.thinking import format as think_format
-from so8t_helpers.thinking.format import ThinkText
+from so8t_helpers.thinking.format import ThinkText, build, join
 
 
 @dataclass(slots=True)
@@ -28,26 +28,19 @@ class Fitted:
 
 
 class Fitter:
-    """Renders samples, and cuts the thinking of those that are too long.
-
-    Args:
-        settings: the profile's dataset section.
-        tokenizer: the base's tokenizer.json.
-        limit: longest sample in tokens.
-        length_share: share of samples whose tokens are counted even where that cannot decide.
-    """
+    """Renders samples, and cuts the thinking of those that are too long; the arguments are `Plan`'s."""
 
     def __init__(self, settings: DatasetSettings, tokenizer: Path, limit: int, length_share: float):
         self.settings, self.limit, self.length_share = settings, limit, length_share
         self.lengths = TokenLengths(tokenizer)
 
-    def fit(self, record: Record, parts: ThinkText, unthinking: bool, draw: int, clean: bool) -> Fitted:
+    def fit(self, record: Record, parts: ThinkText, without_thinking: bool, draw: int, clean: bool) -> Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be.
 
         Args:
             record: as policy leaves it.
             parts: its thinking and answer.
-            unthinking: render without the thinking, as a plain turn.
+            without_thinking: render the answer alone.
             draw: the question's 64 bits, which decide whether its tokens are counted at any rate.
             clean: the parts hold nothing that could begin a mark.
 
@@ -55,41 +48,41 @@ class Fitter:
             RejectedError: too long even so, or a mark came about where two parts were joined.
         """
         limit = self.limit
-        whole = self._render(record, parts, unthinking, clean)
+        whole = self._render(record, parts, without_thinking, clean)
         counted = (draw >> 1) % 10_000 < self.length_share * 10_000
         if counted or not self.lengths.surely_within(whole.text, limit):
             whole.tokens = self.lengths.count(whole.text, limit)
         if whole.tokens <= limit:
             return whole
-        if self.settings.overlong == "cut" and not unthinking:
-            shorter = thinking.cut(
-                parts,
-                lambda p: self.lengths.count(self._render(record, p, False).text, limit) <= limit,
-                record.label,
-            )
-            if shorter is not None:
+        if self.settings.overlong == "cut" and not without_thinking:
+
+            def counted_with(shorter: ThinkText) -> Fitted:
                 fitted = self._render(record, shorter, False)
                 fitted.tokens = self.lengths.count(fitted.text, limit)
                 return fitted
+
+            shorter = cut(parts, lambda p: counted_with(p).tokens <= limit, record.label)
+            if shorter is not None:
+                return counted_with(shorter)
         raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
 
-    def _render(self, record: Record, parts: ThinkText, unthinking: bool, clean: bool = False) -> Fitted:
+    def _render(
+        self, record: Record, parts: ThinkText, without_thinking: bool, clean: bool = False
+    ) -> Fitted:
         """Return the sample's messages and text; `clean` parts hold nothing that could begin a mark."""
         system = record.system or self.settings.system_prompt
-        command = "" if unthinking else self.settings.think_command
+        command, answer = "", parts.final
         try:
-            if unthinking:
-                answer = parts.final
-            else:
-                answer = think_format.join(parts) if clean else think_format.build(parts)
+            if not without_thinking:
+                command, answer = self.settings.think_command, join(parts) if clean else build(parts)
         except ValueError as error:  # a mark that only came about where two parts were joined
             raise RejectedError("format_markers", str(error)) from None
         messages = [{"role": "system", "content": system}] if system else []
         messages += [
-            {"role": "user", "content": chat.user_turn(record.question, command)},
+            {"role": "user", "content": user_turn(record.question, command)},
             {"role": "assistant", "content": answer},
         ]
-        return Fitted(parts, messages, chat.render(messages), 0)
+        return Fitted(parts, messages, render(messages), 0)
 
 
 # The template's marks, and the space that SentencePiece puts before a text.
@@ -138,6 +131,5 @@ def _character_costs(path: Path) -> np.ndarray | None:
         return None
     costs = np.full(0x110000, 4, dtype=np.uint8)
     costs[:0x10000], costs[:0x800], costs[:0x80] = 3, 2, 1
-    known = [ord(piece) for piece in model["vocab"] if len(piece) == 1]
-    costs[known] = 1
+    costs[[ord(piece) for piece in model["vocab"] if len(piece) == 1]] = 1
     return costs

@@ -15,7 +15,8 @@ from typing import IO, cast
 
 import zstandard
 
-from so8t_helpers.settings import SettingsError, resolve
+from so8t_helpers.run.files import demo_folder
+from so8t_helpers.settings import Settings, SettingsError, resolve
 
 CHUNK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 10 * 2**20
@@ -48,26 +49,40 @@ class Chunk:
     lines: int
 
 
-def find_files(patterns: list[str]) -> list[Path]:
-    """Return the files that paths, globs and folders name, each once, sorted within a pattern.
+def matching(pattern: str) -> list[Path]:
+    """Return the files that a path, glob or folder names, sorted; none is no error."""
+    path = resolve(pattern)
+    if path.is_file():
+        return [path]
+    anchor = Path(path.anchor)
+    matches = path.rglob("*.jsonl*") if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+    return sorted(match for match in matches if match.is_file())
+
+
+def find_files(patterns: list[str], key: str) -> list[Path]:
+    """Return the files that the patterns of a setting name, each once, in the patterns' order.
 
     Raises:
-        SettingsError: where a pattern matches nothing.
+        SettingsError: where a pattern matches nothing; it names `key`.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = resolve(pattern)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = [p for p in path.rglob("*.jsonl*") if p.is_file()]
-        else:
-            anchor = Path(path.anchor)
-            matches = [p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file()]
+        matches = matching(pattern)
         if not matches:
-            raise SettingsError(f"dataset.inputs: no file matches {pattern!r} (looked for {path})")
-        found |= dict.fromkeys(sorted(matches))
+            raise SettingsError(f"{key}: no file matches {pattern!r} (looked for {resolve(pattern)})")
+        found |= dict.fromkeys(matches)
     return list(found)
+
+
+def input_files(settings: Settings) -> list[Path]:
+    """Return the files of `dataset.inputs`; the word "demo" stands for the demo's records."""
+    return find_files(
+        [
+            str(demo_folder(settings, "records") / "records.jsonl") if pattern == "demo" else pattern
+            for pattern in settings.dataset.inputs
+        ],
+        "dataset.inputs",
+    )
 
 
 def inspect(paths: list[Path]) -> list[InputFile]:
@@ -76,14 +91,15 @@ def inspect(paths: list[Path]) -> list[InputFile]:
     Raises:
         SettingsError: for UTF-16, which is not read.
     """
-    names = _short_names(paths)
     files = []
-    for path, name in zip(paths, names, strict=True):
+    for path, name in zip(paths, _short_names(paths), strict=True):
         with path.open("rb") as raw:
             magic = raw.read(4)
         compression = {_GZIP: "gzip"}.get(magic[:2], "zstd" if magic == _ZSTD else "none")
         with open_bytes(path, compression) as file:
-            sample = _read_head(file)
+            sample = file.read(SAMPLE_BYTES)
+        if len(sample) == SAMPLE_BYTES:  # a cut inside a character would make the last line invalid
+            sample = sample[: sample.rfind(b"\n") + 1] or sample
         if sample[:2] in _UTF16:
             raise SettingsError(f"{path}: UTF-16 is not read; save the file as UTF-8")
         files.append(InputFile(path, name, compression, detect_encoding(sample), sample.startswith(BOM)))
@@ -127,7 +143,7 @@ def split(files: list[InputFile]) -> list[Chunk]:
     chunks: list[Chunk] = []
     for file in files:
         line = 1
-        for start, end, lines in _ranges(file, CHUNK_BYTES):
+        for start, end, lines in _ranges(file):
             chunks.append(Chunk(len(chunks), file, start, end, line, lines))
             line += lines
     return chunks
@@ -157,14 +173,14 @@ def _limited_line(file: IO[bytes]) -> bytes | None:
     return None
 
 
-def _ranges(file: InputFile, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
+def _ranges(file: InputFile) -> Iterator[tuple[int, int, int]]:
     """Yield (start, end, lines) of one file; chunks begin at line starts."""
     splittable = file.compression == "none"
     start = position = lines = 0
     last = b"\n"
     with open_bytes(file.path, file.compression) as stream:
-        while block := stream.read(min(chunk_bytes, 2**20)):
-            if splittable and position + len(block) - start >= chunk_bytes:
+        while block := stream.read(min(CHUNK_BYTES, 2**20)):
+            if splittable and position + len(block) - start >= CHUNK_BYTES:
                 cut = block.rfind(b"\n") + 1
                 if cut:
                     yield start, position + cut, lines + block.count(b"\n", 0, cut)
@@ -175,12 +191,6 @@ def _ranges(file: InputFile, chunk_bytes: int) -> Iterator[tuple[int, int, int]]
     lines += last != b"\n"
     if lines:
         yield start, position, lines
-
-
-def _read_head(file: IO[bytes]) -> bytes:
-    sample = file.read(SAMPLE_BYTES)
-    # A cut inside a multi-byte character would make the last line invalid.
-    return sample[: sample.rfind(b"\n") + 1] or sample if len(sample) == SAMPLE_BYTES else sample
 
 
 def _short_names(paths: list[Path]) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from so8t_helpers.thinking import format as think_format
-from so8t_helpers.thinking.format import LABELS
+from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.thinking.format import LABELS, contains_markers, parse
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "question": ("instruction", "prompt", "question", "query", "指示", "質問"),
@@ -39,18 +39,9 @@ _texts_of = attrgetter(*TEXT_FIELDS)
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
 _Picked = dict[str, tuple[str, Any]]
-_Layout = tuple[tuple[str, tuple[str, ...]], ...]
-# Records of one file have few sets of keys: what each set holds is worked out once.
-_layouts: dict[tuple[str, ...], _Layout] = {}
+# Records of one file have few sets of keys: what each set can fill, and from which keys, is worked out once.
+_layouts: dict[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] = {}
 _MOST_LAYOUTS, _LONGEST_KEYS = 1000, 1000
-
-
-class RejectedError(Exception):
-    """A record that cannot become a sample: a reason from `REASONS` and a detail without its content."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(slots=True)
@@ -79,30 +70,22 @@ class Record:
         return "\n".join(filter(None, _texts_of(self)))
 
 
-def to_utf8(raw: bytes, encoding: str) -> bytes:
-    """Return a line's bytes in UTF-8.
+def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
+    """Parse one line, None being one that is too long; control characters are taken out of its texts.
 
     Raises:
-        RejectedError: an empty line, or bytes that are not valid in the file's encoding.
+        RejectedError: no or too long a line, not valid in the file's encoding, not JSON, or not an object.
     """
+    if raw is None:
+        raise RejectedError("line_too_long", "longer than 10 MiB")
     if not raw or raw.isspace():
         raise RejectedError("empty_line", "the line is empty")
-    if encoding == "utf-8":
-        return raw
     try:
-        return raw.decode(encoding).encode()
+        if encoding != "utf-8":
+            raw = raw.decode(encoding).encode()
+        data = orjson.loads(raw)
     except UnicodeDecodeError as error:
         raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
-
-
-def parse_json(raw: bytes) -> dict[str, Any]:
-    """Parse one line of UTF-8; control characters are taken out of its texts.
-
-    Raises:
-        RejectedError: not JSON, or not an object.
-    """
-    try:
-        data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         # The message quotes nothing of the line: it is a position and a kind of error.
         raise RejectedError("bad_json", f"not valid JSON: {error.msg} at column {error.colno}") from None
@@ -133,14 +116,12 @@ def normalise(data: dict[str, Any]) -> Record:
     else:
         question, answer = _from_fields(picked)
     safety = policy = ""
-    if think_format.contains_markers(answer):
-        ready = _ready_format(answer)
-        answer, reasoning, safety, policy = (
-            ready.final,
-            ready.thinking or ready.task,
-            ready.safety,
-            ready.policy,
-        )
+    if contains_markers(answer):  # it is in a think format already, and must build back to itself
+        ready = parse(answer)
+        if ready.final is None or not ready.well_formed:
+            raise RejectedError("broken_format", "the answer has think markers but is not well formed")
+        answer, reasoning = ready.final, ready.task or ready.thinking
+        safety, policy = ready.safety, ready.policy
     if not question:
         raise RejectedError("empty_question", "the record has no question")
     if not answer:
@@ -168,7 +149,7 @@ def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
     Raises:
         RejectedError: not a record, no text, or no flag.
     """
-    picked = _pick(parse_json(to_utf8(raw or b"", encoding)))
+    picked = _pick(parse_json(raw, encoding))
     if "flag" not in picked:
         raise RejectedError("missing_label", "expected a flag such as `nsfw`: true or false")
     text = "\n".join(filter(None, (_text(picked, name) for name in ("question", "given", "text", "answer"))))
@@ -182,7 +163,8 @@ def _pick(data: dict[str, Any]) -> _Picked:
     keys = tuple(data)
     layout = _layouts.get(keys)
     if layout is None:
-        layout = _layout(data)
+        found = ((field, tuple(key for key in names if key in data)) for field, names in FIELDS.items())
+        layout = tuple((field, held) for field, held in found if held)
         if len(_layouts) < _MOST_LAYOUTS and sum(map(len, keys)) < _LONGEST_KEYS:
             _layouts[keys] = layout
     picked: _Picked = {}
@@ -193,12 +175,6 @@ def _pick(data: dict[str, Any]) -> _Picked:
                 picked[field] = (key, value)
                 break
     return picked
-
-
-def _layout(data: dict[str, Any]) -> _Layout:
-    """Return the fields that an object's keys can fill, each with its keys in the order of `FIELDS`."""
-    found = ((field, tuple(key for key in keys if key in data)) for field, keys in FIELDS.items())
-    return tuple((field, keys) for field, keys in found if keys)
 
 
 def _from_fields(picked: _Picked) -> tuple[str, str]:
@@ -238,24 +214,13 @@ def _from_messages(messages: Any) -> tuple[str, str, str, str]:
     )
 
 
-def _ready_format(answer: str) -> think_format.ThinkText:
-    """Take apart an answer that already is in a think format; it must build back to itself."""
-    parsed = think_format.parse(answer)
-    if parsed.style is None or parsed.final is None or not parsed.well_formed:
-        raise RejectedError("broken_format", "the answer has think markers but is not well formed")
-    if parsed.style == "seed":
-        return think_format.ThinkText("seed", parsed.final, parsed.thinking)
-    return think_format.ThinkText("quadruple", parsed.final, "", parsed.task, parsed.safety, parsed.policy)
-
-
 def _label(picked: _Picked) -> str:
     if "label" not in picked:
         raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
     key, value = picked["label"]
-    label = parse_label(value)
-    if label is None:
-        raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
-    return label
+    if label := parse_label(value):
+        return label
+    raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
 
 
 def _text(picked: _Picked, field: str) -> str:
@@ -336,37 +301,5 @@ def parse_label(value: Any) -> str | None:
         if value in LABELS:
             return value
         return KNOWN.get(unicodedata.normalize("NFKC", value).strip().strip("[]「」<>").lower())
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return KNOWN.get(str(value))
-    return None
-
-
-REASONS = {
-    "line_too_long": "the line is over 10 MiB",
-    "bad_encoding": "the bytes are not valid in the file's encoding",
-    "empty_line": "the line is empty",
-    "bad_json": "the line is not valid JSON",
-    "not_an_object": "the line is JSON, but not an object",
-    "unknown_shape": "none of the known record shapes",
-    "wrong_type": "a value has the wrong type",
-    "empty_question": "no question",
-    "empty_answer": "no answer",
-    "missing_label": "no label",
-    "unknown_label": "a label that is none of the four",
-    "label_conflict": "the reasoning decides otherwise than the label",
-    "broken_format": "think markers that are not well formed",
-    "format_markers": "text that holds the format's own markers",
-    "licence_missing": "no licence given",
-    "licence_not_allowed": "a licence that the profile does not allow",
-    "bad_url": "a source URL that is none",
-    "robots_disallow": "robots.txt of the source forbids it",
-    "robots_unknown": "no robots.txt known for the source's host",
-    "personal_data": "personal or confidential data",
-    "unsafe_label": "unsafe content with a label that allows it",
-    "unsafe_answer": "unsafe content with an answer that does not refuse",
-    "too_long": "longer than the sequence length, even with the thinking cut",
-    "duplicate": "the same question as an earlier record",
-    "near_duplicate": "nearly the same question as an earlier record",
-}
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return KNOWN.get(str(int(value))) if whole else None

@@ -6,22 +6,27 @@ The same function runs in one process, in several, and on Ray; it depends on the
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
 
-from so8t_helpers.dataset import personal_data, records, thinking
+from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
-from so8t_helpers.dataset.policy import harm, licence, robots
 from so8t_helpers.dataset.policy.detector import Detector
-from so8t_helpers.dataset.records import REASONS, Record, RejectedError
-from so8t_helpers.dataset.screening import EVERYTHING, MARKS, PERSONAL, WORDS, Screen
+from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
+from so8t_helpers.dataset.policy.licence import canonical
+from so8t_helpers.dataset.policy.robots import Robots
+from so8t_helpers.dataset.quarantine import REASONS, Quarantined, RejectedError
+from so8t_helpers.dataset.records import TEXT_FIELDS, Record, normalise, parse_json
+from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
+from so8t_helpers.dataset.thinking import build, private_text
 from so8t_helpers.settings import DatasetSettings
-from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.markers import CANDIDATE
 
 FORMATS = ("seed", "quadruple", "plain")
@@ -71,12 +76,25 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Quarantined:
-    """A record that is not used: the line for quarantine.jsonl."""
+class _Candidate:
+    """A record on its way through policy, and what was found in it.
 
-    reason: str
-    detail: str
-    sha256: str
+    Attributes:
+        joined, normalised: all its text; the same object where normalising changes nothing.
+        worth: which of MARKS, PERSONAL and WORDS it may hold.
+        masked: kinds of personal data that were masked.
+    """
+
+    record: Record
+    licence: str
+    joined: str
+    normalised: str = ""
+    worth: int = 0
+    harm: str | None = None
+    masked: list[str] = field(default_factory=list)
+
+
+_Outcome = TypeVar("_Outcome")
 
 
 class Sampler:
@@ -87,136 +105,123 @@ class Sampler:
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
-        self.robots = robots.Robots(plan.robots, plan.settings.robots_agent)
+        self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.tokenizer, plan.limit, plan.length_share)
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
-        self.plain_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
-
-    def __call__(self, raw: bytes | None, encoding: str, file: str, line: int) -> Sample | Quarantined:
-        """Judge one line; `raw` is None for one that was too long to read."""
-        return self.batch([(line, raw)], encoding, file)[0]
+        self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
         self, lines: list[tuple[int, bytes | None]], encoding: str, file: str
     ) -> list[Sample | Quarantined]:
-        """Judge many lines at once, each as if it were alone: what looks at characters costs less so."""
-        outcomes: list[_Read | Quarantined] = []
+        """Judge (number, line) pairs, each as if it were alone: screening many at once costs less."""
         digests = [hashlib.sha256(raw).hexdigest() if raw is not None else "" for _, raw in lines]
-        for (_, raw), digest in zip(lines, digests, strict=True):
-            try:
-                if raw is None:
-                    raise RejectedError("line_too_long", "longer than 10 MiB")
-                outcomes.append(self._read(raw, encoding))
-            except RejectedError as rejected:
-                outcomes.append(Quarantined(rejected.reason, rejected.detail, digest))
-        self._look([outcome for outcome in outcomes if isinstance(outcome, _Read)])
-        judged: list[Sample | Quarantined] = []
-        for outcome, (line, _), digest in zip(outcomes, lines, digests, strict=True):
-            if isinstance(outcome, Quarantined):
-                judged.append(outcome)
-                continue
-            try:
-                judged.append(self._sample(outcome, file, line, digest))
-            except RejectedError as rejected:
-                judged.append(Quarantined(rejected.reason, rejected.detail, digest))
-        return judged
+        outcomes = [
+            _attempt(digest, self._read, raw, encoding)
+            for (_, raw), digest in zip(lines, digests, strict=True)
+        ]
+        self._screen([outcome for outcome in outcomes if isinstance(outcome, _Candidate)])
+        return [
+            _attempt(digest, self._sample, outcome, file, line, digest)
+            if isinstance(outcome, _Candidate)
+            else outcome
+            for outcome, (line, _), digest in zip(outcomes, lines, digests, strict=True)
+        ]
 
     def needs_teacher(self, raw: bytes | None, encoding: str) -> Record | None:
         """Return the record, as policy leaves it, where a teacher is to think for it; None for all others."""
         try:
-            read = self._read(raw or b"", encoding)
-            self._look([read])
-            judged = self._judge(read)
+            candidate = self._read(raw, encoding)
+            self._screen([candidate])
+            self._judge(candidate)
         except RejectedError:
             return None
-        return judged.record if _says_only_its_label(judged) else None
+        return candidate.record if _says_only_its_label(candidate) else None
 
-    def _read(self, raw: bytes, encoding: str) -> _Read:
+    def _read(self, raw: bytes | None, encoding: str) -> _Candidate:
         """Read one line: its shape, licence and source."""
-        record = records.normalise(records.parse_json(records.to_utf8(raw, encoding)))
-        licence_name = self._source(record)
-        return _Read(record, licence_name, record.texts())
+        record = normalise(parse_json(raw, encoding))
+        return _Candidate(record, self._licence(record), record.texts())
 
-    def _look(self, batch: list[_Read]) -> None:
-        """Look for marks, personal data and unsafe content in many records at once."""
+    def _screen(self, batch: list[_Candidate]) -> None:
+        """Find out which of many records may hold marks, personal data or unsafe content."""
         if not batch:
             return
-        seen, plain = self.screen([read.joined for read in batch])
-        found = self.detector.find(plain, [bool(flags & WORDS) for flags in seen])
-        for read, flags, text, category in zip(batch, seen, plain, found, strict=True):
-            read.worth, read.plain, read.harm = flags, text, category
+        worth, normalised = self.screen([candidate.joined for candidate in batch])
+        found = self.detector.find(normalised, [bool(flags & WORDS) for flags in worth])
+        for candidate, flags, text, category in zip(batch, worth, normalised, found, strict=True):
+            candidate.worth, candidate.normalised, candidate.harm = flags, text, category
 
-    def _judge(self, read: _Read) -> _Judged:
+    def _judge(self, candidate: _Candidate) -> None:
         """Apply policy to what was found in one record."""
-        record = read.record
-        if read.worth & MARKS and CANDIDATE.search(read.joined):
-            _no_markers(record)
-        masked = self._personal_data(record, read.plain) if read.worth & PERSONAL else []
-        return _Judged(
-            record, read.licence, masked, self._harm(record, read.harm), not (read.worth & MARKS or masked)
-        )
+        record = candidate.record
+        if candidate.worth & MARKS and CANDIDATE.search(candidate.joined):
+            for name in TEXT_FIELDS:  # no record may break out of its part
+                if contains_markers(getattr(record, name) or ""):
+                    raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
+        if candidate.worth & PERSONAL and self.settings.personal_data != "off":
+            candidate.masked = self._mask_personal_data(record, candidate.normalised)
+        candidate.harm = self._harm(record, candidate.harm)
 
-    def _sample(self, read: _Read, file: str, line: int, digest: str) -> Sample:
-        judged = self._judge(read)
-        record = judged.record
+    def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
+        self._judge(candidate)
+        record = candidate.record
         reasoning, source = record.reasoning, "the record's own"
         if not reasoning:
             source = "from its labels"
-            if self.thoughts is not None and _says_only_its_label(judged):
-                reasoning = self._thought(record)
+            if self.thoughts is not None and _says_only_its_label(candidate):
+                text = self.thoughts.get(record) or ""
+                reasoning = personal_data.mask(text, personal_data.find(text))
                 source = "a teacher's" if reasoning else source
-        unchanged = read.plain is read.joined and not judged.masked
+        unchanged = candidate.normalised is candidate.joined and not candidate.masked
         question = normalise_question(record.question, unchanged)
         draw = self._draw(question)
-        unthinking = draw / 2**64 >= self.plain_from
-        style = self._style(draw)
-        parts = thinking.build(record, style, reasoning, judged.harm)
-        # A teacher's words and a category's name were not looked through.
-        clean = judged.clean and judged.harm is None and reasoning is record.reasoning
-        fitted = self.fitter.fit(record, parts, unthinking, draw, clean)
-        row: dict[str, Any] = {
+        without_thinking = draw / 2**64 >= self.without_thinking_from
+        chosen = self.settings.think_format
+        style = STYLES[draw & 1] if chosen == "both" else chosen
+        parts = build(record, style, reasoning, candidate.harm)
+        # A teacher's words and a category's name were not screened.
+        clean = not (candidate.worth & MARKS or candidate.masked or candidate.harm)
+        clean = clean and reasoning is record.reasoning
+        fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
+        row_format = "plain" if without_thinking else style
+        row = {
             "id": digest[:16],
             "label": record.label,
             "task": record.task,
             "domain": record.domain,
-            "format": "plain" if unthinking else style,
+            "format": row_format,
             "messages": fitted.messages,
             "text": fitted.text,
             "question": record.question,
             "prompt": fitted.messages[-2]["content"],
-            "thinking": "" if unthinking else thinking.private_text(fitted.parts),
+            "thinking": "" if without_thinking else private_text(fitted.parts),
             "final": record.answer,
             "check": record.check,
-            "source": {"file": file, "line": line, "sha256": digest, "licence": judged.licence},
+            "source": {"file": file, "line": line, "sha256": digest, "licence": candidate.licence},
         }
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
             question,
-            think_format.LABELS.index(record.label),
+            LABELS.index(record.label),
             draw,
-            FORMATS.index(row["format"]),
+            FORMATS.index(row_format),
             record.domain or "",
-            judged.licence,
+            candidate.licence,
             fitted.tokens,
-            judged.masked,
-            judged.harm,
+            candidate.masked,
+            candidate.harm,
             fitted.parts is not parts,
             source,
         )
 
-    def _thought(self, record: Record) -> str:
-        """Return the teacher's thinking with personal data masked, "" where there is none to use."""
-        assert self.thoughts is not None
-        text = self.thoughts.get(record) or ""
-        return personal_data.mask(text, personal_data.find(text))
-
-    def _source(self, record: Record) -> str:
+    def _licence(self, record: Record) -> str:
+        """Return the licence's SPDX name, where it and the source's robots.txt let us use the record."""
         name = record.licence or self.settings.default_licence
         if not name:
             raise RejectedError("licence_missing", "no `licence`, and dataset.default_licence is not set")
-        known = licence.canonical(name, self.allowed)
+        known = canonical(name, self.allowed)
         if known is None:
             raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
         if record.url:
@@ -225,14 +230,12 @@ class Sampler:
                 raise RejectedError(reason, REASONS[reason])
         return known
 
-    def _personal_data(self, record: Record, plain: str) -> list[str]:
+    def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:
         """Mask personal data in place; return the kinds found."""
-        if self.settings.personal_data == "off":
-            return []
-        if not personal_data.looks(plain):
-            return []
         kinds: list[str] = []
-        for name in records.TEXT_FIELDS:
+        if not personal_data.looks(normalised):
+            return kinds
+        for name in TEXT_FIELDS:
             value = getattr(record, name)
             found = personal_data.find(value) if value else []
             if found:
@@ -249,12 +252,11 @@ class Sampler:
         category = record.flagged or found
         if category is None:
             return None
-        if record.label not in harm.SAFE_LABELS_FOR_UNSAFE:
+        if record.label not in SAFE_LABELS_FOR_UNSAFE:
             raise RejectedError("unsafe_label", f"flagged as {category}, but labelled {record.label}")
-        if not harm.refuses(record.answer):
-            raise RejectedError(
-                "unsafe_answer", f"flagged as {category}; the answer neither refuses nor escalates"
-            )
+        if not refuses(record.answer):
+            detail = f"flagged as {category}; the answer neither refuses nor escalates"
+            raise RejectedError("unsafe_answer", detail)
         return category
 
     def _draw(self, question: str) -> int:
@@ -263,39 +265,16 @@ class Sampler:
         hasher.update(question.encode("utf-8", "surrogatepass"))
         return int.from_bytes(hasher.digest(), "little")
 
-    def _style(self, draw: int) -> str:
-        wanted = self.settings.think_format
-        return think_format.STYLES[draw & 1] if wanted == "both" else wanted
+
+def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> _Outcome | Quarantined:
+    """Return a step's outcome, or why the line that has this hash goes to quarantine."""
+    try:
+        return step(*arguments)
+    except RejectedError as rejected:
+        return Quarantined(rejected.reason, rejected.detail, digest)
 
 
-@dataclass(slots=True)
-class _Read:
-    record: Record
-    licence: str
-    joined: str
-    plain: str = ""
-    worth: int = EVERYTHING
-    harm: str | None = None
-
-
-@dataclass(slots=True)
-class _Judged:
-    record: Record
-    licence: str
-    masked: list[str]
-    harm: str | None
-    clean: bool
-
-
-def _no_markers(record: Record) -> None:
-    """Refuse text that holds a marker: no record may break out of its part."""
-    for name in records.TEXT_FIELDS:
-        value = getattr(record, name)
-        if value and think_format.contains_markers(value):
-            raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
-
-
-def _says_only_its_label(judged: _Judged) -> bool:
+def _says_only_its_label(candidate: _Candidate) -> bool:
     """Say whether a teacher may think for a record: it is safe, and nothing but its label tells why."""
-    record = judged.record
-    return not (record.reasoning or record.task or record.domain or judged.harm)
+    record = candidate.record
+    return not (record.reasoning or record.task or record.domain or candidate.harm)

@@ -1,4 +1,4 @@
-"""One cheap look at many texts at once: which of them any of the dear looks could find something in.
+"""One cheap scan of many texts: in which of them an expensive search could find anything.
 
 Most records hold no mark, no personal data and no listed word, and what they would need for one is a matter
 of single characters and pairs of them. A table of character classes says so for a whole batch in a few numpy
@@ -14,25 +14,20 @@ from functools import lru_cache
 import numpy as np
 
 from so8t_helpers.dataset import personal_data
-from so8t_helpers.dataset.policy import harm
+from so8t_helpers.dataset.policy.harm import normalised
 from so8t_helpers.thinking.markers import MARK_STARTS
 
 MARKS, PERSONAL, WORDS = 1, 2, 4
-EVERYTHING = MARKS | PERSONAL | WORDS
 
 # Bits of a character's class. A pair is a first (bit n) before a second (bit n + 1).
 _NO_LETTER, _DIGIT, _SIGN, _FIRST, _SECOND, _WORD_FIRST, _WORD_SECOND, _WORD = (1 << n for n in range(8))
-_MARK_START, _NOT_PLAIN = 1, 2
+_MARK_START, _CHANGES = 1, 2  # the latter: NFKC or lower case may change it
 _OUTSIDE = 0xFFFF  # stands for every character beyond it, and so for whatever one of them may be
 _RUN = personal_data.FEWEST_IN_A_ROW
 
 
 class Screen:
-    """Character classes for the looks of the stage.
-
-    Args:
-        words: what the word list looks for, as `harm.plain` made them.
-    """
+    """Character classes for the stage's searches; `words` are the word list's, normalised."""
 
     def __init__(self, words: Iterable[str]):
         self._classes = _personal_classes().copy()
@@ -52,19 +47,16 @@ class Screen:
         self._triples = np.array(sorted(triples), dtype=np.uint64)
 
     def __call__(self, texts: list[str]) -> tuple[list[int], list[str]]:
-        """Return for each text which of MARKS, PERSONAL and WORDS are worth a look, and its plain form.
+        """Return for each text which of MARKS, PERSONAL and WORDS to search it for, and its normalised form.
 
-        The plain form is what `harm.plain` makes of it: the very same object where that changes nothing.
+        That is what `harm.normalised` makes of it: the very same object where that changes nothing.
         """
         points, starts = _points(texts)
         seen = np.bitwise_or.reduceat(_text_classes().take(points), starts)
-        marks, plain = seen & _MARK_START, texts
-        if (seen & _NOT_PLAIN).any():
-            changes = (seen & _NOT_PLAIN).tolist()
-            plain = [
-                harm.normalised(text) if change else text for text, change in zip(texts, changes, strict=True)
-            ]
-            points, starts = _points(plain)
+        marks, changes = seen & _MARK_START, (seen & _CHANGES) != 0
+        if changes.any():
+            texts = [normalised(t) if change else t for t, change in zip(texts, changes, strict=True)]
+            points, starts = _points(texts)
         classes = self._classes.take(points)
         seen = classes & (_SIGN | _WORD)
         paired = classes[:-1] & (classes[1:] >> 1)
@@ -79,12 +71,12 @@ class Screen:
         seen = np.bitwise_or.reduceat(seen, starts)
         personal = (seen & (_SIGN | _FIRST | _DIGIT)) != 0
         words = (seen & _WORD) != 0
-        return (marks * MARKS + personal * PERSONAL + words * WORDS).tolist(), plain
+        return (marks * MARKS + personal * PERSONAL + words * WORDS).tolist(), texts
 
 
-def _in_a_row(wanted: np.ndarray) -> np.ndarray:
+def _in_a_row(ones: np.ndarray) -> np.ndarray:
     """Return where `_RUN` (seven) ones in a row begin: (n - 6,) of the same type."""
-    two = wanted[:-1] & wanted[1:]
+    two = ones[:-1] & ones[1:]
     four = two[:-2] & two[2:]
     return four[: 1 - _RUN + 3] & four[_RUN - 4 :]
 
@@ -107,13 +99,10 @@ def _text_classes() -> np.ndarray:
     # What NFKC or lower case changes, alone or (marks, and letters of Korean) with the character before it.
     for code in range(_OUTSIDE):
         letter = chr(code)
-        if (
-            harm.normalised(letter) != letter
-            or unicodedata.category(letter)[0] == "M"
-            or 0x1100 <= code < 0x1200
-        ):
-            table[code] |= _NOT_PLAIN
-    table[_OUTSIDE] = _MARK_START | _NOT_PLAIN
+        mark = unicodedata.category(letter)[0] == "M"
+        if normalised(letter) != letter or mark or 0x1100 <= code < 0x1200:
+            table[code] |= _CHANGES
+    table[_OUTSIDE] = _MARK_START | _CHANGES
     return table
 
 

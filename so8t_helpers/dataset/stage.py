@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.dataset import card as cards
-from so8t_helpers.dataset import chunks as dataset_chunks
-from so8t_helpers.dataset import gathering, reading, teacher
 from so8t_helpers.dataset.assemble import assemble
-from so8t_helpers.dataset.chunks import ChunkResult
-from so8t_helpers.dataset.reading import Chunk
+from so8t_helpers.dataset.card import describe
+from so8t_helpers.dataset.chunks import ChunkResult, first_pass
+from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_classifier
+from so8t_helpers.dataset.reading import Chunk, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
+from so8t_helpers.dataset.teacher import cache_path
 from so8t_helpers.phi3.source import base_folder
-from so8t_helpers.run import files as run_files
-from so8t_helpers.run import progress
-from so8t_helpers.run import stage as run_stage
-from so8t_helpers.run.files import StageError
-from so8t_helpers.run.stage import Stage
+from so8t_helpers.run.files import HashCache, StageError, check_disk, write_json
+from so8t_helpers.run.progress import progress
+from so8t_helpers.run.stage import Stage, open_stage
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE = "01_dataset"
@@ -44,22 +42,23 @@ def build(settings: Settings) -> Built:
         SettingsError: an input, word list or tokenizer that is not there.
         StageError: where nothing was kept, or the inputs' lines cannot be read.
     """
-    with run_stage.open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
-        files = reading.inspect(_input_paths(settings))
+    with open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
+        files = inspect(input_files(settings))
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
-        hashes = run_files.HashCache(settings.run_dir / ".hashes.json")
+        hashes = HashCache(settings.run_dir / ".hashes.json")
         known = hashing.map(hashes.sha256, [file.path for file in files])  # while their lines are counted
-        chunks = reading.split(files)
+        chunks = split(files)
         lines = sum(chunk.lines for chunk in chunks)
-        run_files.check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
         classifier_path = stage.directory / "nsfw_classifier.safetensors"
         classifier_path.unlink(missing_ok=True)
         classifier = None
         if settings.dataset.nsfw_training:
-            for path in reading.find_files(settings.dataset.nsfw_training):
+            labelled = find_files(settings.dataset.nsfw_training, "dataset.nsfw_training")
+            for path in labelled:
                 stage.read_file(f"nsfw_training/{path.name}", path)
-            classifier = gathering.train_classifier(settings, classifier_path)
+            classifier = train_classifier(settings, labelled, classifier_path)
         for name in settings.dataset.nsfw_words:
             stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
         plan = Plan(
@@ -69,18 +68,18 @@ def build(settings: Settings) -> Built:
             _tokenizer(settings, stage),
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
-            teacher.cache_path(settings) if settings.dataset.teacher else None,
+            cache_path(settings) if settings.dataset.teacher else None,
             classifier_path if classifier else None,
         )
         if plan.thoughts:
-            gathering.ask_teacher(settings, plan, chunks)
+            ask_teacher(settings, plan, chunks)
         work = stage.directory / ".work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         workers = settings.dataset.workers or os.cpu_count() or 1
         results: list[ChunkResult] = []
-        with progress.progress(settings, STAGE, lines, "lines", "records") as bar:
-            for result in dataset_chunks.run(plan, chunks, work, workers):
+        with progress(settings, STAGE, lines, "lines", "records") as bar:
+            for result in first_pass(plan, chunks, work, workers):
                 results.append(result)
                 bar.update(result.lines, kept=sum(r.kept for r in results))
         list(known)
@@ -92,30 +91,20 @@ def build(settings: Settings) -> Built:
                 f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
             )
         chosen = settings.dataset.model_dump(mode="json")
-        card = cards.write(tally, files, stage.directory, hashes, chosen, classifier)
+        card = describe(tally, files, stage.directory, hashes, chosen, classifier)
         hashes.save()
-        run_files.write_json(stage.directory / "card.json", card)
+        write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
     return Built(settings.run_dir / STAGE, card)
 
 
-def _input_paths(settings: Settings) -> list[Path]:
-    paths: list[Path] = []
-    for pattern in settings.dataset.inputs:
-        if pattern == "demo":
-            paths.append(run_files.demo_folder(settings, "records") / "records.jsonl")
-        else:
-            paths += reading.find_files([pattern])
-    return list(dict.fromkeys(paths))
-
-
-def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], beside: Path) -> Path | None:
-    """Return the folder of robots.txt files: the profile's, else `robots/` beside the first input."""
+def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], inputs: Path) -> Path | None:
+    """Return the folder of robots.txt files: the profile's, else `robots/` in the first input's folder."""
     chosen = settings.dataset.robots_dir
-    folder = resolve(chosen) if chosen else beside / "robots"
+    folder = resolve(chosen) if chosen else inputs / "robots"
     if settings.dataset.robots_fetch:
         folder.mkdir(parents=True, exist_ok=True)
-        gathering.fetch_robots(chunks, folder, settings.dataset.robots_agent)
+        fetch_robots(chunks, folder, settings.dataset.robots_agent)
     if chosen and not folder.is_dir():
         raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
     for path in sorted(folder.glob("*.txt")):

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.phi3 import chat
+from so8t_helpers.phi3.chat import render
 from so8t_helpers.run.files import sha256_file
 from so8t_helpers.settings import Settings, SettingsError, resolve
-from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.format import contains_markers, decision_of
 
 if TYPE_CHECKING:  # every worker process imports this module, and engines bring torch along
     from so8t_helpers.engines.base import Engine
@@ -49,10 +49,6 @@ class Thoughts:
         rows = [(_key(record), text) for record, text in items]
         self._database.executemany("INSERT OR REPLACE INTO thought VALUES (?, ?)", rows)
         self._database.commit()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
 
 
 def cache_path(settings: Settings) -> Path:
@@ -86,29 +82,23 @@ def open_teacher(settings: Settings) -> Engine:
     return open_transformers(path)
 
 
-def ask(engine: Engine, records: Iterable[Record], thoughts: Thoughts, max_tokens: int) -> int:
-    """Ask the teacher for what is not in the cache yet, batch by batch; return how many were asked."""
-    asked = 0
-    missing = (record for record in records if thoughts.get(record) is None)
-    while batch := list(islice(missing, BATCH)):
+def ask(engine: Engine, records: Iterator[Record], thoughts: Thoughts, max_tokens: int) -> None:
+    """Ask the teacher about records, and keep its answers batch by batch."""
+    while batch := list(islice(records, BATCH)):
         answers = engine.complete_many([prompt(record) for record in batch], max_tokens=max_tokens)
         thoughts.put(zip(batch, (usable(answer.text) for answer in answers), strict=True))
-        asked += len(batch)
-    return asked
 
 
 def prompt(record: Record) -> str:
     """Return the teacher's prompt: policy has been applied, so nothing personal or unsafe is in it."""
     content = f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
-    return chat.render([{"role": "user", "content": content}], add_generation_prompt=True)
+    return render([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def usable(text: str) -> str:
     """Return the teacher's text where it may stand as thinking, else ""."""
     text = text.strip()
-    if think_format.contains_markers(text) or think_format.decision_of(text) is not None:
-        return ""
-    return text
+    return "" if contains_markers(text) or decision_of(text) is not None else text
 
 
 def _key(record: Record) -> str:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from so8t_helpers.dataset.records import Record, RejectedError
-from so8t_helpers.thinking import format as think_format
-from so8t_helpers.thinking.format import ThinkText
+from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.dataset.records import Record
+from so8t_helpers.thinking.format import ThinkText, decision_of, with_decision
 
 LABEL_NAMES = {"ALLOW": "許可", "ESCALATION": "エスカレーション", "DENY": "不許可", "REFUSE": "拒否"}
 POLICIES = {
@@ -64,7 +64,7 @@ def safety(record: Record, harm: str | None) -> str:
 
 
 def private_text(text: ThinkText) -> str:
-    """Return all that is private in a turn, as `chat_format.parse` gives it."""
+    """Return all that is private in a turn, as `format.parse` gives it."""
     return text.thinking if text.style == "seed" else f"{text.task}\n{text.safety}\n{text.policy}"
 
 
@@ -91,12 +91,12 @@ def _with_thought(text: ThinkText, thought: str, label: str) -> ThinkText:
 
 
 def _decision(thinking: str) -> str | None:
-    # No other character folds to 判, and the fold of a whole text is dear.
-    return think_format.decision_of(thinking) if "判" in thinking else None
+    # No other character folds to 判, and folding a whole text costs much.
+    return decision_of(thinking) if "判" in thinking else None
 
 
 def _decided(thinking: str, label: str) -> str:
-    return thinking if _decision(thinking) == label else think_format.with_decision(thinking, label)
+    return thinking if _decision(thinking) == label else with_decision(thinking, label)
 
 
 def _undecided(thinking: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from so8t_helpers.dataset.reading import matching
 from so8t_helpers.phi3.source import hub_cache
 from so8t_helpers.run.files import check_disk
 from so8t_helpers.run.stage import STAGES
@@ -15,15 +16,10 @@ from so8t_helpers.settings import Settings, SettingsError, resolve
 def check_inputs(settings: Settings) -> None:
     """Raise SettingsError for an entry of `dataset.inputs` that matches no file."""
     for pattern in settings.dataset.inputs:
-        if pattern != "demo" and not _matches(pattern):
+        if pattern != "demo" and not matching(pattern):
             raise SettingsError(
                 f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
             )
-
-
-def _matches(pattern: str) -> bool:
-    path = resolve(pattern)
-    return path.is_file() or any(Path(path.anchor).glob(path.relative_to(path.anchor).as_posix()))
 
 
 GIB = 2**30
@@ -112,12 +108,10 @@ def free_bytes(path: Path) -> int:
 
 
 def _input_bytes(settings: Settings) -> float:
-    total = 0
-    for pattern in settings.dataset.inputs:
-        if pattern == "demo":
-            total += 2_000_000
-            continue
-        path = resolve(pattern)
-        found = [path] if path.is_file() else Path(path.anchor).glob(path.relative_to(path.anchor).as_posix())
-        total += sum(file.stat().st_size for file in found)
-    return float(total)
+    """Return the size of the input files, the demo's as they will be."""
+    return float(
+        sum(
+            2_000_000 if pattern == "demo" else sum(file.stat().st_size for file in matching(pattern))
+            for pattern in settings.dataset.inputs
+        )
+    )

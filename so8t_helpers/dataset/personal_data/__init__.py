@@ -15,8 +15,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from so8t_helpers.dataset.personal_data.finders import FINDERS
+from so8t_helpers.dataset.policy.harm import normalised
 
-KINDS = ("email", "phone", "my_number", "corporate_number", "credit_card", "address", "ip_address", "secret")
 MASKS = {
     "email": "[メールアドレス]",
     "phone": "[電話番号]",
@@ -27,6 +27,7 @@ MASKS = {
     "ip_address": "[IPアドレス]",
     "secret": "[認証情報]",
 }
+KINDS = tuple(MASKS)
 NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )
@@ -54,7 +55,7 @@ def _folds() -> dict[int, str]:
 
 _FOLDS = _folds()
 
-# Cheap looks at NFKC text in lower case: a finder runs only where its look finds something.
+# Cheap searches of normalised text (NFKC, lower case): a finder runs only where its own finds something.
 FEWEST_IN_A_ROW = 7  # digits and signs that a number of any kind has at least
 NO_LETTER = re.compile(r"[0-9\Wー]")
 _DIGITS = re.compile(r"[0-9](?=[0-9\Wー]{6})(?:[\Wー]{0,2}[0-9]){6}")
@@ -90,33 +91,29 @@ def halfwidth(text: str) -> str:
     return _LONG_VOWEL_AS_DASH.sub("-", text.translate(_FOLDS))
 
 
-def looks(plain: str) -> set[str]:
-    """Return which finders are worth running on a text.
-
-    Args:
-        plain: the text in NFKC and lower case.
-    """
+def looks(text: str) -> set[str]:
+    """Return which finders are worth running on a text, which is `normalised`."""
     hit = set()
-    if _DIGITS.search(plain) or "〒" in plain:
+    if _DIGITS.search(text) or "〒" in text:
         hit.add("digits")
-    if "." in plain and _DOTS.search(plain):
+    if "." in text and _DOTS.search(text):
         hit.add("dots")
-    if ("県" in plain or "都" in plain or "府" in plain or "道" in plain) and _PREFECTURE.search(plain):
+    if _PREFECTURE.search(text):
         hit.add("prefecture")
-    if ", " in plain and _ZIP.search(plain):
+    if ", " in text and _ZIP.search(text):
         hit.add("zip")
-    if "@" in plain or "at)" in plain or "at]" in plain or "アット" in plain:
+    if "@" in text or "at)" in text or "at]" in text or "アット" in text:
         hit.add("at")
-    if _SECRET.search(plain):
+    if _SECRET.search(text):
         hit.add("secret")
-    if ":" in plain:
+    if ":" in text:
         hit.add("colon")
     return hit
 
 
 def find(text: str) -> list[Found]:
     """Return the places of personal data in `text`, in order, without overlaps."""
-    hit = looks(unicodedata.normalize("NFKC", text).lower())
+    hit = looks(normalised(text))
     if not hit:
         return []
     folded = halfwidth(text)

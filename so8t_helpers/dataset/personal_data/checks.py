@@ -6,6 +6,8 @@ import ipaddress
 import re
 from collections.abc import Callable
 
+from stdnum import luhn
+
 Accept = Callable[[re.Match[str], str], bool]
 
 _PHONE_WORDS = re.compile(
@@ -26,27 +28,11 @@ def digits_of(text: str) -> str:
     return re.sub(r"[^0-9]", "", text)
 
 
-def luhn_valid(digits: str) -> bool:
-    """Luhn's check of a card number (ISO/IEC 7812-1)."""
-    doubled = (int(d) * 2 for d in digits[-2::-2])
-    return (sum(map(int, digits[-1::-2])) + sum(d - 9 if d > 9 else d for d in doubled)) % 10 == 0
-
-
-def my_number_valid(digits: str) -> bool:
-    """Check digit of a 12-digit My Number (Ordinance 85 of 2014, Internal Affairs Ministry, article 5)."""
-    weights = (6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2)
-    rest = sum(int(d) * w for d, w in zip(digits, weights, strict=False)) % 11
-    return int(digits[11]) == (0 if rest <= 1 else 11 - rest)
-
-
-def corporate_number_valid(digits: str) -> bool:
-    """Check digit of a 13-digit corporate number (Ordinance 70 of 2014, Ministry of Finance)."""
-    body = sum(int(d) * (1 if i % 2 == 0 else 2) for i, d in enumerate(reversed(digits[1:])))
-    return int(digits[0]) == 9 - body % 9
-
-
 def near(words: str, valid: Callable[[str], bool]) -> Accept:
-    """Accept close after one of `words`; farther off, or before them, only with a valid check digit."""
+    """Accept close after one of `words`; farther off, or before them, only with a valid check digit.
+
+    The words are needed in any case: one number in ten passes My Number's check by chance.
+    """
     pattern = re.compile(words, re.IGNORECASE)
 
     def accept(match: re.Match[str], text: str) -> bool:
@@ -67,8 +53,8 @@ def is_phone(match: re.Match[str], text: str) -> bool:
     if raw.startswith("+"):
         return 9 <= len(digits) <= 14
     mobile = re.match(r"0[5789]0[1-9]", digits) is not None and not digits.startswith("0800")
-    wanted = (11,) if mobile else (10, 11) if digits.startswith("0800") else (10,)
-    if len(digits) not in wanted or digits.startswith("00"):
+    lengths = (11,) if mobile else (10, 11) if digits.startswith("0800") else (10,)
+    if len(digits) not in lengths or digits.startswith("00"):
         return False
     return raw != digits or mobile or bool(_PHONE_WORDS.search(before))
 
@@ -77,7 +63,7 @@ def is_card(match: re.Match[str], text: str) -> bool:
     """A card number passes Luhn's check, and nothing before it names another kind of number."""
     digits = digits_of(match.group())
     before = text[max(0, match.start() - 14) : match.start()]
-    return luhn_valid(digits) and not _OTHER_NUMBER.search(before)
+    return luhn.is_valid(digits) and not _OTHER_NUMBER.search(before)
 
 
 def is_ip(match: re.Match[str], text: str) -> bool:

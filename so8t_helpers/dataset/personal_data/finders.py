@@ -7,16 +7,9 @@ from __future__ import annotations
 
 import re
 
-from so8t_helpers.dataset.personal_data.checks import (
-    Accept,
-    corporate_number_valid,
-    is_card,
-    is_ip,
-    is_phone,
-    is_secret,
-    my_number_valid,
-    near,
-)
+from stdnum.jp import cn, in_
+
+from so8t_helpers.dataset.personal_data.checks import Accept, is_card, is_ip, is_phone, is_secret, near
 
 _PREFECTURE = (
     "(?:東京都|北海道|(?:大阪|京都)府|(?:青森|岩手|宮城|秋田|山形|福島|茨城|栃木|群馬|埼玉|千葉|神奈川|新潟|"
@@ -77,52 +70,40 @@ _PHONE = (
     r"|0[0-9]{1,4}(?P<s>[ -]|\.)[0-9]{1,4}(?P=s)[0-9]{3,4}"
     r"|0[0-9]{2}-[0-9]{8}|0[0-9]{1,3}-[0-9]{6,8}|0[0-9]{9,10})(?![0-9]|[.-][0-9])"
 )
+_BEARER = r"(?i:bearer)\s{1,3}(?P<value>[A-Za-z0-9._~+/-]{20,2000}=*)"
+_POSTAL_AND_PREFECTURE = (
+    rf"{_POSTAL}[\s、,:)]{{0,3}}{_PREFECTURE}{_CITY}(?:{_HOUSE}|[一-龠々ヶァ-ヺー]{{0,12}})"
+)
+_POSTAL_AND_CITY = rf"{_POSTAL}[\s、,:)]{{0,3}}[一-龠々ヶ]{{1,8}}?[市区町村郡]{_HOUSE}"
+_POSTAL_MARK = r"〒\s?[0-9]{3}-?[0-9]{4}(?![0-9])"
+_MY_NUMBER = r"(?<![0-9-])[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9]|-[0-9])"
+_CORPORATE_NUMBER = r"(?<![0-9-])[0-9](?:[ -]?[0-9]{4}){3}(?![0-9]|-[0-9])"
+_IPV4 = r"(?<![0-9A-Za-z.:])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z]|\.[0-9])"
+_IPV6 = r"(?<![0-9A-Za-z:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![0-9A-Za-z:])"
+_is_my_number = near(r"マイナンバー|個人番号|my ?number|individual number", in_.is_valid)
+_is_corporate_number = near(r"法人番号|corporate number", cn.is_valid)
 
+# (kind, which of `looks` must have found something, pattern, what else must hold)
 FINDERS: tuple[tuple[str, str, re.Pattern[str], Accept | None], ...] = tuple(
     (kind, look, re.compile(pattern), accept)
     for kind, look, pattern, accept in (
         ("secret", "secret", _PEM, None),
         ("secret", "secret", _ISSUED, None),
-        ("secret", "secret", r"(?i:bearer)\s{1,3}(?P<value>[A-Za-z0-9._~+/-]{20,2000}=*)", None),
+        ("secret", "secret", _BEARER, None),
         ("email", "at", _EMAIL, None),
         ("secret", "secret", _SAID, is_secret),
         ("secret", "secret", _PIN, None),
-        (
-            "address",
-            "digits",
-            rf"{_POSTAL}[\s、,:)]{{0,3}}{_PREFECTURE}{_CITY}(?:{_HOUSE}|[一-龠々ヶァ-ヺー]{{0,12}})",
-            None,
-        ),
-        ("address", "digits", rf"{_POSTAL}[\s、,:)]{{0,3}}[一-龠々ヶ]{{1,8}}?[市区町村郡]{_HOUSE}", None),
+        ("address", "digits", _POSTAL_AND_PREFECTURE, None),
+        ("address", "digits", _POSTAL_AND_CITY, None),
         ("address", "prefecture", rf"{_PREFECTURE}{_CITY}{_HOUSE_SURE}", None),
         ("address", "zip", _US_ADDRESS, None),
         ("address", "digits", _JP_ADDRESS_IN_ENGLISH, None),
-        ("address", "digits", r"〒\s?[0-9]{3}-?[0-9]{4}(?![0-9])", None),
+        ("address", "digits", _POSTAL_MARK, None),
         ("credit_card", "digits", _CARD, is_card),
-        (
-            "my_number",
-            "digits",
-            r"(?<![0-9-])[0-9]{4}[ -]?[0-9]{4}[ -]?[0-9]{4}(?![0-9]|-[0-9])",
-            near(r"マイナンバー|個人番号|my ?number|individual number", my_number_valid),
-        ),
-        (
-            "corporate_number",
-            "digits",
-            r"(?<![0-9-])[0-9](?:[ -]?[0-9]{4}){3}(?![0-9]|-[0-9])",
-            near(r"法人番号|corporate number", corporate_number_valid),
-        ),
+        ("my_number", "digits", _MY_NUMBER, _is_my_number),
+        ("corporate_number", "digits", _CORPORATE_NUMBER, _is_corporate_number),
         ("phone", "digits", _PHONE, is_phone),
-        (
-            "ip_address",
-            "dots",
-            r"(?<![0-9A-Za-z.:])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z]|\.[0-9])",
-            is_ip,
-        ),
-        (
-            "ip_address",
-            "colon",
-            r"(?<![0-9A-Za-z:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![0-9A-Za-z:])",
-            is_ip,
-        ),
+        ("ip_address", "dots", _IPV4, is_ip),
+        ("ip_address", "colon", _IPV6, is_ip),
     )
 )

@@ -1,4 +1,4 @@
-"""All looks for unsafe content in one place: word list, the user's classifier, a local model."""
+"""What finds unsafe content, in one place: word list, the user's classifier, a local model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from so8t_helpers.settings import DatasetSettings, SettingsError, resolve
 
 
 class Detector:
-    """Says under which name a text is unsafe; the cheapest look comes first."""
+    """Says under which name a text is unsafe; what costs least comes first."""
 
     def __init__(self, settings: DatasetSettings, classifier: Path | None):
         self._words = HarmWords(settings.nsfw_words)
@@ -31,18 +31,18 @@ class Detector:
         """What the word list looks for."""
         return self._words.categories
 
-    def find(self, plain: list[str], worth: list[bool]) -> list[str | None]:
+    def find(self, texts: list[str], may_match: list[bool]) -> list[str | None]:
         """Return for each text a category of the word list, "classifier", "model", or None.
 
         Args:
-            plain: texts as `harm.plain` made them.
-            worth: whether a listed word may be in each.
+            texts: as `harm.normalised` made them.
+            may_match: whether a listed word may be in each.
         """
-        found = [self._words.find(text) if look else None for text, look in zip(plain, worth, strict=True)]
+        found = [self._words.find(text) if may else None for text, may in zip(texts, may_match, strict=True)]
         for name, threshold, scores in self._scores:
             rest = [i for i, category in enumerate(found) if category is None]
             if rest:
-                for i in np.flatnonzero(scores([plain[i] for i in rest]) >= threshold).tolist():
+                for i in np.flatnonzero(scores([texts[i] for i in rest]) >= threshold).tolist():
                     found[rest[i]] = name
         return found
 
@@ -63,17 +63,16 @@ def _model(settings: DatasetSettings) -> Callable[[list[str]], np.ndarray]:
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
     ).eval()
-    wanted = {label.lower() for label in settings.nsfw_model_labels}
-    columns = [i for i, label in model.config.id2label.items() if label.lower() in wanted]
+    unsafe = {label.lower() for label in settings.nsfw_model_labels}
+    columns = [i for i, label in model.config.id2label.items() if label.lower() in unsafe]
     if not columns:
         known = ", ".join(model.config.id2label.values())
         raise SettingsError(f"dataset.nsfw_model_labels: none is a label of {folder}, which has {known}")
 
     @torch.inference_mode()
     def score(text: str) -> float:
-        logits = (
-            model(**tokenizer(text, truncation=True, max_length=512, return_tensors="pt")).logits[0].float()
-        )
+        encoded = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
+        logits = model(**encoded).logits[0].float()
         if model.config.problem_type == "multi_label_classification":
             return float(logits.sigmoid()[columns].max())
         return float(logits.softmax(-1)[columns].sum())

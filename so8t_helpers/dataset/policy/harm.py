@@ -1,6 +1,6 @@
 """Unsafe content: detected so that it is refused, never generated.
 
-Three looks: what the record says of itself, a word list by category that users extend, and (where the
+Three sources: what the record says of itself, a word list by category that users extend, and (where the
 profile names them) classifiers. A flagged record may enter training only with a label and an answer that
 refuse or escalate.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from importlib.resources import files
-from pathlib import Path
 
 from so8t_helpers.settings import SettingsError, resolve
 
@@ -95,8 +94,3 @@ _LATIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 def _whole_word(text: str, match: re.Match[str]) -> bool:
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
     return before not in _LATIN and after not in _LATIN
-
-
-def word_list_path() -> Path:
-    """Return the path of our own list, as a model for the user's."""
-    return Path(str(files("so8t_helpers.dataset.policy").joinpath("harm_words.tsv")))

@@ -21,13 +21,9 @@ FEWEST = 20  # labelled records of each side; with fewer, precision and recall s
 _FACTOR, _SHIFT = np.uint32(0x9E3779B1), np.uint32(32 - 18)
 
 
-def features(plain: str) -> np.ndarray:
-    """Return the buckets of a text's character 2-, 3- and 4-grams, as often as they stand there: (k,) int64.
-
-    Args:
-        plain: the text as `harm.plain` made it.
-    """
-    return np.concatenate(list(_buckets(f"^{plain}$"))).astype(np.int64)
+def features(text: str) -> np.ndarray:
+    """Return the buckets of a normalised text's 2-, 3- and 4-grams, as often as they occur: (k,) int64."""
+    return np.concatenate(list(_buckets(f"^{text}$"))).astype(np.int64)
 
 
 def _buckets(marked: str) -> Iterator[np.ndarray]:
@@ -52,7 +48,7 @@ class NgramClassifier:
         """Return for each text a number from 0 to 1, whatever the others are: (len(texts),) float64.
 
         Args:
-            texts: as `harm.plain` made them.
+            texts: as `harm.normalised` made them.
         """
         marked = [f"^{text}$" for text in texts]
         lengths = np.array([len(text) for text in marked])
@@ -68,7 +64,8 @@ class NgramClassifier:
             sums = np.add.reduceat(np.append(weights, np.float32(0)), edges.ravel())[::2]
             total[own] += sums
             count[own] += lengths[own] - size + 1
-        return _sigmoid(total / np.sqrt(count) + self.intercept)
+        logits = np.clip(total / np.sqrt(count) + self.intercept, -60, 60)
+        return 1 / (1 + np.exp(-logits))
 
 
 def train(
@@ -77,7 +74,7 @@ def train(
     """Train on four fifths, measure on the last fifth, save; return the figures for the report.
 
     Args:
-        texts: labelled texts, as `harm.plain` made them.
+        texts: labelled texts, as `harm.normalised` made them.
         unsafe: their labels.
         path: file to write (safetensors).
         seed: of the division.
@@ -138,7 +135,3 @@ def _best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     middles = np.r_[candidates[0] / 2, (candidates[1:] + candidates[:-1]) / 2]
     f1 = [2 * (labels & (scores >= t)).sum() / ((scores >= t).sum() + labels.sum()) for t in middles]
     return float(middles[int(np.argmax(f1))])
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import socket
 import time
 from functools import lru_cache
@@ -44,12 +45,7 @@ class Robots:
         if self.directory is None or not (self.directory / name).is_file():
             return None
         with (self.directory / name).open("rb") as file:
-            return parse(file.read(MAX_BYTES))
-
-
-def parse(content: bytes) -> Protego:
-    """Parse a robots.txt file; a byte order mark is skipped, bytes that are not UTF-8 are replaced."""
-    return Protego.parse(content.decode("utf-8-sig", errors="replace"))
+            return Protego.parse(file.read(MAX_BYTES).decode("utf-8-sig", errors="replace"))
 
 
 def file_name(url: str) -> str | None:
@@ -71,10 +67,10 @@ CACHE_SECONDS = 24 * 3600  # RFC 9309, 2.4
 DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
 
 
-def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Path | None:
+def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> None:
     """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
 
-    A file that the user gave (without the `.json` that a fetch leaves beside it) is never replaced. 4xx means
+    A file that the user gave (without the `.json` that a fetch leaves with it) is never replaced. 4xx means
     that all may be crawled, 5xx and network errors that nothing may.
 
     Args:
@@ -85,14 +81,14 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Pa
     """
     name = file_name(url)
     if name is None:
-        return None
+        return
     path, note = directory / name, directory / f"{name}.json"
-    if path.is_file() and not _expired(note):
-        return path
-    parts = urlsplit(url)
-    status, content = _get(
-        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/robots.txt", agent, public_only
-    )
+    if path.is_file():
+        fetched = json.loads(note.read_text(encoding="utf-8"))["fetched"] if note.is_file() else math.inf
+        if time.time() - fetched <= CACHE_SECONDS:
+            return
+    scheme, authority, *_ = urlsplit(url)
+    status, content = _get(f"{scheme}://{authority.rpartition('@')[2]}/robots.txt", agent, public_only)
     if status is None or status >= 500:
         content = DISALLOW_ALL
     elif status >= 300:
@@ -100,13 +96,6 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> Pa
     with atomic_path(path) as scratch:
         scratch.write_bytes(content)
     write_json(note, {"url": url, "status": status, "fetched": time.time()})
-    return path
-
-
-def _expired(note: Path) -> bool:
-    if not note.is_file():
-        return False
-    return time.time() - json.loads(note.read_text(encoding="utf-8"))["fetched"] > CACHE_SECONDS
 
 
 def _get(url: str, agent: str, public_only: bool) -> tuple[int | None, bytes]:

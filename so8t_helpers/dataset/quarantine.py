@@ -1,0 +1,57 @@
+"""Why a line is not used: the reasons, and its entry in quarantine.jsonl, which never quotes the line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+REASONS = {
+    "line_too_long": "the line is over 10 MiB",
+    "bad_encoding": "the bytes are not valid in the file's encoding",
+    "empty_line": "the line is empty",
+    "bad_json": "the line is not valid JSON",
+    "not_an_object": "the line is JSON, but not an object",
+    "unknown_shape": "none of the known record shapes",
+    "wrong_type": "a value has the wrong type",
+    "empty_question": "no question",
+    "empty_answer": "no answer",
+    "missing_label": "no label",
+    "unknown_label": "a label that is none of the four",
+    "label_conflict": "the reasoning decides otherwise than the label",
+    "broken_format": "think markers that are not well formed",
+    "format_markers": "text that holds the format's own markers",
+    "licence_missing": "no licence given",
+    "licence_not_allowed": "a licence that the profile does not allow",
+    "bad_url": "a source URL that is none",
+    "robots_disallow": "robots.txt of the source forbids it",
+    "robots_unknown": "no robots.txt known for the source's host",
+    "personal_data": "personal or confidential data",
+    "unsafe_label": "unsafe content with a label that allows it",
+    "unsafe_answer": "unsafe content with an answer that does not refuse",
+    "too_long": "longer than the sequence length, even with the thinking cut",
+    "duplicate": "the same question as an earlier record",
+    "near_duplicate": "nearly the same question as an earlier record",
+}
+
+
+class RejectedError(Exception):
+    """A record that cannot become a sample: a reason from `REASONS` and a detail without its content."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(slots=True)
+class Quarantined:
+    """A line that is not used: reason, detail, and the hash of its bytes."""
+
+    reason: str
+    detail: str
+    sha256: str
+
+    def entry(self, file: str, line: int) -> bytes:
+        """Return its line of quarantine.jsonl."""
+        where = {"file": file, "line": line, "reason": self.reason, "detail": self.detail}
+        return orjson.dumps({**where, "sha256": self.sha256}, option=orjson.OPT_APPEND_NEWLINE)
