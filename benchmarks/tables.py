@@ -1,8 +1,8 @@
-"""Writes docs/claims.md and the READMEs' short table from benchmarks/results/*.json: no figure is typed by hand.
+"""Writes docs/claims.md and the READMEs' short table from benchmarks/results/*.json, none typed.
 
 Run `python benchmarks/tables.py`; with `--check` it changes nothing and ends with 1 where a table is old. A
-result's `claims` are lists of {"name", "value", "bound", "unit", "holds"}; a page marks the place of its table
-with `<!-- claims -->` and `<!-- /claims -->`.
+result's `claims` are lists of {"name", "value", "bound", "unit", "holds"}; the place of a page's table is
+marked with `<!-- claims -->` and `<!-- /claims -->`.
 """
 
 from __future__ import annotations

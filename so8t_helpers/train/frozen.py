@@ -59,6 +59,8 @@ class HeldWeight(NamedTuple):
 
 
 FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
+# What `_Product` multiplies with; by name, since a compiled function takes tensors and plain values.
+_KINDS: dict[str, Any] = {"int8": Int8Weight, "nf4": Nf4Weight, "held": HeldWeight}
 
 NF4_BLOCK = 64
 
@@ -107,70 +109,27 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).view(weight.shape.shape[:2])
 
 
-class _Int8Product(torch.autograd.Function):
-    """The product of `adapted_product` with int8 rows: dequantised in both directions, never kept so."""
+class _Product(torch.autograd.Function):
+    """The product of `adapted_product`: [W | s B] is dequantised in both directions and never kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, low: Tensor, b: Tensor, rows: Tensor, scale: Tensor, s: float, wanted: bool
+        ctx: Any, x: Tensor, ax: Tensor, b: Tensor, s: float, value_needed: bool, kind: str, *stored: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(low, b, rows, scale)
-        ctx.s = s
-        if not wanted:
-            return x.new_zeros(()).expand(len(x), len(rows))
-        return torch.cat((x, low), 1) @ _wide(Int8Weight(rows, scale), b, s, x.dtype).t()
+        ctx.save_for_backward(ax, b, *stored)
+        ctx.s, ctx.kind = s, kind
+        weight = _KINDS[kind](*stored)
+        if not value_needed:
+            return x.new_zeros(()).expand(len(x), _out_features(weight))
+        return torch.cat((x, ax), 1) @ _wide(weight, b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        low, b, rows, scale = ctx.saved_tensors
-        both = grad @ _wide(Int8Weight(rows, scale), b, ctx.s, grad.dtype)
-        return *_split(both, grad, low, ctx.s), None, None, None, None
-
-
-class _Nf4Product(torch.autograd.Function):
-    """The same with NF4."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        low: Tensor,
-        b: Tensor,
-        packed: Tensor,
-        absmax: Tensor,
-        code: Tensor,
-        shape: Tensor,
-        s: float,
-        wanted: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(low, b, packed, absmax, code, shape)
-        ctx.s = s
-        if not wanted:
-            return x.new_zeros(()).expand(len(x), len(b))
-        return torch.cat((x, low), 1) @ _wide(Nf4Weight(packed, absmax, code, shape), b, s, x.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        low, b, packed, absmax, code, shape = ctx.saved_tensors
-        both = grad @ _wide(Nf4Weight(packed, absmax, code, shape), b, ctx.s, grad.dtype)
-        return *_split(both, grad, low, ctx.s), None, None, None, None, None, None
-
-
-class _HeldProduct(torch.autograd.Function):
-    """The same with [W | s B] as it is held."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, b: Tensor, wide: Tensor, s: float, wanted: bool) -> Tensor:
-        ctx.save_for_backward(low, wide)
-        ctx.s = s
-        if not wanted:
-            return x.new_zeros(()).expand(len(x), len(wide))
-        return torch.cat((x, low), 1) @ wide.t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        low, wide = ctx.saved_tensors
-        return *_split(grad @ wide, grad, low, ctx.s), None, None, None
+        ax, b, *stored = ctx.saved_tensors
+        both = grad @ _wide(_KINDS[ctx.kind](*stored), b, ctx.s, grad.dtype)  # gradients of x and of A x
+        inputs = both.shape[1] - ax.shape[1]
+        by_b = (grad.t() @ ax).float() * ctx.s
+        return both[:, :inputs], both[:, inputs:], by_b, None, None, None, *([None] * len(stored))
 
 
 def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
@@ -188,33 +147,26 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
 
 def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
     """Put s B beside the dequantised W: (out, in + r)."""
+    if isinstance(weight, HeldWeight):
+        return weight.wide
     return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
 
 
-def _split(both: Tensor, grad: Tensor, low: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, low and b from grad [W | s B]."""
-    r = low.shape[1]
-    return both[:, : both.shape[1] - r], both[:, both.shape[1] - r :], (grad.t() @ low).float() * s
-
-
 def adapted_product(
-    x: Tensor, low: Tensor, b: Tensor, weight: FrozenWeight, s: float, wanted: bool = True
+    x: Tensor, ax: Tensor, b: Tensor, weight: FrozenWeight, s: float, value_needed: bool = True
 ) -> Tensor:
-    """Return y = W x + s B low, as one product [W | s B] [x; low].
+    """Return y = W x + s B A x, as one product [W | s B] [x; A x].
 
     Args:
-        x: (T, in). low: (T, r), LoRA's A on its input.
+        x: (T, in). ax: (T, r), LoRA's A on its input.
         b: (out, r) float32.
-        wanted: False where only gradients are needed, as for the last product of a layer that is recomputed;
+        value_needed: False where only gradients are, as for the last product of a layer that is recomputed;
             then the values returned mean nothing.
     """
-    if isinstance(weight, Int8Weight):
-        return _Int8Product.apply(x, low, b, weight.rows, weight.scale, s, wanted)
-    if isinstance(weight, Nf4Weight):
-        return _Nf4Product.apply(x, low, b, *weight, s, wanted)
-    if isinstance(weight, HeldWeight):
-        return _HeldProduct.apply(x, low, b, weight.wide, s, wanted)
-    return torch.addmm(frozen_linear(x, weight), low, b.to(x.dtype).t(), alpha=s)
+    for kind, stored in _KINDS.items():
+        if isinstance(weight, stored):
+            return _Product.apply(x, ax, b, s, value_needed, kind, *weight)
+    return torch.addmm(frozen_linear(x, weight), ax, b.to(x.dtype).t(), alpha=s)
 
 
 def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
@@ -224,13 +176,11 @@ def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
     if isinstance(weight, LlmInt8Weight):
         return _llm_int8(x, weight)
     none = x.new_empty(len(x), 0)
-    return adapted_product(x, none, x.new_empty(_rows(weight), 0), weight, 1.0)
+    return adapted_product(x, none, x.new_empty(_out_features(weight), 0), weight, 1.0)
 
 
-def _rows(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
-    if isinstance(weight, HeldWeight):
-        return len(weight.wide)
-    return len(weight.rows) if isinstance(weight, Int8Weight) else weight.shape.shape[0]
+def _out_features(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
+    return len(weight.shape if isinstance(weight, Nf4Weight) else weight[0])
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:
