@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import Completion, EngineError, EngineTimeoutError, Piece, collect
+from so8t_helpers.engines.base import Completion, Engine, EngineError, EngineTimeoutError, collect
 
 
-class HttpEngine:
+class HttpEngine(Engine):
     """A model behind a server on this machine or another; subclasses say how it is asked.
 
     Args:
@@ -39,11 +38,6 @@ class HttpEngine:
         self.name, self.version, self.model = name, version, model
         self.url, self.timeout, self.parallel = url, timeout, parallel
         self.client = http_client(url, timeout, headers)
-
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
-        raise NotImplementedError
 
     def complete_many(
         self,
@@ -120,14 +114,6 @@ class HttpEngine:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def http_client(url: str, timeout: float, headers: dict[str, str] | None = None) -> httpx.Client:

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from so8t_helpers.engines.base import Completion, Engine
-from so8t_helpers.engines.host import GgufHost, modelfile_of
+from so8t_helpers.engines.host import GgufHost, find_gguf, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity, check_native
@@ -19,7 +19,7 @@ from so8t_helpers.evaluate.judge import score
 from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
 from so8t_helpers.phi3.source import base_folder
-from so8t_helpers.run.files import StageError, write_json, write_jsonl, write_text
+from so8t_helpers.run.files import write_json, write_jsonl, write_text
 from so8t_helpers.run.progress import Progress, progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
@@ -94,15 +94,8 @@ def _source(stage: Stage, name: str) -> Path:
         for weights in sorted(folder.glob("*.safetensors")):
             stage.read_file(f"{name}/{weights.name}", weights)
         return folder
-    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
-    found = sorted(folder.glob(f"*-{name}.gguf")) or sorted(folder.glob(f"*-{name.upper()}.gguf"))
-    if len(found) > 1:
-        raise StageError(
-            f"eval.models: several files for {name} in {folder}: {', '.join(p.name for p in found)}"
-        )
-    path = found[0] if found else folder / f"{settings.gguf.name}-{name}.gguf"
-    hint = "run stage 04_gguf first, with this type in gguf.types, or take it out of eval.models"
-    return stage.read_file(f"04_gguf/{path.name}", path, hint)
+    path = find_gguf(settings, name)
+    return stage.read_file(f"04_gguf/{path.name}", path)
 
 
 def open_source(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:

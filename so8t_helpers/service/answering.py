@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError, chat_prompt
+from so8t_helpers.engines.host import parted_style
 from so8t_helpers.service.metrics import Metrics
 from so8t_helpers.service.schema import Decision, ThinkAnswer
 from so8t_helpers.settings import Settings
@@ -77,7 +78,7 @@ class Answering:
         self._capacity = engine.parallel + settings.serve.queue_length
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
-        self._style = "quadruple" if settings.dataset.think_format == "quadruple" else "seed"
+        self._style = parted_style(settings)
 
     @property
     def waiting(self) -> int:
