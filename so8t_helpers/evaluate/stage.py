@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from so8t_helpers.run.progress import Progress, progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
-from so8t_helpers.thinking.format import parse
 
 STAGE = "05_ollama_eval"
 _FOLDERS = ("base", "baked")
@@ -45,6 +45,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         audit = AuditLog(stage.directory / "audit.jsonl")
         sources = {name: _source(stage, name) for name in settings.eval.models}
         answers: dict[str, pd.DataFrame] = {}
+        lines: list[dict[str, Any]] = []
         scores: dict[str, Any] = {"models": {}}
         parity = TokenParity(prompts)
         total = len(prompts) * len(sources)
@@ -55,7 +56,10 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 with open_source(settings, host, name, source) as engine:
                     parity.check(name, engine)
                     completions, seconds = _answer(settings, engine, prompts, tracker)
-                    rows = _judge(settings, name, prompts, completions, audit)
+                    rows = [
+                        _row(name, prompt, done, audit, settings.eval.show_thinking)
+                        for prompt, done in zip(prompts, completions, strict=True)
+                    ]
                     if name == _tuned(settings):
                         stated = _stated(prompts, rows, completions)
                         scores["calibration"] = calibrate(engine, stated, samples, seed)
@@ -64,6 +68,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                         _log(audit, engine, rows)
                         if settings.eval.harness_tasks:
                             scores["harness"] = run_harness(settings, engine)
+                lines += rows
                 answers[name] = pd.DataFrame(rows)
                 scores["models"][name] = summarise(answers[name], seconds, samples, seed)
             scores["engine"] = {"name": host.name, "version": host.version, "description": host.description}
@@ -73,11 +78,16 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         ]
         scores["parity"] = parity.found
         scores["audit_head"] = audit.head
-        _write(stage, answers, scores)
+        write_jsonl(stage.directory / "answers.jsonl", lines)
+        write_json(stage.directory / "scores.json", scores)
         served = sources.get(_served(settings) or "")
         if served is not None:
             text = modelfile_of(settings, served).text(f"../04_gguf/{served.name}")
             write_text(stage.directory / "Modelfile", text)
+        stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
+        stage.facts["prompts"] = len(prompts)
+        for name, entry in scores["models"].items():
+            stage.facts |= {f"format {name}": entry["format"], f"answer {name}": entry["answer"]}
     return scores
 
 
@@ -144,16 +154,6 @@ def _answer(
     return completions, time.perf_counter() - started
 
 
-def _judge(
-    settings: Settings, name: str, prompts: list[Prompt], completions: list[Completion], audit: AuditLog
-) -> list[dict[str, Any]]:
-    rows = [_row(name, prompt, done, audit) for prompt, done in zip(prompts, completions, strict=True)]
-    if settings.eval.show_thinking:
-        for row, done in zip(rows, completions, strict=True):
-            row["thinking"] = parse(done.text).thinking
-    return rows
-
-
 def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list[Completion]) -> list[Stated]:
     """The decisions that stand in the answers."""
     found = [
@@ -163,29 +163,25 @@ def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list
     return [stated for stated in found if stated is not None]
 
 
-def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog) -> dict[str, Any]:
-    """One line of answers.jsonl: the released part, what it is worth, and of the thinking its HMAC alone."""
-    record, judged = prompt.row, score(done.text, prompt.row)
+def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog, show: bool) -> dict[str, Any]:
+    """One line of answers.jsonl; of the thinking it holds an HMAC alone, its text only where `show` is set."""
+    record, judged = prompt.row, asdict(score(done.text, prompt.row))
+    thinking = judged.pop("thinking")
     return {
         "id": record["id"],
         "model": name,
         "prompt": record["prompt"],
         "label": record["label"],
         "task": record["task"] or "",
-        "final": judged.final,
-        "well_formed": judged.well_formed,
-        "separated": judged.separated,
-        "correct": judged.correct,
-        "decision": judged.decision,
-        "refused": judged.refused,
-        "leaked": judged.leaked,
+        **judged,
         "tokens": done.tokens,
         "prompt_tokens": done.prompt_tokens,
         "first_token_s": done.first_token_s,
         "seconds": done.seconds,
         "stopped": done.stopped,
         "text_hmac": audit.code(done.text.strip()),
-        "thinking_hmac": audit.code(judged.thinking),
+        "thinking_hmac": audit.code(thinking),
+        **({"thinking": thinking} if show else {}),
     }
 
 
@@ -195,15 +191,3 @@ def _log(audit: AuditLog, engine: Engine, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         entry = {"event": "evaluated", "model": row["model"], "engine": engine.name}
         audit.append(entry | {key: row[key] for key in kept})
-
-
-def _write(stage: Stage, answers: dict[str, pd.DataFrame], scores: dict[str, Any]) -> None:
-    frame = pd.concat(answers.values(), ignore_index=True)
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    write_jsonl(stage.directory / "answers.jsonl", ({str(k): v for k, v in row.items()} for row in rows))
-    write_json(stage.directory / "scores.json", scores)
-    stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
-    stage.facts["prompts"] = len(next(iter(answers.values())))
-    for name in answers:
-        stage.facts[f"format {name}"] = scores["models"][name]["format"]
-        stage.facts[f"answer {name}"] = scores["models"][name]["answer"]
