@@ -164,7 +164,7 @@ def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list
 
 
 def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog, show: bool) -> dict[str, Any]:
-    """One line of answers.jsonl; of the thinking it holds an HMAC alone, its text only where `show` is set."""
+    """One line of answers.jsonl; of the thinking an HMAC alone, its text only where `show` is set."""
     record, judged = prompt.row, asdict(score(done.text, prompt.row))
     thinking = judged.pop("thinking")
     return {
