@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -118,7 +119,6 @@ class Engine(Closing, ABC):
     ) -> Iterator[Piece]:
         """Go on after a rendered prompt whose special tokens count as such, streamed."""
 
-    @abstractmethod
     def complete_many(
         self,
         prompts: Sequence[str],
@@ -128,7 +128,24 @@ class Engine(Closing, ABC):
         seed: int = 0,
         on_done: Callable[[Completion], None] | None = None,
     ) -> list[Completion]:
-        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order."""
+        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order.
+
+        The first error ends the rest.
+        """
+
+        def answer(prompt: str) -> Completion:
+            return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            futures = [pool.submit(answer, prompt) for prompt in prompts]
+            try:
+                for future in as_completed(futures):
+                    if on_done is not None:
+                        on_done(future.result())
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
@@ -158,14 +175,11 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think
 
 def collect(pieces: Iterator[Piece]) -> Completion:
     """Put a streamed answer together."""
-    text, thinking, last = [], [], Piece()
-    for piece in pieces:
-        text.append(piece.text)
-        thinking.append(piece.thinking)
-        last = piece
+    found = list(pieces)
+    last = found[-1] if found else Piece()
     return Completion(
-        text="".join(text),
-        thinking="".join(thinking),
+        text="".join(piece.text for piece in found),
+        thinking="".join(piece.thinking for piece in found),
         tokens=last.tokens or 0,
         prompt_tokens=last.prompt_tokens or 0,
         first_token_s=last.first_token_s,

@@ -1,15 +1,14 @@
-"""What the two engines behind HTTP share: one client, streamed lines, many prompts at once, clear errors."""
+"""What the two engines behind HTTP share: one client, streamed lines, clear errors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import Completion, Engine, EngineError, EngineTimeoutError, collect
+from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
 
 
 class HttpEngine(Engine):
@@ -38,31 +37,6 @@ class HttpEngine(Engine):
         self.name, self.version, self.model = name, version, model
         self.url, self.timeout, self.parallel = url, timeout, parallel
         self.client = http_client(url, timeout, headers)
-
-    def complete_many(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        on_done: Callable[[Completion], None] | None = None,
-    ) -> list[Completion]:
-        """Ask `parallel` prompts at once; the first error ends the rest."""
-
-        def answer(prompt: str) -> Completion:
-            return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
-
-        with ThreadPoolExecutor(self.parallel) as pool:
-            futures = [pool.submit(answer, prompt) for prompt in prompts]
-            try:
-                for future in as_completed(futures):
-                    if on_done is not None:
-                        on_done(future.result())
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send JSON and return the JSON of the answer."""

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.phi3.chat import STOPS
@@ -84,9 +86,9 @@ class LlamaCpp(HttpEngine):
             f"llama.cpp ({self.model}): no probability for token {token}; is it in the vocabulary?"
         )
 
-    def failure(self, error: Exception) -> EngineError:
+    def failure(self, error: httpx.HTTPError) -> EngineError:
         """A request that got no answer; a hanging or dead subprocess is ended with it."""
-        found = super().failure(error)  # type: ignore[arg-type]
+        found = super().failure(error)
         if isinstance(found, EngineTimeoutError):
             self.process.stop()
             return found

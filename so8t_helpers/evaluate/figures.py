@@ -69,7 +69,7 @@ def confusion(scores: dict[str, Any], names: list[str]) -> Figure:
 
 
 def by_task(scores: dict[str, Any], names: list[str]) -> Figure:
-    """Share of correct answers by task for some models; the number of prompts stands beside the task."""
+    """Share of correct answers by task for some models; the number of prompts follows the task."""
     entries = {name: scores["models"][name]["by_task"] for name in names}
     counts = {task: found["n"] for task, found in entries[names[0]].items() if found["mean"] is not None}
     fig, ax = new_figure(height=0.32 * len(counts) + 0.9)

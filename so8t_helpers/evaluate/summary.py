@@ -48,7 +48,7 @@ def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: in
     n = len(answers)
     draws = statistics.resamples(n, samples, seed)
     shares = indicators(answers)
-    truth, stated = answers["label"].tolist(), decisions(answers)
+    truth, stated = answers["label"].tolist(), answers["decision"].tolist()
     table = statistics.confusion(truth, stated)
     first, tokens = answers["first_token_s"].to_numpy(float), answers["tokens"].to_numpy(float)
     leaks, rate = int(answers["leaked"].sum()), float(tokens.sum() / wall_seconds)
@@ -97,11 +97,6 @@ def pairs(models: list[str]) -> list[tuple[str, str]]:
 def load_answers(settings: Settings) -> pd.DataFrame:
     """Read answers.jsonl of this run: a row for each model and prompt."""
     return pd.DataFrame(read_jsonl(settings.run_dir / "05_ollama_eval" / "answers.jsonl"))
-
-
-def decisions(answers: pd.DataFrame) -> list[str | None]:
-    """The stated labels, None for none."""
-    return [value if isinstance(value, str) else None for value in answers["decision"]]
 
 
 def _answers_by(keys: pd.Series, correct: pd.Series, samples: int, seed: int) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 One JSON object a line, canonical, numbered, carrying the authentication code (HMAC-SHA256, RFC 2104) of the
 line before and its own; the key lies outside of the repository. A chain alone cannot show that its tail was
-cut: the head ("12:9f3c…", number and code of the last line) is kept beside the log and published by the
+cut: the head ("12:9f3c…", number and code of the last line) is kept next to the log and published by the
 service and the report, and `verify_audit` holds the log against it. The thinking is never written, only its
 HMAC, so that a text shown later can be proven to be the one that was thought.
 """
@@ -53,7 +53,7 @@ class AuditLog:
     """An append-only log; threads and processes may write to the same one.
 
     Args:
-        path: the log, `*.jsonl`; beside it lie `*.head` and `*.lock`.
+        path: the log, `*.jsonl`; `*.head` and `*.lock` lie in the same folder.
         key: for the authentication codes; by default from the environment or the user's key file.
 
     Raises:
@@ -73,7 +73,12 @@ class AuditLog:
             self._catch_up()
             if self._last[0] < 0:
                 self._write({"event": "log", "version": 1, "key": key_name(self._key)})
-            _check_first_line(path, self._key)
+            with path.open("rb") as file:
+                problem = _line_problem(file.readline()[:-1], 1, NO_LINE, self._key)
+            if problem:
+                raise AuditError(
+                    f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log"
+                )
 
     @property
     def head(self) -> str:
@@ -148,7 +153,7 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
 
     Args:
         path: the log.
-        head: as published ("seq:mac", or the code alone); older ones hold too. The file beside the log is
+        head: as published ("seq:mac", or the code alone); older ones hold too. The file next to the log is
             checked in any case, but whoever cuts the log can cut that too.
         key: by default from the environment or the user's key file.
 
@@ -188,7 +193,7 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
 
 
 def published_head(path: Path) -> str | None:
-    """Return the head that lies beside a log, for a report to print; None where there is no log yet."""
+    """Return the head that lies next to a log, for a report to print; None where there is no log yet."""
     file = _sibling(path, "head")
     return file.read_text("ascii").strip() if file.is_file() else None
 
@@ -244,13 +249,6 @@ def _parse_head(head: str | None, codes: list[str]) -> tuple[int, str] | None:
 
 def _read_head(path: Path) -> tuple[int, str] | None:
     return _parse_head(published_head(path), [])
-
-
-def _check_first_line(path: Path, key: bytes) -> None:
-    with path.open("rb") as file:
-        problem = _line_problem(file.readline()[:-1], 1, NO_LINE, key)
-    if problem:
-        raise AuditError(f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log")
 
 
 def _tail(file: IO[bytes]) -> tuple[int, dict[str, Any] | None, bytes]:
