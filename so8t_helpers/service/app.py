@@ -129,16 +129,9 @@ class _Call:
         loop = asyncio.get_running_loop()
         self.deadline = time.monotonic() + settings.serve.timeout_seconds
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.question = Question(
-            request_id=request_id,
-            user=body.user_id,
-            query=body.query,
-            max_tokens=body.options.max_tokens or settings.serve.max_new_tokens,
-            temperature=body.options.temperature,
-            seed=body.options.seed,
-            deadline=self.deadline,
-            release=lambda text: _tell(loop, self.pieces, text),
-        )
+        limit = body.options.max_tokens or settings.serve.max_new_tokens
+        release = lambda text: _tell(loop, self.pieces, text)
+        self.question = Question(request_id, body, limit, self.deadline, release)
         self.future = asyncio.wrap_future(answering.submit(self.question))
         self.future.add_done_callback(lambda _: self.pieces.put_nowait(None))
 
