@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from so8t_helpers.thinking.format import LABELS
 
@@ -55,8 +55,9 @@ def rate_interval(rate: float, tokens: Floats, seconds: Floats, draws: Ints) -> 
 
 def exact_interval(count: int, n: int) -> list[float]:
     """The exact 95% interval of a share (Clopper and Pearson 1934): bootstraps are blind to no event."""
-    found = binomtest(count, n).proportion_ci(method="exact")
-    return [float(found.low), float(found.high)]
+    low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
+    return [low, high]
 
 
 def confusion(truth: list[str], stated: list[str | None]) -> Ints:
