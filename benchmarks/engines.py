@@ -44,7 +44,7 @@ def main() -> int:
     """Ask all engines and compare each pair."""
     from claims import claim, write_claims
 
-    from so8t_helpers.engines.host import modelfile_of
+    from so8t_helpers.engines.host import find_gguf, modelfile_of
     from so8t_helpers.engines.llama_cpp import open_llama_cpp
     from so8t_helpers.engines.ollama import open_ollama
     from so8t_helpers.engines.ollama_server import find_ollama
@@ -62,7 +62,7 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = load_settings(arguments.profile)
     folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
-    gguf = next(stage_input(settings, settings.eval.gguf_dir, "04_gguf").glob("*-f16.gguf"))
+    gguf = find_gguf(settings, "f16")
     rows = read_jsonl(settings.run_dir / "01_dataset" / "eval.jsonl")[: arguments.prompts]
     texts = [render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
     limit = settings.eval.max_new_tokens

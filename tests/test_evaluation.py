@@ -20,7 +20,7 @@ from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity
 from so8t_helpers.evaluate.judge import is_correct, score
 from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
-from so8t_helpers.evaluate.summary import compare, summarise
+from so8t_helpers.evaluate.summary import compare, load_answers, summarise
 from so8t_helpers.gguf import stage as gguf_stage
 from so8t_helpers.run.files import StageError, read_jsonl, write_jsonl
 from so8t_helpers.run.stage import Stage, stale_reason
@@ -245,7 +245,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[
 
 def test_the_stage_judges_the_same_text_alike_in_both_engines(evaluated: tuple[Settings, dict]) -> None:
     settings, scores = evaluated
-    answers = evaluate_figures.load_answers(settings)
+    answers = load_answers(settings)
     assert answers["final"].tolist() == [taught_model.FINAL, taught_model.REFUSAL] * 3
     assert answers["well_formed"].all() and (answers["decision"] == answers["label"]).all()
     for entry in scores["models"].values():

@@ -17,7 +17,6 @@ from so8t_helpers.thinking.redaction import (
     StreamingFinal,
     final_of_separated,
     final_only,
-    plain_only,
 )
 
 SPEC = importlib.util.spec_from_file_location(
@@ -408,17 +407,3 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
 )
 def test_engine_separated(thinking, content, style, expected):
     assert final_of_separated(thinking, content, style) == (expected or REFUSAL_TEXT)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (" 公開。\n", "公開。"),
-        ("", REFUSED),
-        ("秘密</think>公開", REFUSED),
-        ("<think-task>秘密", REFUSED),
-        (QUADRUPLE, "答えは 72 です。"),
-    ],
-)
-def test_answers_without_thinking(content, expected):
-    assert plain_only(content) == (expected or REFUSAL_TEXT)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from so8t_helpers.phi3.chat import render, user_turn
 from so8t_helpers.run.files import StageError
 
+Chat = list[dict[str, str]]
 _SMALL_FILE = 64 << 20  # bytes
 
 
@@ -67,7 +68,21 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
 
 
-class Engine(Protocol):
+class Closing:
+    """What is closed at the end of its `with` block."""
+
+    def close(self) -> None:
+        """Free what is held; safe to call twice."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Engine(Closing, ABC):
     """One model, ready to write.
 
     Attributes:
@@ -75,6 +90,7 @@ class Engine(Protocol):
         version: the program's version.
         model: what it has loaded.
         parallel: prompts it works on at once.
+        think_command: what stands before a question that is to be thought about.
         can_score: whether `score` works; Ollama gives no log-probabilities of a given text.
         separates: whether `generate` keeps the thinking out of `Piece.text`; `complete` never does.
     """
@@ -83,29 +99,25 @@ class Engine(Protocol):
     version: str
     model: str
     parallel: int
-    can_score: bool
-    separates: bool
+    think_command: str
+    can_score = True
+    separates = False
 
     def generate(
-        self,
-        messages: list[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        think: bool = True,
+        self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
     ) -> Iterator[Piece]:
         """Answer a chat, streamed; `think` puts the think command before the last question.
 
         Closing the iterator early ends the generation.
         """
-        ...
+        prompt = chat_prompt(messages, self.think_command, think)
+        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
+    @abstractmethod
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Piece]:
         """Go on after a rendered prompt whose special tokens count as such, streamed."""
-        ...
 
     def complete_many(
         self,
@@ -116,56 +128,32 @@ class Engine(Protocol):
         seed: int = 0,
         on_done: Callable[[Completion], None] | None = None,
     ) -> list[Completion]:
-        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order."""
-        ...
+        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order.
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered text, special tokens parsed, nothing added."""
-        ...
+        The first error ends the rest.
+        """
 
-    def score(self, text: str, start: int = 1) -> list[float]:
-        """Natural-log probability of each token of `text` from position `start` on, given those before it."""
-        ...
+        def answer(prompt: str) -> Completion:
+            return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
 
-    def close(self) -> None:
-        """End the engine and free its memory; safe to call twice."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class RawTextEngine(ABC):
-    """What the engines share that hand over the model's own text, marks and thinking included.
-
-    Attributes:
-        think_command: what stands before a question that is to be thought about.
-    """
-
-    separates = False
-    think_command: str
-
-    def generate(
-        self,
-        messages: list[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        think: bool = True,
-    ) -> Iterator[Piece]:
-        """Answer a chat, streamed: render it, then go on after it."""
-        prompt = chat_prompt(messages, self.think_command, think)
-        return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            futures = [pool.submit(answer, prompt) for prompt in prompts]
+            try:
+                for future in as_completed(futures):
+                    if on_done is not None:
+                        on_done(future.result())
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     @abstractmethod
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
-        """Go on after a rendered prompt, streamed."""
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered text, special tokens parsed, nothing added."""
+
+    @abstractmethod
+    def score(self, text: str, start: int = 1) -> list[float]:
+        """Natural-log probability of each token of `text` from position `start` on, given those before it."""
 
 
 def threads_for(gguf: Path) -> int:
@@ -187,14 +175,11 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think
 
 def collect(pieces: Iterator[Piece]) -> Completion:
     """Put a streamed answer together."""
-    text, thinking, last = [], [], Piece()
-    for piece in pieces:
-        text.append(piece.text)
-        thinking.append(piece.thinking)
-        last = piece
+    found = list(pieces)
+    last = found[-1] if found else Piece()
     return Completion(
-        text="".join(text),
-        thinking="".join(thinking),
+        text="".join(piece.text for piece in found),
+        thinking="".join(piece.thinking for piece in found),
         tokens=last.tokens or 0,
         prompt_tokens=last.prompt_tokens or 0,
         first_token_s=last.first_token_s,

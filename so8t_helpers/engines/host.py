@@ -5,18 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from so8t_helpers.engines.base import Engine, EngineError, threads_for
+from so8t_helpers.engines.base import Closing, Engine, EngineError, threads_for
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.engines.ollama import Modelfile, open_ollama
 from so8t_helpers.engines.ollama_server import OllamaServer, find_ollama
-from so8t_helpers.run.files import check_disk
+from so8t_helpers.run.files import StageError, check_disk
+from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import Settings
 
 
-class GgufHost:
+class GgufHost(Closing):
     """The program that `eval.engine` leads to; it opens GGUF files one after another.
 
     Args:
@@ -83,20 +82,36 @@ class GgufHost:
         if self.server is not None:
             self.server.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def find_gguf(settings: Settings, kind: str) -> Path:
+    """Return the file of one type ("q4_k_m") that 04_gguf made, or that lies in `eval.gguf_dir`.
+
+    Raises:
+        StageError: there is none, or several.
+    """
+    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
+    found = sorted(folder.glob(f"*-{kind}.gguf")) or sorted(folder.glob(f"*-{kind.upper()}.gguf"))
+    if len(found) > 1:
+        raise StageError(f"several files for {kind} in {folder}: {', '.join(path.name for path in found)}")
+    if not found:
+        there = ", ".join(path.name for path in sorted(folder.glob("*.gguf"))) or "no GGUF at all"
+        raise StageError(
+            f"missing input 04_gguf/{settings.gguf.name}-{kind}.gguf: {folder} holds {there}; run stage "
+            "04_gguf with this type in gguf.types, or choose another in eval.models or serve.model"
+        )
+    return found[0]
+
+
+def parted_style(settings: Settings) -> str:
+    """The think format that an engine parts by itself: of two trained ones it can part one, the seed's."""
+    return "quadruple" if settings.dataset.think_format == "quadruple" else "seed"
 
 
 def modelfile_of(settings: Settings, gguf: Path) -> Modelfile:
-    """What a profile tells Ollama about a file; of two trained formats Ollama can part one, the seed's."""
+    """What a profile tells Ollama about a file."""
     threads = threads_for(gguf)
     return Modelfile(
-        style="quadruple" if settings.dataset.think_format == "quadruple" else "seed",
+        style=parted_style(settings),
         think_command=settings.dataset.think_command,
         num_ctx=settings.eval.num_ctx,
         system=settings.dataset.system_prompt,

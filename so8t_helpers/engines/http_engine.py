@@ -1,19 +1,17 @@
-"""What the two engines behind HTTP share: one client, streamed lines, many prompts at once, clear errors."""
+"""What the two engines behind HTTP share: one client, streamed lines, clear errors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import Completion, EngineError, EngineTimeoutError, Piece, collect
+from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
 
 
-class HttpEngine:
+class HttpEngine(Engine):
     """A model behind a server on this machine or another; subclasses say how it is asked.
 
     Args:
@@ -39,36 +37,6 @@ class HttpEngine:
         self.name, self.version, self.model = name, version, model
         self.url, self.timeout, self.parallel = url, timeout, parallel
         self.client = http_client(url, timeout, headers)
-
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
-        raise NotImplementedError
-
-    def complete_many(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        on_done: Callable[[Completion], None] | None = None,
-    ) -> list[Completion]:
-        """Ask `parallel` prompts at once; the first error ends the rest."""
-
-        def answer(prompt: str) -> Completion:
-            return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
-
-        with ThreadPoolExecutor(self.parallel) as pool:
-            futures = [pool.submit(answer, prompt) for prompt in prompts]
-            try:
-                for future in as_completed(futures):
-                    if on_done is not None:
-                        on_done(future.result())
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send JSON and return the JSON of the answer."""
@@ -120,14 +88,6 @@ class HttpEngine:
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def http_client(url: str, timeout: float, headers: dict[str, str] | None = None) -> httpx.Client:

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, RawTextEngine, threads_for
+import httpx
+
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.phi3.chat import STOPS
 from so8t_helpers.settings import PROJECT_ROOT
 
 
-class LlamaCpp(RawTextEngine, HttpEngine):
+class LlamaCpp(HttpEngine):
     """One GGUF in llama.cpp; see `open_llama_cpp`."""
-
-    can_score = True
 
     def __init__(self, process: _Process, gguf: Path, timeout: float, parallel: int, think_command: str):
         self.process, self.think_command = process, think_command
@@ -42,7 +42,6 @@ class LlamaCpp(RawTextEngine, HttpEngine):
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Piece]:
-        """Go on after a rendered prompt, streamed."""
         started, first = time.perf_counter(), None
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, "seed": seed}
         # Without the cache an answer does not depend on what was asked before it.
@@ -55,15 +54,9 @@ class LlamaCpp(RawTextEngine, HttpEngine):
             if not data.get("stop"):
                 yield Piece(data["content"])
                 continue
-            yield Piece(
-                data["content"],
-                done=True,
-                tokens=data["tokens_predicted"],
-                prompt_tokens=data["tokens_evaluated"],
-                first_token_s=first,
-                seconds=now,
-                stopped=data.get("stop_type") in {"eos", "word"},
-            )
+            tokens, prompt_tokens = data["tokens_predicted"], data["tokens_evaluated"]
+            stopped = data.get("stop_type") in {"eos", "word"}
+            yield Piece(data["content"], "", True, tokens, prompt_tokens, first, now, stopped)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as llama.cpp sees the text, special tokens parsed, no BOS added."""
@@ -93,9 +86,9 @@ class LlamaCpp(RawTextEngine, HttpEngine):
             f"llama.cpp ({self.model}): no probability for token {token}; is it in the vocabulary?"
         )
 
-    def failure(self, error: Exception) -> EngineError:
+    def failure(self, error: httpx.HTTPError) -> EngineError:
         """A request that got no answer; a hanging or dead subprocess is ended with it."""
-        found = super().failure(error)  # type: ignore[arg-type]
+        found = super().failure(error)
         if isinstance(found, EngineTimeoutError):
             self.process.stop()
             return found
@@ -174,7 +167,6 @@ def open_llama_cpp(
     num_ctx: int = 4096,
     timeout: float = 600.0,
     parallel: int = 4,
-    threads: int | None = None,
     think_command: str = "/think",
 ) -> LlamaCpp:
     """Load a GGUF into llama.cpp in a subprocess of its own.
@@ -184,7 +176,6 @@ def open_llama_cpp(
         num_ctx: tokens of context for each prompt; over 4096 llama.cpp takes the long rope factors.
         timeout: seconds for loading, and to wait for the next piece of an answer.
         parallel: prompts worked on at once.
-        threads: of the CPU; null takes what suits the file.
         think_command: what stands before a question that is to be thought about.
 
     Raises:
@@ -193,10 +184,5 @@ def open_llama_cpp(
     """
     if not gguf.is_file():
         raise EngineError(f"llama.cpp: no file {gguf}; 04_gguf makes it")
-    options = {
-        "model": str(gguf),
-        "num_ctx": num_ctx,
-        "parallel": parallel,
-        "threads": threads or threads_for(gguf),
-    }
+    options = {"model": str(gguf), "num_ctx": num_ctx, "parallel": parallel, "threads": threads_for(gguf)}
     return LlamaCpp(_Process(options, timeout), gguf, timeout, parallel, think_command)

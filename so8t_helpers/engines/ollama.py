@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,12 @@ from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import EngineError, Piece
+from so8t_helpers.engines.base import Chat, EngineError, Piece
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.engines.ollama_server import OllamaServer
 from so8t_helpers.phi3.chat import STOPS
 from so8t_helpers.run.files import sha256_file
-from so8t_helpers.thinking.markers import FINAL_TAG, SEED_FINAL, SEED_THINKING, THINK_TAGS
+from so8t_helpers.thinking.format import PARTED
 
 _CHUNK = 1 << 20
 _MEMORY_WORDS = ("more system memory", "signal: killed", "out of memory", "cudaMalloc", "failed to allocate")
@@ -28,45 +29,30 @@ class Ollama(HttpEngine):
     can_score = False
     separates = True
 
-    def __init__(
-        self, server: OllamaServer, model: str, num_ctx: int, timeout: float, parallel: int, keep: bool
-    ):
+    def __init__(self, server: OllamaServer, model: str, timeout: float, parallel: int, keep: bool):
         super().__init__("Ollama", server.version, model, server.url, timeout, parallel)
-        self.num_ctx, self.keep = num_ctx, keep
+        self.keep = keep
 
     def generate(
-        self,
-        messages: list[dict[str, str]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        think: bool = True,
+        self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
     ) -> Iterator[Piece]:
         """Answer a chat, streamed; with `think` the server puts the command and parts off the thinking."""
         body = {"messages": messages, "think": think}
-        return self._stream("/api/chat", body, max_tokens, temperature, seed)
+        options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
+        return self._stream("/api/chat", {**body, "options": options})
 
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Piece]:
         """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""
         body = {"prompt": prompt, "raw": True, "think": False}
-        return self._stream("/api/generate", body, max_tokens, temperature, seed, {"stop": list(STOPS)})
+        options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, "stop": list(STOPS)}
+        return self._stream("/api/generate", {**body, "options": options})
 
-    def _stream(
-        self,
-        path: str,
-        body: dict[str, Any],
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-        options: dict[str, Any] | None = None,
-    ) -> Iterator[Piece]:
+    def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Piece]:
         started, first = time.perf_counter(), None
-        chosen = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, **(options or {})}
         # A prompt that does not fit must be an error: Ollama would cut its head off in silence.
-        common = {"model": self.model, "stream": True, "truncate": False, "shift": False, "options": chosen}
+        common = {"model": self.model, "stream": True, "truncate": False, "shift": False}
         for data in self.lines(path, {**common, **body}):
             now = time.perf_counter() - started
             message = data.get("message", data)
@@ -77,16 +63,9 @@ class Ollama(HttpEngine):
             if not data["done"]:
                 yield Piece(text, thinking)
                 continue
-            yield Piece(
-                text,
-                thinking,
-                done=True,
-                tokens=data.get("eval_count", 0),
-                prompt_tokens=data.get("prompt_eval_count", 0),
-                first_token_s=first,
-                seconds=now,
-                stopped=data.get("done_reason") == "stop",
-            )
+            tokens, prompt_tokens = data.get("eval_count", 0), data.get("prompt_eval_count", 0)
+            stopped = data.get("done_reason") == "stop"
+            yield Piece(text, thinking, True, tokens, prompt_tokens, first, now, stopped)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as Ollama sees the text.
@@ -112,13 +91,6 @@ class Ollama(HttpEngine):
         """Not possible: Ollama's API gives log-probabilities of what it writes, not of what it is given."""
         raise EngineError("Ollama gives no log-probabilities of a given text; use llama.cpp or transformers")
 
-    def rendered(self, messages: list[dict[str, str]], think: bool = True) -> str | None:
-        """The prompt that Ollama makes of a chat; None where the server is too old to say."""
-        body = {"model": self.model, "messages": messages, "think": think, "stream": False}
-        data = self.post("/api/chat", {**body, "_debug_render_only": True, "options": {"num_predict": 1}})
-        info = data.get("_debug_info") or data.get("debug_info")
-        return None if info is None else str(info["rendered_template"])
-
     def show(self) -> dict[str, Any]:
         """What /api/show says: capabilities, template, parameters."""
         return dict(self.post("/api/show", {"model": self.model}))
@@ -132,23 +104,15 @@ class Ollama(HttpEngine):
             )
         return super().explain(message)
 
-    def delete(self) -> None:
-        """Take the model out of Ollama."""
-        response = self.client.request("DELETE", "/api/delete", json={"model": self.model})
-        if response.is_error:
-            raise self.refusal(response)
-
     def close(self) -> None:
         """Unload the model, and take it out unless it is to be kept."""
         if self.client.is_closed:
             return
-        try:
+        # A server that is gone holds nothing in memory any more.
+        with contextlib.suppress(httpx.HTTPError):
             self.client.post("/api/generate", json={"model": self.model, "keep_alive": 0})
             if not self.keep:
                 self.client.request("DELETE", "/api/delete", json={"model": self.model})
-        except httpx.HTTPError:
-            # The server is gone, and what it held in memory with it.
-            pass
         super().close()
 
 
@@ -178,7 +142,7 @@ def open_ollama(
     Raises:
         EngineError: Ollama refuses the file, or its version does not part thinking.
     """
-    engine = Ollama(server, name, modelfile.num_ctx, timeout, parallel, keep)
+    engine = Ollama(server, name, timeout, parallel, keep)
     try:
         digest = f"sha256:{sha256_file(gguf)}"
         _send_blob(engine, gguf, digest, on_bytes)
@@ -218,11 +182,6 @@ def _send_blob(engine: Ollama, gguf: Path, digest: str, on_bytes: Callable[[int]
     if response.is_error:
         raise engine.refusal(response)
 
-
-_MARKS = {
-    "seed": (f"{SEED_THINKING}\n", f"\n\n{SEED_FINAL}\n", ""),
-    "quadruple": (f"<{THINK_TAGS[0]}>", f"\n<{FINAL_TAG}>", f"</{FINAL_TAG}>"),
-}
 
 # Phi-3.5's chat template in Go's template language. `$last` is the turn that is to be answered; a chat that
 # ends with the assistant's own turn is gone on with.
@@ -270,14 +229,14 @@ class Modelfile:
     @property
     def template(self) -> str:
         """The chat template in Go's language."""
-        opening, closing, _ = _MARKS[self.style]
+        opening, closing, _ = PARTED[self.style]
         command = f"if and $.Think $last }}}}{self.think_command} {{{{ end" if self.think_command else '""'
         return _TEMPLATE.replace("COMMAND", command).replace("OPEN", opening).replace("CLOSE", closing)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Stops and sampling; Ollama's own repeat penalty of 1.1 would make greedy answers differ."""
-        _, _, end = _MARKS[self.style]
+        _, _, end = PARTED[self.style]
         return {
             "stop": [*STOPS, *filter(None, [end])],
             "num_ctx": self.num_ctx,
@@ -287,7 +246,7 @@ class Modelfile:
         }
 
     def text(self, gguf_name: str) -> str:
-        """The same as a Modelfile for `ollama create`, beside a GGUF of that path."""
+        """The same as a Modelfile for `ollama create`, for a GGUF of that path."""
         lines = [f"FROM {gguf_name}", f'TEMPLATE """{self.template}"""']
         for key, value in self.parameters.items():
             values = value if isinstance(value, list) else [value]

@@ -9,13 +9,12 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import httpx
 import psutil
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError
+from so8t_helpers.engines.base import Closing, EngineError, EngineTimeoutError
 from so8t_helpers.engines.http_engine import http_client
 from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings
@@ -27,7 +26,7 @@ _TRIES = 3
 
 
 @dataclass
-class OllamaServer:
+class OllamaServer(Closing):
     """A server that answers.
 
     Attributes:
@@ -62,14 +61,6 @@ class OllamaServer:
         if self.log is not None:
             self.log.close()
         self.process = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def find_ollama(settings: Settings) -> OllamaServer | None:

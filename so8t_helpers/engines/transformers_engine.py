@@ -6,23 +6,21 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from so8t_helpers.engines.base import Completion, EngineError, Piece, RawTextEngine
+from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece
 from so8t_helpers.phi3.chat import STOPS
 
 
-class Transformers(RawTextEngine):
+class Transformers(Engine):
     """A model folder in this process; see `open_transformers`."""
 
     name = "transformers"
-    can_score = True
 
     def __init__(self, model: Any, tokenizer: Any, label: str, parallel: int, think_command: str):
         self.version = importlib.metadata.version("transformers")
@@ -34,7 +32,6 @@ class Transformers(RawTextEngine):
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[Piece]:
-        """Go on after a rendered prompt, streamed."""
         started, first = time.perf_counter(), None
         ids = self.tokenize(prompt)
         written: list[int] = []
@@ -83,12 +80,10 @@ class Transformers(RawTextEngine):
         return [found[i] for i in range(len(prompts))]
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids as the tokenizer sees the text, special tokens parsed, none added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
     def score(self, text: str, start: int = 1) -> list[float]:
-        """Log-probability of each token from `start` on."""
         ids = torch.tensor([self.tokenize(text)], device=self.network.device)  # (1, T)
         logits = self.network(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
         picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
@@ -99,14 +94,6 @@ class Transformers(RawTextEngine):
         self.network = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @torch.inference_mode()
     def _steps(

@@ -31,25 +31,22 @@ def check_native(
     """
     if not engine.separates:
         return None
-    same_prompt, separated, same_final, plain_clean = 0, 0, 0, 0
-    chosen = list(zip(prompts, rows, strict=True))[:_CHATS]
+    found = []
     limit = settings.eval.max_new_tokens
-    for prompt, row in chosen:
+    for prompt, row in list(zip(prompts, rows, strict=True))[:_CHATS]:
         thought = collect(engine.generate(prompt.chat, max_tokens=limit, think=True))
         plain = collect(engine.generate(prompt.chat, max_tokens=limit, think=False))
         rendered = chat_prompt(prompt.chat, settings.dataset.think_command, think=True)
-        same_prompt += rendered == prompt.text and thought.prompt_tokens == row["prompt_tokens"]
-        separated += bool(thought.thinking.strip()) and _clean(thought.text)
-        same_final += thought.text.strip() == row["final"]
-        plain_clean += not plain.thinking and _clean(plain.text)
-    n = len(chosen)
-    return {
-        "n": n,
-        "same_prompt": same_prompt / n,
-        "separated": separated / n,
-        "same_final": same_final / n,
-        "plain_clean": plain_clean / n,
-    }
+        found.append(
+            {
+                "same_prompt": rendered == prompt.text and thought.prompt_tokens == row["prompt_tokens"],
+                "separated": bool(thought.thinking.strip()) and _clean(thought.text),
+                "same_final": thought.text.strip() == row["final"],
+                "plain_clean": not plain.thinking and _clean(plain.text),
+            }
+        )
+    n = len(found)
+    return {"n": n, **{share: sum(chat[share] for chat in found) / n for share in found[0]}}
 
 
 def _clean(content: str) -> bool:

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from so8t_helpers.run.files import read_jsonl
-from so8t_helpers.settings import Settings
 from so8t_helpers.show.style import COLORS, INK, SEQUENTIAL, SERIES, new_figure, text_on
 
 _SHARES = {
@@ -71,7 +69,7 @@ def confusion(scores: dict[str, Any], names: list[str]) -> Figure:
 
 
 def by_task(scores: dict[str, Any], names: list[str]) -> Figure:
-    """Share of correct answers by task for some models; the number of prompts stands beside the task."""
+    """Share of correct answers by task for some models; the number of prompts follows the task."""
     entries = {name: scores["models"][name]["by_task"] for name in names}
     counts = {task: found["n"] for task, found in entries[names[0]].items() if found["mean"] is not None}
     fig, ax = new_figure(height=0.32 * len(counts) + 0.9)
@@ -133,11 +131,6 @@ _COLUMNS = ("format", "separated", "answer", "label_f1", "refusal", "over_refusa
 _PAIRED = ("format", "answer", "label_accuracy", "refusal")
 
 
-def load_answers(settings: Settings) -> pd.DataFrame:
-    """Read answers.jsonl of this run: a row for each model and prompt."""
-    return pd.DataFrame(read_jsonl(settings.run_dir / "05_ollama_eval" / "answers.jsonl"))
-
-
 def scores_table(scores: dict[str, Any]) -> pd.DataFrame:
     """A row for each model: shares in percent with their 95% intervals, leaks, speed."""
     rows = {}
@@ -197,6 +190,27 @@ def _percent(value: float | None, interval: list[float] | None) -> str:
     if value is None or interval is None:
         return "–"
     return f"{100 * value:.1f} ({100 * interval[0]:.0f}–{100 * interval[1]:.0f})"
+
+
+def what_ran(scores: dict[str, Any]) -> str:
+    """Which program ran the files, and on how many prompts the token ids were compared, in Markdown."""
+    parity = scores["parity"]
+    return (
+        f"Files ran in **{scores['engine']['description']}**. Token ids of {parity['prompts']} prompts were "
+        f"compared with those of {parity['measure']}: equal for {', '.join(parity['equal'])}."
+    )
+
+
+def native(scores: dict[str, Any]) -> str:
+    """What a client of Ollama was given, in Markdown."""
+    found = scores.get("native")
+    if not found:
+        return "No Ollama here: the embedded llama.cpp gives the raw text, and our parser alone parts it."
+    return (
+        f"Of {found['n']} chats: same prompt as ours {found['same_prompt']:.0%}, thinking and content apart "
+        f"{found['separated']:.0%}, content equal to the final part that our parser releases "
+        f"{found['same_final']:.0%}; with `think: false` clean {found['plain_clean']:.0%}."
+    )
 
 
 def conclusion(scores: dict[str, Any]) -> str:

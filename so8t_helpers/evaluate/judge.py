@@ -88,8 +88,8 @@ def is_correct(answer: str, check: dict[str, str]) -> bool:
     if check["kind"] in {"contains", "refusal"}:
         return bool(value) and value in text
     if check["kind"] == "number":
-        found, wanted = _NUMBER.findall(text), _NUMBER.findall(value)
-        return bool(found) and bool(wanted) and _as_number(found[-1]) == _as_number(wanted[-1])
+        found, expected = _NUMBER.findall(text), _NUMBER.findall(value)
+        return bool(found) and bool(expected) and _as_number(found[-1]) == _as_number(expected[-1])
     raise ValueError(f"check kind {check['kind']!r}: expected exact, contains, number or refusal")
 
 

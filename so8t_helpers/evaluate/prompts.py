@@ -45,7 +45,7 @@ def choose_prompts(stage: Stage) -> list[Prompt]:
     rows = sorted(read_jsonl(path), key=lambda row: str(row["id"]))
     if not rows:
         raise StageError(f"{path} holds no record; raise dataset.eval_share")
-    wanted = min(settings.eval.prompts or len(rows), len(rows))
+    count = min(settings.eval.prompts or len(rows), len(rows))
     by_label: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_label[row["label"]].append(row)
@@ -55,5 +55,5 @@ def choose_prompts(stage: Stage) -> list[Prompt]:
         for label, group in by_label.items()
         for i, row in enumerate(group)
     }
-    chosen = sorted(rows, key=lambda row: place[row["id"]])[:wanted]
+    chosen = sorted(rows, key=lambda row: place[row["id"]])[:count]
     return [Prompt(row, render(row["messages"][:-1], add_generation_prompt=True)) for row in chosen]

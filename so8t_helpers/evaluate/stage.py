@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from so8t_helpers.engines.base import Completion, Engine
-from so8t_helpers.engines.host import GgufHost, modelfile_of
+from so8t_helpers.engines.host import GgufHost, find_gguf, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity, check_native
@@ -19,12 +20,11 @@ from so8t_helpers.evaluate.judge import score
 from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
 from so8t_helpers.phi3.source import base_folder
-from so8t_helpers.run.files import StageError, write_json, write_jsonl, write_text
+from so8t_helpers.run.files import write_json, write_jsonl, write_text
 from so8t_helpers.run.progress import Progress, progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
-from so8t_helpers.thinking.format import parse
 
 STAGE = "05_ollama_eval"
 _FOLDERS = ("base", "baked")
@@ -45,6 +45,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         audit = AuditLog(stage.directory / "audit.jsonl")
         sources = {name: _source(stage, name) for name in settings.eval.models}
         answers: dict[str, pd.DataFrame] = {}
+        lines: list[dict[str, Any]] = []
         scores: dict[str, Any] = {"models": {}}
         parity = TokenParity(prompts)
         total = len(prompts) * len(sources)
@@ -55,7 +56,10 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                 with open_source(settings, host, name, source) as engine:
                     parity.check(name, engine)
                     completions, seconds = _answer(settings, engine, prompts, tracker)
-                    rows = _judge(settings, name, prompts, completions, audit)
+                    rows = [
+                        _row(name, prompt, done, audit, settings.eval.show_thinking)
+                        for prompt, done in zip(prompts, completions, strict=True)
+                    ]
                     if name == _tuned(settings):
                         stated = _stated(prompts, rows, completions)
                         scores["calibration"] = calibrate(engine, stated, samples, seed)
@@ -64,6 +68,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                         _log(audit, engine, rows)
                         if settings.eval.harness_tasks:
                             scores["harness"] = run_harness(settings, engine)
+                lines += rows
                 answers[name] = pd.DataFrame(rows)
                 scores["models"][name] = summarise(answers[name], seconds, samples, seed)
             scores["engine"] = {"name": host.name, "version": host.version, "description": host.description}
@@ -73,11 +78,16 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         ]
         scores["parity"] = parity.found
         scores["audit_head"] = audit.head
-        _write(stage, answers, scores)
+        write_jsonl(stage.directory / "answers.jsonl", lines)
+        write_json(stage.directory / "scores.json", scores)
         served = sources.get(_served(settings) or "")
         if served is not None:
             text = modelfile_of(settings, served).text(f"../04_gguf/{served.name}")
             write_text(stage.directory / "Modelfile", text)
+        stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
+        stage.facts["prompts"] = len(prompts)
+        for name, entry in scores["models"].items():
+            stage.facts |= {f"format {name}": entry["format"], f"answer {name}": entry["answer"]}
     return scores
 
 
@@ -94,15 +104,8 @@ def _source(stage: Stage, name: str) -> Path:
         for weights in sorted(folder.glob("*.safetensors")):
             stage.read_file(f"{name}/{weights.name}", weights)
         return folder
-    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
-    found = sorted(folder.glob(f"*-{name}.gguf")) or sorted(folder.glob(f"*-{name.upper()}.gguf"))
-    if len(found) > 1:
-        raise StageError(
-            f"eval.models: several files for {name} in {folder}: {', '.join(p.name for p in found)}"
-        )
-    path = found[0] if found else folder / f"{settings.gguf.name}-{name}.gguf"
-    hint = "run stage 04_gguf first, with this type in gguf.types, or take it out of eval.models"
-    return stage.read_file(f"04_gguf/{path.name}", path, hint)
+    path = find_gguf(settings, name)
+    return stage.read_file(f"04_gguf/{path.name}", path)
 
 
 def open_source(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:
@@ -151,16 +154,6 @@ def _answer(
     return completions, time.perf_counter() - started
 
 
-def _judge(
-    settings: Settings, name: str, prompts: list[Prompt], completions: list[Completion], audit: AuditLog
-) -> list[dict[str, Any]]:
-    rows = [_row(name, prompt, done, audit) for prompt, done in zip(prompts, completions, strict=True)]
-    if settings.eval.show_thinking:
-        for row, done in zip(rows, completions, strict=True):
-            row["thinking"] = parse(done.text).thinking
-    return rows
-
-
 def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list[Completion]) -> list[Stated]:
     """The decisions that stand in the answers."""
     found = [
@@ -170,29 +163,25 @@ def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list
     return [stated for stated in found if stated is not None]
 
 
-def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog) -> dict[str, Any]:
-    """One line of answers.jsonl: the released part, what it is worth, and of the thinking its HMAC alone."""
-    record, judged = prompt.row, score(done.text, prompt.row)
+def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog, show: bool) -> dict[str, Any]:
+    """One line of answers.jsonl; of the thinking an HMAC alone, its text only where `show` is set."""
+    record, judged = prompt.row, asdict(score(done.text, prompt.row))
+    thinking = judged.pop("thinking")
     return {
         "id": record["id"],
         "model": name,
         "prompt": record["prompt"],
         "label": record["label"],
         "task": record["task"] or "",
-        "final": judged.final,
-        "well_formed": judged.well_formed,
-        "separated": judged.separated,
-        "correct": judged.correct,
-        "decision": judged.decision,
-        "refused": judged.refused,
-        "leaked": judged.leaked,
+        **judged,
         "tokens": done.tokens,
         "prompt_tokens": done.prompt_tokens,
         "first_token_s": done.first_token_s,
         "seconds": done.seconds,
         "stopped": done.stopped,
         "text_hmac": audit.code(done.text.strip()),
-        "thinking_hmac": audit.code(judged.thinking),
+        "thinking_hmac": audit.code(thinking),
+        **({"thinking": thinking} if show else {}),
     }
 
 
@@ -202,15 +191,3 @@ def _log(audit: AuditLog, engine: Engine, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         entry = {"event": "evaluated", "model": row["model"], "engine": engine.name}
         audit.append(entry | {key: row[key] for key in kept})
-
-
-def _write(stage: Stage, answers: dict[str, pd.DataFrame], scores: dict[str, Any]) -> None:
-    frame = pd.concat(answers.values(), ignore_index=True)
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    write_jsonl(stage.directory / "answers.jsonl", ({str(k): v for k, v in row.items()} for row in rows))
-    write_json(stage.directory / "scores.json", scores)
-    stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
-    stage.facts["prompts"] = len(next(iter(answers.values())))
-    for name in answers:
-        stage.facts[f"format {name}"] = scores["models"][name]["format"]
-        stage.facts[f"answer {name}"] = scores["models"][name]["answer"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import comb
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 
 from so8t_helpers.thinking.format import LABELS
 
@@ -25,7 +23,10 @@ def interval(values: Floats, draws: Ints) -> list[float] | None:
     """The 95% percentile interval of the mean (Efron 1979); NaN values are left out of each sample's mean."""
     if not np.isfinite(values).any():
         return None
-    return percentiles(_nanmean(values[draws]))
+    chosen = values[draws]
+    counted = np.isfinite(chosen)
+    count, total = counted.sum(axis=1), np.where(counted, chosen, 0.0).sum(axis=1)
+    return percentiles(total[count > 0] / count[count > 0])
 
 
 def percentiles(estimates: Floats) -> list[float]:
@@ -57,14 +58,6 @@ def exact_interval(count: int, n: int) -> list[float]:
     low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
     high = float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
     return [low, high]
-
-
-def _nanmean(values: Floats) -> Floats:
-    """Row means of the finite values; NaN where a row has none, without numpy's warning."""
-    finite = np.isfinite(values)
-    count = finite.sum(axis=1)
-    total = np.where(finite, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def confusion(truth: list[str], stated: list[str | None]) -> Ints:
@@ -119,21 +112,10 @@ def paired(before: Floats, after: Floats, draws: Ints) -> dict[str, Any]:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided exact p-value of McNemar's test: gains and losses would be even under no difference."""
-    n = gained + lost
-    tail = sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def mean(values: Floats) -> float | None:
     """Mean of the finite values, None where there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else None
-
-
-def grouped(keys: list[str], values: Floats, draws_for: Callable[[int], Ints]) -> dict[str, dict[str, Any]]:
-    """Mean, interval and count of `values` for each key."""
-    found: dict[str, dict[str, Any]] = {}
-    for key in sorted(set(keys)):
-        part = values[np.array([k == key for k in keys])]
-        found[key] = {"mean": mean(part), "ci": interval(part, draws_for(len(part))), "n": len(part)}
-    return found

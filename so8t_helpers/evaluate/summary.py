@@ -10,6 +10,8 @@ import pandas as pd
 from so8t_helpers.evaluate import statistics
 from so8t_helpers.evaluate.judge import REFUSE_LABELS
 from so8t_helpers.evaluate.statistics import Floats, Ints
+from so8t_helpers.run.files import read_jsonl
+from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.format import LABELS
 
 # Shares over prompts; each is a column of 0, 1 and NaN (where a prompt does not count) in `indicators`.
@@ -46,7 +48,7 @@ def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: in
     n = len(answers)
     draws = statistics.resamples(n, samples, seed)
     shares = indicators(answers)
-    truth, stated = answers["label"].tolist(), decisions(answers)
+    truth, stated = answers["label"].tolist(), answers["decision"].tolist()
     table = statistics.confusion(truth, stated)
     first, tokens = answers["first_token_s"].to_numpy(float), answers["tokens"].to_numpy(float)
     leaks, rate = int(answers["leaked"].sum()), float(tokens.sum() / wall_seconds)
@@ -66,8 +68,8 @@ def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: in
             "tokens_per_s": statistics.rate_interval(rate, tokens, answers["seconds"].to_numpy(float), draws),
             "first_token_s": statistics.median_interval(first, draws),
         },
-        "by_task": _by(answers, "task", shares, samples, seed),
-        "by_label": _by(answers, "label", shares, samples, seed),
+        "by_task": _answers_by(answers["task"], shares["answer"], samples, seed),
+        "by_label": _answers_by(answers["label"], shares["answer"], samples, seed),
         "confusion": {"labels": list(LABELS), "stated": [*LABELS, "none"], "counts": table.tolist()},
     }
 
@@ -92,15 +94,17 @@ def pairs(models: list[str]) -> list[tuple[str, str]]:
     return found + [(anchor, model) for model in rest if anchor is not None and model != anchor]
 
 
-def decisions(answers: pd.DataFrame) -> list[str | None]:
-    """The stated labels, None for none."""
-    return [value if isinstance(value, str) else None for value in answers["decision"]]
+def load_answers(settings: Settings) -> pd.DataFrame:
+    """Read answers.jsonl of this run: a row for each model and prompt."""
+    return pd.DataFrame(read_jsonl(settings.run_dir / "05_ollama_eval" / "answers.jsonl"))
 
 
-def _by(
-    answers: pd.DataFrame, column: str, shares: pd.DataFrame, samples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    keys = [str(key) for key in answers[column]]
-    return statistics.grouped(
-        keys, shares["answer"].to_numpy(), lambda n: statistics.resamples(n, samples, seed)
-    )
+def _answers_by(keys: pd.Series, correct: pd.Series, samples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Mean, interval and number of the answers for each key."""
+    found = {}
+    for key, part in correct.groupby(keys.astype(str), sort=True):
+        values: Floats = part.to_numpy()
+        draws = statistics.resamples(len(values), samples, seed)
+        mean, ci = statistics.mean(values), statistics.interval(values, draws)
+        found[str(key)] = {"mean": mean, "ci": ci, "n": len(values)}
+    return found

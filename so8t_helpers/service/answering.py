@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError, chat_prompt
+from so8t_helpers.engines.host import parted_style
 from so8t_helpers.service.metrics import Metrics
-from so8t_helpers.service.schema import Decision, ThinkAnswer
+from so8t_helpers.service.schema import Decision, ThinkAnswer, ThinkQuestion
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
 from so8t_helpers.thinking.format import decision_of, parse
@@ -42,17 +43,16 @@ class Question:
     """One accepted request on its way.
 
     Attributes:
+        body: what was asked, by whom.
+        max_tokens: of the answer, the service's own limit where the body names none.
         deadline: when it must be answered, by `time.monotonic`.
         release: called with each piece of released text, in the engine's thread.
         dropped: set when nobody waits for the answer any more.
     """
 
     request_id: str
-    user: str
-    query: str
+    body: ThinkQuestion
     max_tokens: int
-    temperature: float
-    seed: int
     deadline: float
     release: Callable[[str], None]
     accepted: float = field(default_factory=time.monotonic)
@@ -77,7 +77,7 @@ class Answering:
         self._capacity = engine.parallel + settings.serve.queue_length
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
-        self._style = "quadruple" if settings.dataset.think_format == "quadruple" else "seed"
+        self._style = parted_style(settings)
 
     @property
     def waiting(self) -> int:
@@ -136,7 +136,7 @@ class Answering:
             AnswerError: 413, it does not fit into the context.
         """
         system = self.settings.dataset.system_prompt
-        query = _CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", question.query))
+        query = _CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", question.body.query))
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": query})
         prompt = chat_prompt(turns, self.settings.dataset.think_command, think=True)
@@ -152,14 +152,14 @@ class Answering:
         entry = {
             "event": "asked",
             "request_id": question.request_id,
-            "user": question.user,
-            "query_hmac": self.audit.code(question.query),
+            "user": question.body.user_id,
+            "query_hmac": self.audit.code(question.body.query),
             "model": self.engine.model,
             "model_sha256": self.model_sha256,
             "engine": f"{self.engine.name} {self.engine.version}",
         }
         if self.settings.serve.log_queries:
-            entry["query"] = question.query
+            entry["query"] = question.body.query
         self.audit.append(entry)
 
     def _audit_outcome(self, question: Question, draft: _Draft, started: float) -> None:
@@ -173,7 +173,7 @@ class Answering:
                 "event": "answered" if answered else "not answered",
                 "outcome": draft.outcome,
                 "request_id": question.request_id,
-                "user": question.user,
+                "user": question.body.user_id,
                 "decision": decision,
                 "thinking_hmac": self.audit.code(draft.thinking),
                 "answer_hmac": self.audit.code(draft.answer),
@@ -222,11 +222,9 @@ class _Draft:
             AnswerError: nobody waits any more, or the time is up.
             EngineError: from the engine.
         """
-        question = self._question
+        limit, options = self._question.max_tokens, self._question.body.options
         self._check()
-        pieces = engine.complete(
-            prompt, max_tokens=question.max_tokens, temperature=question.temperature, seed=question.seed
-        )
+        pieces = engine.complete(prompt, max_tokens=limit, temperature=options.temperature, seed=options.seed)
         try:
             for piece in pieces:
                 self._check()

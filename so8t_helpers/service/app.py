@@ -1,7 +1,5 @@
 """The FastAPI application: /think, /healthz, /metrics, and the OpenAPI page, which needs no network."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -9,11 +7,12 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 
 from so8t_helpers import __version__
@@ -46,6 +45,7 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
     """
     metrics = Metrics()
     answering = Answering(settings, engine, audit, metrics, model_sha256)
+    metrics.watch(lambda: answering.pending, lambda: answering.waiting)
     limit = RateLimit(settings.serve.requests_per_minute)
     token = os.environ.get(TOKEN_VARIABLE)
 
@@ -63,8 +63,20 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
             raise HTTPException(401, "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
 
     needs_token = [Depends(authorised)] if token else []
+    # The limits that the body's type states are this service's own: the type is made here, and the annotation
+    # is evaluated here, since this module has no `from __future__ import annotations`.
+    if TYPE_CHECKING:
+        Limited: TypeAlias = ThinkQuestion
+    else:
+        Limited = question_model(settings.serve)
 
-    async def think(body: ThinkQuestion, request: Request) -> Response:
+    @app.post(
+        "/think",
+        dependencies=needs_token,
+        responses=_responses(401, 413, 422, 429, 500, 502, 503, 504) | {200: _ANSWER},
+        summary="Ask; get the final part of the answer and the decision",
+    )
+    async def think(body: Limited, request: Request) -> Response:
         wait = limit.wait(body.user_id)
         if wait:
             raise AnswerError(429, "rate_limit", "too many requests from this user", wait)
@@ -73,17 +85,6 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
             return StreamingResponse(call.events(), media_type="text/event-stream", headers=_STREAM_HEADERS)
         answer = await call.whole(request)
         return JSONResponse(answer.model_dump(), headers={"Cache-Control": "no-store"})
-
-    # The body's type is made here, since the limits that it states are this service's own.
-    think.__annotations__["body"] = question_model(settings.serve)
-    app.add_api_route(
-        "/think",
-        think,
-        methods=["POST"],
-        dependencies=needs_token,
-        responses=_responses(401, 413, 422, 429, 500, 502, 503, 504) | {200: _ANSWER},
-        summary="Ask; get the final part of the answer and the decision",
-    )
 
     @app.get(
         "/healthz", responses=_responses(500, 503), summary="Whether it runs, with what, and the audit head"
@@ -106,8 +107,7 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         summary="Counters in the Prometheus text format",
     )
     async def show_metrics() -> PlainTextResponse:
-        gauges = {"questions_pending": answering.pending, "questions_waiting": answering.waiting}
-        return PlainTextResponse(metrics.text(gauges), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -129,16 +129,9 @@ class _Call:
         loop = asyncio.get_running_loop()
         self.deadline = time.monotonic() + settings.serve.timeout_seconds
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.question = Question(
-            request_id=request_id,
-            user=body.user_id,
-            query=body.query,
-            max_tokens=body.options.max_tokens or settings.serve.max_new_tokens,
-            temperature=body.options.temperature,
-            seed=body.options.seed,
-            deadline=self.deadline,
-            release=lambda text: _tell(loop, self.pieces, text),
-        )
+        limit = body.options.max_tokens or settings.serve.max_new_tokens
+        release = lambda text: _tell(loop, self.pieces, text)
+        self.question = Question(request_id, body, limit, self.deadline, release)
         self.future = asyncio.wrap_future(answering.submit(self.question))
         self.future.add_done_callback(lambda _: self.pieces.put_nowait(None))
 

@@ -60,25 +60,21 @@ def guard(settings: Settings, metrics: Metrics) -> Callable[..., Awaitable[Respo
 def add_error_handlers(app: FastAPI) -> None:
     """Let the application answer every kind of error in the one form."""
 
-    async def answer_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, AnswerError)
+    @app.exception_handler(AnswerError)
+    async def answer_error(request: Request, error: AnswerError) -> Response:
         headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else None
         return error_response(error.status, error.code, error.message, request.state.request_id, headers)
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         return error_response(error.status_code, "http", error.detail, request.state.request_id, headers)
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         # The input itself is left out: an error is no place for what somebody asked.
         places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
         return error_response(422, "invalid", "; ".join(places), request.state.request_id)
-
-    app.add_exception_handler(AnswerError, answer_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
 
 
 def error_response(

@@ -9,15 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from so8t_helpers.engines.host import GgufHost
+from so8t_helpers.engines.host import GgufHost, find_gguf
 from so8t_helpers.run.files import StageError, sha256_file
-from so8t_helpers.run.stage import stage_input
 from so8t_helpers.service.app import create_app
 from so8t_helpers.service.limits import TOKEN_VARIABLE, is_loopback
 from so8t_helpers.settings import Settings, SettingsError, merge
@@ -39,7 +37,7 @@ def serve(settings: Settings) -> None:
             f"serve.host {chosen.host} can be reached from other machines: set the environment variable "
             f"{TOKEN_VARIABLE} to a bearer token, or serve.host to 127.0.0.1"
         )
-    gguf = find_gguf(settings)
+    gguf = find_gguf(settings, chosen.model)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the engine says nothing
     # The engine's own patience must not outlast that of the service.
@@ -68,23 +66,6 @@ def serve(settings: Settings) -> None:
         with _signals(lambda *_: None):
             uvicorn.Server(config).run(sockets=[listener])
         _say(f"so8t serve: stopped, audit head {audit.head}")
-
-
-def find_gguf(settings: Settings) -> Path:
-    """Return the GGUF that `serve.model` names.
-
-    Raises:
-        StageError: 04_gguf has no such file.
-    """
-    folder = stage_input(settings, settings.eval.gguf_dir, "04_gguf")
-    found = sorted(folder.glob(f"*-{settings.serve.model}.gguf"))
-    if len(found) != 1:
-        there = ", ".join(path.name for path in sorted(folder.glob("*.gguf"))) or "no GGUF at all"
-        raise StageError(
-            f"serve.model: expected one file *-{settings.serve.model}.gguf in {folder}, which holds {there}; "
-            f"run stage 04_gguf with this type in gguf.types, or choose another"
-        )
-    return found[0]
 
 
 def _listen(host: str, port: int) -> socket.socket:

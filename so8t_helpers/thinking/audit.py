@@ -2,31 +2,31 @@
 
 One JSON object a line, canonical, numbered, carrying the authentication code (HMAC-SHA256, RFC 2104) of the
 line before and its own; the key lies outside of the repository. A chain alone cannot show that its tail was
-cut: the head ("12:9f3c…", number and code of the last line) is kept beside the log and published by the
+cut: the head ("12:9f3c…", number and code of the last line) is kept next to the log and published by the
 service and the report, and `verify_audit` holds the log against it. The thinking is never written, only its
 HMAC, so that a text shown later can be proven to be the one that was thought.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from so8t_helpers.run.files import write_text
 from so8t_helpers.settings import Settings, resolve
 from so8t_helpers.thinking.audit_key import AuditError, hmac_code, key_name, load_key
 
 NO_LINE = "0" * 64
+_POLL_SECONDS = 0.002  # between two looks at a lock that another process holds: a line takes about as long
 _OWN_FIELDS = frozenset({"seq", "time", "previous", "mac"})
 
 
@@ -53,7 +53,7 @@ class AuditLog:
     """An append-only log; threads and processes may write to the same one.
 
     Args:
-        path: the log, `*.jsonl`; beside it lie `*.head` and `*.lock`.
+        path: the log, `*.jsonl`; `*.head` and `*.lock` lie in the same folder.
         key: for the authentication codes; by default from the environment or the user's key file.
 
     Raises:
@@ -64,15 +64,21 @@ class AuditLog:
         self.path = path
         self._key = key or load_key()
         self._threads = threading.Lock()
+        self._processes = FileLock(_sibling(path, "lock"), poll_interval=_POLL_SECONDS)
         self._size = -1
         self._last: tuple[int, str] = (-1, NO_LINE)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)  # it names users, and by setting holds what they asked
-        with self._exclusive():
+        with self._threads, self._processes:
             self._catch_up()
             if self._last[0] < 0:
                 self._write({"event": "log", "version": 1, "key": key_name(self._key)})
-            _check_first_line(path, self._key)
+            with path.open("rb") as file:
+                problem = _line_problem(file.readline()[:-1], 1, NO_LINE, self._key)
+            if problem:
+                raise AuditError(
+                    f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log"
+                )
 
     @property
     def head(self) -> str:
@@ -88,7 +94,7 @@ class AuditLog:
         """
         if used := _OWN_FIELDS & entry.keys():
             raise AuditError(f"audit entry: {', '.join(sorted(used))} belong to the chain")
-        with self._exclusive():
+        with self._threads, self._processes:
             self._catch_up()
             self._write(entry)
             return self.head
@@ -96,11 +102,6 @@ class AuditLog:
     def code(self, text: str) -> str:
         """Return the HMAC-SHA256 of a text that must not itself be written (the thinking)."""
         return hmac_code(self._key, "text", text)
-
-    @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self._threads, _beside(self.path, "lock").open("a+b") as lock, _file_lock(lock):
-            yield
 
     def _catch_up(self) -> None:
         """Take in what another process wrote, and mend a last line that a killed one left half written."""
@@ -117,7 +118,7 @@ class AuditLog:
         kept = _read_head(self.path)
         if kept is not None and kept[0] > seq:
             raise AuditError(
-                f"{self.path}: its last line is number {seq}, but {_beside(self.path, 'head')} knows "
+                f"{self.path}: its last line is number {seq}, but {_sibling(self.path, 'head')} knows "
                 f"{kept[0]}: the tail was cut; keep both files as evidence and start a new log elsewhere"
             )
         if torn:
@@ -144,7 +145,7 @@ class AuditLog:
         except OSError as error:
             raise AuditError(f"{self.path}: could not be written ({error}); is the disk full?") from error
         self._last, self._size = (seq + 1, line["mac"]), before + len(data)
-        write_text(_beside(self.path, "head"), self.head + "\n")
+        write_text(_sibling(self.path, "head"), self.head + "\n")
 
 
 def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) -> Verdict:
@@ -152,7 +153,7 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
 
     Args:
         path: the log.
-        head: as published ("seq:mac", or the code alone); older ones hold too. The file beside the log is
+        head: as published ("seq:mac", or the code alone); older ones hold too. The file next to the log is
             checked in any case, but whoever cuts the log can cut that too.
         key: by default from the environment or the user's key file.
 
@@ -174,10 +175,13 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
                 return _verdict(codes, number, problem)
             codes.append(json.loads(raw)["mac"])
     kept = _read_head(path)
-    for source, wanted in ((str(_beside(path, "head")), kept), ("the head given", _parse_head(head, codes))):
-        if wanted is None:
+    for source, published in (
+        (str(_sibling(path, "head")), kept),
+        ("the head given", _parse_head(head, codes)),
+    ):
+        if published is None:
             continue
-        seq, mac = wanted
+        seq, mac = published
         if seq >= len(codes):
             return _verdict(codes, len(codes) + 1, f"the tail was cut: {source} names line {seq + 1}")
         if codes[seq] != mac:
@@ -189,8 +193,8 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
 
 
 def published_head(path: Path) -> str | None:
-    """Return the head that lies beside a log, for a report to print; None where there is no log yet."""
-    file = _beside(path, "head")
+    """Return the head that lies next to a log, for a report to print; None where there is no log yet."""
+    file = _sibling(path, "head")
     return file.read_text("ascii").strip() if file.is_file() else None
 
 
@@ -247,13 +251,6 @@ def _read_head(path: Path) -> tuple[int, str] | None:
     return _parse_head(published_head(path), [])
 
 
-def _check_first_line(path: Path, key: bytes) -> None:
-    with path.open("rb") as file:
-        problem = _line_problem(file.readline()[:-1], 1, NO_LINE, key)
-    if problem:
-        raise AuditError(f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log")
-
-
 def _tail(file: IO[bytes]) -> tuple[int, dict[str, Any] | None, bytes]:
     """Return where the last whole line ends, that line, and what stands after it."""
     size = file.seek(0, os.SEEK_END)
@@ -268,30 +265,10 @@ def _tail(file: IO[bytes]) -> tuple[int, dict[str, Any] | None, bytes]:
     return size - len(torn), json.loads(whole.rpartition(b"\n")[2]), torn
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{suffix}")
 
 
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _file_lock(file: IO[bytes]) -> Iterator[None]:
-    """Hold a file against other processes until the block ends."""
-    if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415  there on Windows alone
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        try:
-            yield
-        finally:
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-    else:
-        import fcntl  # noqa: PLC0415  not there on Windows
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file ends the lock

@@ -27,29 +27,12 @@ _PLAIN = (
 )
 # Hangul fillers and the empty Braille cell are letters and signs by their category, and yet not seen.
 _UNSEEN = "\u115f\u1160\u2800"
-# Letters of other alphabets that look like one of a mark's. They become upper case, which nothing else
-# stays: such a mark is recognised, but never exact.
-_LOOK_ALIKES = {
-    "A": "аαɑᴀ",
-    "C": "сᴄ",
-    "D": "ԁđᴅ",
-    "E": "еєεɛᴇ",
-    "F": "ƒꜰғ",
-    "G": "ɡɢ",
-    "H": "һнħʜη",
-    "I": "іιıɪӏ",
-    "K": "кκᴋ",
-    "L": "łʟ",
-    "N": "пɴո",
-    "O": "оοøᴏ",
-    "P": "рρᴘ",
-    "R": "гʀ",
-    "S": "ѕꜱ",
-    "T": "тτŧᴛ",
-    "U": "υսᴜ",
-    "Y": "уγүʏ",
-}
-_LETTER_OF = {look: letter for letter, looks in _LOOK_ALIKES.items() for look in looks}
+# A letter of a mark, then letters of other alphabets that look like it. They become that letter in upper
+# case, which nothing else stays: such a mark is recognised, but never exact.
+_LOOK_ALIKES = (
+    "Aаαɑᴀ Cсᴄ Dԁđᴅ Eеєεɛᴇ Fƒꜰғ Gɡɢ Hһнħʜη Iіιıɪӏ Kкκᴋ Lłʟ Nпɴո Oоοøᴏ Pрρᴘ Rгʀ Sѕꜱ Tтτŧᴛ Uυսᴜ Yуγүʏ"
+)
+_LETTER_OF = {look: letters[0] for letters in _LOOK_ALIKES.split() for look in letters[1:]}
 _REMEMBERED = 20_000  # characters: more than a text in any language uses
 
 

@@ -1,4 +1,4 @@
-"""The Phi-3.5 chat template and the two think formats: build a text, take it apart, know its marks.
+"""The two think formats: build a text, take it apart.
 
 Seed format: thinking under one heading, the answer under another. Quadruple format: three thinking tags, then
 the final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`), in
@@ -15,6 +15,12 @@ from so8t_helpers.thinking.scanner import Scanner, contains_markers
 
 LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
 STYLES = ("seed", "quadruple")
+
+# What an engine that parts a text takes off before the thinking, before the content and after it.
+PARTED = {
+    "seed": (f"{SEED_THINKING}\n", f"\n\n{SEED_FINAL}\n", ""),
+    "quadruple": (f"<{THINK_TAGS[0]}>", f"\n<{FINAL_TAG}>", f"</{FINAL_TAG}>"),
+}
 
 _DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)
 
@@ -131,9 +137,8 @@ def rejoin(thinking: str, content: str, style: str) -> str:
     Ollama takes the first and last text around `.Thinking` in the template for the marks, and white space
     off both fields; for the quadruple format its `thinking` still holds the inner tags.
     """
-    if style == "seed":
-        return f"{SEED_THINKING}\n{thinking.strip()}\n\n{SEED_FINAL}\n{content.strip()}"
-    return f"<{THINK_TAGS[0]}>{thinking.strip()}\n<{FINAL_TAG}>{content.strip()}</{FINAL_TAG}>"
+    opening, closing, end = PARTED[style]
+    return f"{opening}{thinking.strip()}{closing}{content.strip()}{end}"
 
 
 _QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
@@ -142,5 +147,5 @@ _QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
 def join(text: ThinkText) -> str:
     """Return what `build` returns, without a look at the parts: for parts known to hold no mark."""
     if text.style == "seed":
-        return f"{SEED_THINKING}\n{text.thinking.strip()}\n\n{SEED_FINAL}\n{text.final.strip()}"
+        return rejoin(text.thinking, text.final, "seed")
     return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

@@ -1,7 +1,7 @@
 """What may leave: text of a final part, or one fixed refusal, and nothing else.
 
-Three ways in, by what the engine hands over: the raw text (as a stream or whole), an answer that the engine
-itself parted into thinking and content, and an answer that was asked for without thinking.
+Two ways in, by what the engine hands over: the raw text (as a stream or whole), or an answer that the engine
+itself parted into thinking and content.
 """
 
 from __future__ import annotations
@@ -91,8 +91,3 @@ def final_of_separated(thinking: str, content: str, style: str) -> str:
     if contains_markers(content) or final_only(rejoin(thinking, content, style)) != content:
         return REFUSAL_TEXT
     return content
-
-
-def plain_only(content: str) -> str:
-    """Return an answer asked for without thinking: whole if it holds no mark, else its final part."""
-    return final_only(content) if contains_markers(content) else content.strip() or REFUSAL_TEXT

@@ -15,11 +15,12 @@ import pytest
 import uvicorn
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
+from so8t_helpers.engines.host import find_gguf
 from so8t_helpers.report.index import write_run_index
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.service.app import create_app
 from so8t_helpers.service.limits import RateLimit, is_loopback, token_fits
-from so8t_helpers.service.server import find_gguf, serve
+from so8t_helpers.service.server import serve
 from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log, verify_audit
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, decision_of
@@ -457,7 +458,7 @@ def test_serve_names_the_file_that_is_missing(tmp_path):
     settings = merge(Settings(), {"eval": {"gguf_dir": str(tmp_path)}})
     (tmp_path / "x-f16.gguf").touch()
     with pytest.raises(StageError, match=r"q4_k_m.*x-f16\.gguf"):
-        find_gguf(settings)
+        find_gguf(settings, settings.serve.model)
 
 
 # --- description -----------------------------------------------------------------------------------
@@ -513,7 +514,7 @@ def test_the_openapi_page_asks_and_shows_a_stream_in_a_browser(service):
         page.goto(f"{service.base_url}/docs")
         page.fill("#body", page.input_value("#body").replace("false", "true"))
         page.click("button")
-        page.wait_for_function("document.getElementById('out').textContent.includes('event: done')")
+        page.locator("#out", has_text="event: done").wait_for()  # the page's policy forbids eval
         assert PUBLIC in page.text_content("#out")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         browser.close()
