@@ -15,6 +15,7 @@ from torch import Tensor
 
 from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import Settings, SettingsError
+from so8t_helpers.train import pet
 
 IGNORE = -100  # target of a token that carries no loss
 
@@ -44,9 +45,8 @@ class PackedSequence:
 
     def counts(self) -> tuple[int, int, int]:
         """Return (tokens that are not padding, tokens with a target, positions that PET sees)."""
-        documents = self.documents
-        inner = (documents[:-2] == documents[2:]) & (documents[2:] >= 0)
-        return int((documents >= 0).sum()), int((self.targets != IGNORE).sum()), int(inner.sum())
+        targets = int((self.targets != IGNORE).sum())
+        return int((self.documents >= 0).sum()), targets, pet.count_valid(self.documents)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -194,7 +194,7 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         raise SettingsError("train.jsonl holds no samples; look at 01_dataset's quarantine for the reasons")
     t = settings.training
     steps: list[list[list[list[int]]]] = []
-    wanted = t.max_steps
+    count = t.max_steps
     for epoch in itertools.count():
         bins = plan_epoch(samples, t.sequence_length, t.packing, settings.run.seed * 1009 + epoch)
         micro_steps = [bins[i : i + t.batch_size] for i in range(0, len(bins), t.batch_size)]
@@ -202,10 +202,10 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
             micro_steps[i : i + t.gradient_accumulation]
             for i in range(0, len(micro_steps), t.gradient_accumulation)
         ]
-        if wanted is None:
-            wanted = max(1, round(len(groups) * t.epochs))
+        if count is None:
+            count = max(1, round(len(groups) * t.epochs))
         steps += groups
-        if len(steps) >= wanted:
+        if len(steps) >= count:
             break
     real = sum(len(s.tokens) for s in samples)
     wasted = {
@@ -213,4 +213,4 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         "unpacked": 1 - real / (len(samples) * t.sequence_length),
     }
     most = max(len(chosen) for step in steps for group in step for chosen in group)
-    return Schedule(steps[:wanted], wasted, most)
+    return Schedule(steps[:count], wasted, most)

@@ -128,23 +128,23 @@ def adapted_linear(
     packed: Packed,
     salt: Tensor,
     config: LayerConfig,
-    wanted: bool = True,
+    value_needed: bool = True,
 ) -> Tensor:
-    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `wanted` as in `adapted_product`."""
+    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `value_needed` as in `adapted_product`."""
     if lora is None:
         return frozen_linear(x, weight)
     seen = x
     if config.dropout:
         keep = keep_mask(packed.keys, salt, x.shape[-1], config.dropout)
         seen = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
-    low = functional.linear(seen, lora.a.to(x.dtype))
-    return adapted_product(x, low, lora.b, weight, config.lora_scale, wanted)
+    ax = functional.linear(seen, lora.a.to(x.dtype))
+    return adapted_product(x, ax, lora.b, weight, config.lora_scale, value_needed)
 
 
 def attention_half(
-    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, wanted: bool = True
+    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d); `wanted` as in `adapted_product`."""
+    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d); `value_needed`: see `adapted_product`."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
     qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)
@@ -157,27 +157,29 @@ def attention_half(
     mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
     if layer.rotation is not None:
         mixed = gate(mixed, layer.rotation)
-    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, wanted)
+    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, value_needed)
 
 
 def mlp_half(
-    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, wanted: bool = True
+    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
     """Return x + down_proj(up * silu(gate)). x (T, d) -> (T, d)."""
     h = rms_norm(x, layer.norm2, config.shape.rms_eps)
     both = adapted_linear(h, layer.gate_up, layer.lora_gate_up, packed, layer.salt ^ 2, config)
     gated, up = both.chunk(2, dim=-1)
     inner = up * functional.silu(gated)
-    return x + adapted_linear(inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, wanted)
+    return x + adapted_linear(
+        inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, value_needed
+    )
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first rotary_dim features of each head. x (T, H, D); cos, sin (T, rotary_dim)."""
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, rest), dim=-1)
+    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((rotated, rest), dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Tensor:
