@@ -19,10 +19,9 @@ from transformers import AutoTokenizer, Phi3ForCausalLM
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.gguf import convert, quality, writer
 from so8t_helpers.gguf.convert import dequantize_rows, quantize_rows
-from so8t_helpers.gguf.figures import GgufResult
 from so8t_helpers.gguf.metadata import general_name
 from so8t_helpers.gguf.parity import check_tokens
-from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.stage import GgufResult, export
 from so8t_helpers.gguf.types import FILE_TYPES, tensor_type
 from so8t_helpers.gguf.weights import gguf_weights
 from so8t_helpers.phi3.stream import read_config

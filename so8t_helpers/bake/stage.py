@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from transformers import AutoTokenizer
 
 from so8t_helpers.bake import folder as model_folder
@@ -52,14 +51,6 @@ class BakeResult:
 
     model_dir: Path
     proof: dict[str, Any]
-
-    def layers(self) -> pd.DataFrame:
-        """One row a decoder layer: its rotations' errors and its o_proj's largest difference."""
-        return pd.DataFrame(self.proof["layers"])
-
-    def weights(self) -> pd.DataFrame:
-        """One row a changed tensor: relative error before and after rounding."""
-        return pd.DataFrame(self.proof["weights"])
 
 
 def bake(settings: Settings) -> BakeResult:
@@ -151,14 +142,7 @@ def _bake_into(
     model_folder.write_side_files(ingredients.base, scratch)
     shard_bytes = int(settings.bake.max_shard_gib * 2**30)
     with progress(settings, STAGE, size // 2**20, "MiB", "bake") as bar:
-        counted = 0
-
-        def count(size: int) -> None:
-            nonlocal counted
-            counted += size
-            bar.update(counted // 2**20 - bar.done)
-
-        stored = bake_checkpoint(weights, changes, scratch, shard_bytes, count)
+        stored = bake_checkpoint(weights, changes, scratch, shard_bytes, bar.update_bytes)
     config = read_config(scratch)
     with progress(settings, STAGE, config.num_hidden_layers, "layer", "prove") as bar:
         proof = prove(config, weights, changes, gates, stored, ingredients.texts, bar)

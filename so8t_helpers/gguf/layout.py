@@ -14,9 +14,18 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from so8t_helpers.gguf.metadata import ARCHITECTURE, Model
+from so8t_helpers.gguf.metadata import ARCHITECTURE, Model, add_metadata
 from so8t_helpers.gguf.types import FileType, byte_size, tensor_type
-from so8t_helpers.phi3.shape import BLOCK, gguf_name
+from so8t_helpers.phi3.shape import (
+    BLOCK,
+    EMBEDDING,
+    HEAD,
+    LAST_NORM,
+    LINEAR_MODULES,
+    TOP,
+    gguf_block_name,
+    gguf_name,
+)
 from so8t_helpers.phi3.weights import FLOATS, TensorPlace
 from so8t_helpers.run.files import StageError
 
@@ -76,7 +85,7 @@ def collect_tensors(places: dict[str, TensorPlace], model: Model) -> list[GgufTe
     expected = _expected_shapes(model)
     for name, place in places.items():
         target = gguf_name(name)
-        if name == "lm_head.weight" and shape.tie_embeddings:
+        if name == HEAD and shape.tie_embeddings:
             continue  # a copy of the embedding, which llama.cpp uses for both
         if target is None or target not in expected:
             raise StageError(
@@ -99,21 +108,28 @@ def collect_tensors(places: dict[str, TensorPlace], model: Model) -> list[GgufTe
 def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     shape = model.shape
     width, vocabulary = shape.hidden_size, (shape.vocab_size, shape.hidden_size)
-    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": vocabulary, "output_norm.weight": (width,)}
+    expected: dict[str, tuple[int, ...]] = {TOP[EMBEDDING]: vocabulary, TOP[LAST_NORM]: (width,)}
     if not shape.tie_embeddings:
-        expected["output.weight"] = vocabulary
+        expected[TOP[HEAD]] = vocabulary
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(BLOCK, (width,))  # the norms
+    sizes |= {module: shape.linear_shape(linear) for linear, module in LINEAR_MODULES.items()}
     for layer in range(shape.num_layers):
-        for part, short in BLOCK.items():
-            linear = part.rpartition(".")[2]
-            size = (width,) if linear.endswith("norm") else shape.linear_shape(linear)
-            expected[f"blk.{layer}.{short}.weight"] = size
+        expected |= {gguf_block_name(layer, module): size for module, size in sizes.items()}
     return expected
 
 
 def plan_file(
-    path: Path, file_type: FileType, tensors: Sequence[GgufTensor], model: Model, writer: GGUFWriter
+    path: Path,
+    file_type: FileType,
+    tensors: Sequence[GgufTensor],
+    model: Model,
+    name: str,
+    provenance: str,
+    imatrix: dict[str, str | int] | None = None,
 ) -> PlannedFile:
-    """Lay out one file; `writer` holds its metadata and no tensors yet."""
+    """Lay out one file; for `name`, `provenance` and `imatrix` see `add_metadata`."""
+    writer = GGUFWriter(None, ARCHITECTURE)  # of metadata alone: the tensors' bytes never pass through it
+    add_metadata(writer, model, name, file_type, provenance, imatrix if file_type.is_k_quant else None)
     shape = model.shape
     types, sizes = {}, {}
     for tensor in tensors:
@@ -128,11 +144,6 @@ def plan_file(
         offsets[tensor.name] = position
         position = _align(position + sizes[tensor.name])
     return PlannedFile(path, file_type, types, offsets, header, position)
-
-
-def new_writer() -> GGUFWriter:
-    """Return a writer for metadata alone; the tensors' bytes never pass through it."""
-    return GGUFWriter(None, ARCHITECTURE)
 
 
 def _header_bytes(writer: GGUFWriter, path: Path) -> bytes:

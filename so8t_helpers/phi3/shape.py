@@ -7,12 +7,12 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from so8t_helpers.settings import SettingsError
-
 
 EMBEDDING, LAST_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -95,7 +95,7 @@ class Phi3Shape:
 
 
 def read_shape(folder: Path) -> Phi3Shape:
-    """Read config.json of a Phi3 folder, with the rope keys of transformers 4 or 5.
+    """Read config.json of a Phi3 folder.
 
     Raises:
         SettingsError: missing file, another architecture, an activation or rope type that Phi-3 lacks.
@@ -108,13 +108,10 @@ def read_shape(folder: Path) -> Phi3Shape:
         raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
     if config.get("hidden_act", "silu") != "silu":
         raise SettingsError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in {"default", "longrope", "su"}:
-        raise SettingsError(f"{path}: rope type {kind!r}, expected 'longrope' or none")
+    rope = rope_parameters(config)
+    if rope["rope_type"] not in {"default", "longrope"}:
+        raise SettingsError(f"{path}: rope type {rope['rope_type']!r}, expected 'longrope' or none")
     heads = config["num_attention_heads"]
-    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    maximum = config["max_position_embeddings"]
     factors = [tuple(rope[k]) if k in rope else None for k in ("short_factor", "long_factor")]
     return Phi3Shape(
         hidden_size=config["hidden_size"],
@@ -124,16 +121,31 @@ def read_shape(folder: Path) -> Phi3Shape:
         num_kv_heads=config.get("num_key_value_heads") or heads,
         vocab_size=config["vocab_size"],
         rms_eps=config.get("rms_norm_eps", 1e-5),
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
-        rotary_dim=int(config["hidden_size"] // heads * partial),
+        rope_theta=rope["rope_theta"],
+        rotary_dim=int(config["hidden_size"] // heads * rope["partial_rotary_factor"]),
         short_factor=factors[0],
         long_factor=factors[1],
-        max_positions=maximum,
-        original_max_positions=config.get("original_max_position_embeddings")
-        or rope.get("original_max_position_embeddings", maximum),
+        max_positions=config["max_position_embeddings"],
+        original_max_positions=rope["original_max_position_embeddings"],
         sliding_window=config.get("sliding_window"),
         tie_embeddings=config.get("tie_word_embeddings", False),
     )
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rope of a config.json, written by transformers 4 or 5, in the keys of 5."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    defaults = {
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": config["max_position_embeddings"],
+    }
+    return {
+        **{key: rope[key] for key in ("long_factor", "short_factor") if key in rope},
+        "rope_type": "longrope" if kind in {"su", "yarn"} else kind,  # as early Phi-3 configurations call it
+        **{key: rope.get(key) or config.get(key) or value for key, value in defaults.items()},
+    }
 
 
 def attention_factor(shape: Phi3Shape) -> float | None:

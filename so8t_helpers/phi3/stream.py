@@ -22,8 +22,8 @@ from so8t_helpers.run.files import StageError
 
 Read = Callable[[str], Tensor]  # gives a weight by its GGUF name
 Observe = Callable[[str, Tensor], None]
-# Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. Each time the proof of a bake reads,
-# merges and widens the whole layer again.
+# Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. The proof of a bake reads, merges
+# and widens the whole layer again each time.
 _TOKENS = 1024
 
 
