@@ -17,7 +17,7 @@ from transformers import Phi3Config
 
 from so8t_helpers.bake.rows import Change, bake_rows
 from so8t_helpers.phi3.lora_folder import LoraUpdate
-from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, HEAD, LAST_NORM, LINEAR_MODULES, weight_name
+from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, HEAD, LAST_NORM, weight_name
 from so8t_helpers.phi3.stream import StreamedLayer
 from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.so8 import rotation
@@ -82,7 +82,8 @@ class ExactLayer(StreamedLayer):
 
     def __init__(self, config: Phi3Config):
         super().__init__(config)
-        self.linears = {name: StreamedLinear() for name in LINEAR_MODULES.values()}
+        modules = self.module.named_modules()
+        self.linears = {name: StreamedLinear() for name, module in modules if isinstance(module, nn.Linear)}
         # transformers' own norms go through float32
         self._norms = {name: _norm(config) for name in BLOCK if name not in self.linears}
         for name, module in (self.linears | self._norms).items():

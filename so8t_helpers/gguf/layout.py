@@ -16,16 +16,7 @@ from numpy.typing import NDArray
 
 from so8t_helpers.gguf.metadata import ARCHITECTURE, Model, add_metadata
 from so8t_helpers.gguf.types import FileType, byte_size, tensor_type
-from so8t_helpers.phi3.shape import (
-    BLOCK,
-    EMBEDDING,
-    HEAD,
-    LAST_NORM,
-    LINEAR_MODULES,
-    TOP,
-    gguf_block_name,
-    gguf_name,
-)
+from so8t_helpers.phi3.shape import HEAD, gguf_name
 from so8t_helpers.phi3.weights import FLOATS, TensorPlace
 from so8t_helpers.run.files import StageError
 
@@ -82,40 +73,26 @@ def collect_tensors(places: dict[str, TensorPlace], model: Model) -> list[GgufTe
         if factor is not None:
             numbers = np.array(factor, dtype=np.float32)
             tensors.append(GgufTensor(f"rope_factors_{name}.weight", numbers.shape, numbers))
-    expected = _expected_shapes(model)
+    expected = shape.tensor_shapes()
     for name, place in places.items():
-        target = gguf_name(name)
         if name == HEAD and shape.tie_embeddings:
             continue  # a copy of the embedding, which llama.cpp uses for both
-        if target is None or target not in expected:
+        target = gguf_name(name)
+        if target is None or name not in expected:
             raise StageError(
                 f"{place.path}: tensor {name} has no place in a GGUF of a Phi3 model of {shape.num_layers} "
                 "layers; export a baked or merged model, without adapters or buffers"
             )
-        if place.shape != expected[target]:
+        if place.shape != expected[name]:
             raise StageError(
-                f"{place.path}: tensor {name} has shape {place.shape}, config.json says {expected[target]}"
+                f"{place.path}: tensor {name} has shape {place.shape}, config.json says {expected[name]}"
             )
         if place.dtype not in FLOATS:
             raise StageError(f"{place.path}: tensor {name} is {place.dtype}, expected {', '.join(FLOATS)}")
         tensors.append(GgufTensor(target, place.shape, place))
-    missing = sorted(expected.keys() - {tensor.name for tensor in tensors})
-    if missing:
+    if missing := sorted(str(gguf_name(name)) for name in expected.keys() - places.keys()):
         raise StageError(f"{model.folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
     return tensors
-
-
-def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    shape = model.shape
-    width, vocabulary = shape.hidden_size, (shape.vocab_size, shape.hidden_size)
-    expected: dict[str, tuple[int, ...]] = {TOP[EMBEDDING]: vocabulary, TOP[LAST_NORM]: (width,)}
-    if not shape.tie_embeddings:
-        expected[TOP[HEAD]] = vocabulary
-    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(BLOCK, (width,))  # the norms
-    sizes |= {module: shape.linear_shape(linear) for linear, module in LINEAR_MODULES.items()}
-    for layer in range(shape.num_layers):
-        expected |= {gguf_block_name(layer, module): size for module, size in sizes.items()}
-    return expected
 
 
 def plan_file(

@@ -93,6 +93,17 @@ class Phi3Shape:
             "down_proj": (self.hidden_size, self.intermediate_size),
         }[name]
 
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the checkpoint, by name; without a head that is tied."""
+        vocabulary, norm = (self.vocab_size, self.hidden_size), (self.hidden_size,)
+        shapes = {EMBEDDING: vocabulary, LAST_NORM: norm} | (
+            {} if self.tie_embeddings else {HEAD: vocabulary}
+        )
+        linears = {module: self.linear_shape(linear) for linear, module in LINEAR_MODULES.items()}
+        for layer in range(self.num_layers):
+            shapes |= {weight_name(layer, module): linears.get(module, norm) for module in BLOCK}
+        return shapes
+
 
 def read_shape(folder: Path) -> Phi3Shape:
     """Read config.json of a Phi3 folder.
