@@ -1,4 +1,4 @@
-"""What stands beside the weights of a baked folder: configuration, tokenizer files, model card."""
+"""What stands next to the weights of a baked folder: configuration, tokenizer files, model card."""
 
 from __future__ import annotations
 

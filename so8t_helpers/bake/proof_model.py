@@ -28,12 +28,10 @@ _WEIGHTS = 2**22  # numbers of a weight at once: 32 MiB in float64
 class StreamedLinear(nn.Module):
     """A linear layer whose weight stays on disk; one of three models, see `plain`, `gate` and `merge`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.place: TensorPlace | None = None
-        self.lora: LoraUpdate | None = None
-        self.blocks: Tensor | None = None
-        self.merged = Change()
+    place: TensorPlace
+    lora: LoraUpdate | None
+    blocks: Tensor | None
+    merged: Change
 
     def plain(self, place: TensorPlace) -> None:
         """Y = W x, as the file has it."""
@@ -53,7 +51,6 @@ class StreamedLinear(nn.Module):
         self.merged = change
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out), float64
-        assert self.place is not None
         if self.blocks is not None:
             x = rotation.rotate(x, self.blocks)
         lora = self.merged.lora.load() if self.merged.lora else None

@@ -29,7 +29,7 @@ from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.so8 import rotation
 
 _PIECE_BYTES = 16 * 2**20  # read and written at once
-_SYNC_BYTES = 2**26  # the disk begins when so much is written, and works beside the products
+_SYNC_BYTES = 2**26  # the disk begins when so much is written, and works during the products
 _CACHED = 384 * 1024  # weights merged at once: their float32 copy, 1.5 MiB, stays in the caches
 _MOST_AT_WORK = 8  # more cores than that would wait for the disk
 

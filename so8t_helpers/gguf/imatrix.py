@@ -56,13 +56,7 @@ class Imatrix:
 def measure(
     config: Phi3Config, read: Read, texts: Sequence[Sequence[int]], on_layer: Callable[[], None]
 ) -> Imatrix:
-    """Run the texts, each by itself, through the model and sum up the squares.
-
-    Args:
-        read: gives a weight by its GGUF name.
-        texts: token ids.
-        on_layer: called after every layer.
-    """
+    """Run the texts (token ids), each by itself, through the model and sum up the squares."""
     sums: dict[str, Tensor] = {}
 
     def observe(name: str, x: Tensor) -> None:  # x (tokens, in)
@@ -80,10 +74,9 @@ def choose_texts(texts: Sequence[str], seed: int) -> list[str]:
 
 
 def save(path: Path, matrix: Imatrix, key: str) -> None:
-    """Write the file that `llama-quantize --imatrix` reads (`IMatrixCollector::save_imatrix`).
+    """Write the file that `llama-quantize --imatrix` reads; `key`, what it was measured with, is for `load`.
 
-    Args:
-        key: what it was measured with, for `load`.
+    As `IMatrixCollector::save_imatrix`.
     """
     writer = GGUFWriter(None, ARCHITECTURE)
     writer.add_type("imatrix")

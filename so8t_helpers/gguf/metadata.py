@@ -39,12 +39,9 @@ def general_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """What the files need to know of the model folder beside its weights.
+    """What the files need to know of the model folder besides its weights.
 
-    Attributes:
-        folder: config.json, tokenizer files, model card.
-        shape: the numbers of config.json.
-        parameters: number of weights, longrope factors included, as the converter counts them.
+    `parameters` is the number of weights, longrope factors included, as the converter counts them.
     """
 
     folder: Path

@@ -30,12 +30,9 @@ class Study:
     """What both measurements share.
 
     Attributes:
-        config: the model's configuration. read: gives an exact weight by its GGUF name.
-        texts: token ids of the held-out texts.
+        read: gives an exact weight. texts: token ids of the held-out texts.
         blocks: layer -> its baked rotation (d/8, 8, 8); layers without a gate are left out.
         types: file type -> {GGUF name: ggml type}.
-        threads: how many threads quantise.
-        on_layer: called after every layer.
     """
 
     config: Phi3Config

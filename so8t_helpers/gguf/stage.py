@@ -43,7 +43,7 @@ _OPTIONAL_FILES = (
     "README.md",
     origin.FILE,
 )
-_PARITY_TEXTS = 32  # held-out texts whose token ids are compared, beside the built-in ones
+_PARITY_TEXTS = 32  # held-out texts whose token ids are compared, besides the built-in ones
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ def tensor_type(
     """Return the type of one tensor.
 
     Args:
-        file_type: the file it goes into.
         name: its name in the GGUF, e.g. "blk.3.ffn_down.weight".
         shape: as in the checkpoint; the last number is the row's length.
         layers: the model's number of decoder layers.
@@ -70,11 +69,8 @@ def tensor_type(
     if not file_type.is_k_quant:
         # `except gguf.QuantError: falling back to F16` in the converter.
         return file_type.default if _fits(file_type.default, row) else _Q.F16
-    wanted = _k_quant_type(file_type, name, row, layers, tied)
-    if _fits(wanted, row):
-        return wanted
-    fallback = _FALLBACK.get(wanted, wanted)
-    return fallback if _fits(fallback, row) else _Q.F16
+    kind = _k_quant_type(file_type, name, row, layers, tied)
+    return next((k for k in (kind, _FALLBACK.get(kind, kind)) if _fits(k, row)), _Q.F16)
 
 
 def _k_quant_type(file_type: FileType, name: str, row: int, layers: int, tied: bool) -> GGMLQuantizationType:

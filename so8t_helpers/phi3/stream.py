@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoConfig, Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
 
-from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, HEAD, LAST_NORM, LINEAR_MODULES, TOP, gguf_block_name
+from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, LAST_NORM, LINEAR_MODULES, TOP, gguf_block_name
 from so8t_helpers.run.files import StageError
 
 Read = Callable[[str], Tensor]  # gives a weight by its GGUF name
@@ -73,11 +72,6 @@ class StreamedLayer:
         return {"attention_mask": mask, "position_embeddings": self.rotary(x, position[None])}
 
 
-def best_device() -> torch.device:
-    """Return the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @torch.no_grad()
 def last_hidden(
     config: Phi3Config,
@@ -93,7 +87,7 @@ def last_hidden(
         on_layer: called after every layer.
         observe: called with a linear's GGUF name and its input (tokens, in) for every text.
     """
-    device = best_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedding = read(TOP[EMBEDDING])
     hidden = [embedding[torch.tensor(ids)][None].to(device) for ids in texts]  # (1, T, d) each
     del embedding
@@ -113,13 +107,3 @@ def last_hidden(
     norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps).to(device)
     norm.weight.copy_(read(TOP[LAST_NORM]))
     return torch.cat([norm(x[0]) for x in hidden])
-
-
-def output_weight(config: Phi3Config, read: Read) -> Tensor:
-    """Return the output projection (vocabulary, d), the embedding where they are tied."""
-    return read(TOP[EMBEDDING if config.tie_word_embeddings else HEAD]).to(best_device())
-
-
-def log_probabilities(hidden: Tensor, output: Tensor) -> Tensor:
-    """Hidden (n, d) -> natural-log probabilities of the next token (n, vocabulary)."""
-    return functional.log_softmax(functional.linear(hidden, output), dim=-1)

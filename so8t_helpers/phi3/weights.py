@@ -88,13 +88,13 @@ def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
         raise StageError(
             f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; other weight formats are not read"
         )
-    wanted: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    shards: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
     places: dict[str, TensorPlace] = {}
-    for shard in sorted(set(wanted.values())):
+    for shard in sorted(set(shards.values())):
         if not (folder / shard).is_file():
             raise StageError(f"{index_path}: names shard {shard}, which is not there; fetch the model again")
-        places |= {name: p for name, p in read_header(folder / shard).items() if wanted.get(name) == shard}
-    if missing := sorted(wanted.keys() - places.keys()):
+        places |= {name: p for name, p in read_header(folder / shard).items() if shards.get(name) == shard}
+    if missing := sorted(shards.keys() - places.keys()):
         raise StageError(f"{index_path}: {len(missing)} tensors are not in their shards, first {missing[0]}")
     return places
 
@@ -154,9 +154,8 @@ def lay_out(sources: Sequence[TensorPlace], folder: Path, max_bytes: int) -> dic
         shards[-1].append(source)
         filled += source.nbytes
     count = len(shards)
-    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    if count == 1:
-        names = [SINGLE_FILE]
+    numbered = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = numbered if count > 1 else [SINGLE_FILE]
     targets: dict[str, TensorPlace] = {}
     for name, shard in zip(names, shards, strict=True):
         targets |= _create(folder / name, shard)
