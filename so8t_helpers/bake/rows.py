@@ -47,24 +47,21 @@ def plan_changes(
 ) -> dict[str, Change]:
     """Return the change of each tensor that is not passed through, by name.
 
-    The rotations are exponentiated in float64 and rounded once to float32.
-
     Raises:
         StageError: if a gate's layer or width does not fit the base, or LoRA sits outside the decoder layers.
     """
     if outside := sorted(name for name in pairs if not name.startswith("model.layers.")):
         raise StageError(f"adapter: {outside[0]} is not in a decoder layer; only those linears are baked")
     blocks: dict[str, Tensor] = {}
-    for free, layer in zip(gates.free, gates.layers, strict=True) if gates else ():
-        name = o_proj_name(layer)
+    for layer, rotations in (gates.rotations() if gates else {}).items():
+        name, gated = o_proj_name(layer), len(rotations) * rotation.BLOCK
         if name not in base:
             raise StageError(
                 f"gates: layer {layer} has no {name} in the base; they belong to another base model"
             )
-        width = base[name].shape[1]
-        if width != len(free) * rotation.BLOCK:
-            raise StageError(f"gates: width {len(free) * rotation.BLOCK}, but {name} takes {width} features")
-        blocks[name] = rotation.rotation(free.double()).float()
+        if base[name].shape[1] != gated:
+            raise StageError(f"gates: width {gated}, but {name} takes {base[name].shape[1]} features")
+        blocks[name] = rotations
     return {
         name: Change(pairs.get(name), blocks.get(name)) for name in base if name in pairs or name in blocks
     }

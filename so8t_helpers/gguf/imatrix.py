@@ -9,7 +9,6 @@ tools/quantize/quantize.cpp). As in `llama-imatrix`, embedding and output stay o
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +65,6 @@ def measure(
     last_hidden(config, read, texts, on_layer, observe)
     found = {name: value.float().cpu().numpy() for name, value in sums.items()}
     return Imatrix(found, sum(len(ids) for ids in texts), len(texts))
-
-
-def choose_texts(texts: Sequence[str], seed: int) -> list[str]:
-    """Return the texts in an order that is random but fixed, so that the first ones stand for all labels."""
-    return random.Random(seed).sample(list(texts), len(texts))
 
 
 def save(path: Path, matrix: Imatrix, key: str) -> None:

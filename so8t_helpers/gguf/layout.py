@@ -40,8 +40,6 @@ class PlannedFile:
     """One GGUF file to write.
 
     Attributes:
-        path: where it will stand.
-        file_type: what kind of file it is.
         types: the ggml type of each tensor; offsets: where its bytes begin, from the start of the file.
         header: all bytes before the first tensor.
         size: bytes of the whole file.

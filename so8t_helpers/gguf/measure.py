@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,10 @@ class Measurements:
             StageError: no training texts.
         """
         settings = self.settings.gguf
-        texts = self._tokens(
-            imatrix.choose_texts(self._texts("train.jsonl"), self.settings.run.seed), settings.imatrix_tokens
-        )
+        lines = self._texts("train.jsonl")
+        # In a random but fixed order, so that the first ones stand for all labels.
+        mixed = random.Random(self.settings.run.seed).sample(lines, len(lines))
+        texts = self._tokens(mixed, settings.imatrix_tokens)
         if not texts:
             raise StageError("gguf.imatrix: no training texts; set training.dataset_dir, or imatrix: false")
         key = hashlib.sha256(repr((texts, source_stamps(self.tensors))).encode()).hexdigest()
@@ -83,7 +85,7 @@ class Measurements:
             raise StageError("01_dataset/eval.jsonl holds no text of two tokens; run 01_dataset again")
         read = gguf_weights(plans["f16"].path) if "f16" in plans else checkpoint_weights(self.tensors)
         types = {kind: plan.types for kind, plan in plans.items() if kind not in {"f16", "bf16"}}
-        blocks = o_proj.rotations(gates)
+        blocks = gates.rotations() if gates else {}
         weighed = [kind for kind in plans if importance and FILE_TYPES[kind].is_k_quant]
         passes = 1 + len(plans.keys() - {"f16"}) + len(weighed)
         if self.settings.gguf.o_proj_study:

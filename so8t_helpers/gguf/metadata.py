@@ -172,16 +172,14 @@ def _pieces(path: Path) -> Iterator[tuple[Path, int, Token]]:
             "does not save it: copy it from the base model's folder"
         )
     pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+    kinds = (
+        (pieces.is_unknown, TokenType.UNKNOWN),
+        (pieces.is_control, TokenType.CONTROL),
+        (pieces.is_unused, TokenType.UNUSED),
+        (pieces.is_byte, TokenType.BYTE),
+    )
     for index in range(pieces.vocab_size()):
-        kind = TokenType.NORMAL
-        if pieces.is_unknown(index):
-            kind = TokenType.UNKNOWN
-        elif pieces.is_control(index):
-            kind = TokenType.CONTROL
-        elif pieces.is_unused(index):
-            kind = TokenType.UNUSED
-        elif pieces.is_byte(index):
-            kind = TokenType.BYTE
+        kind = next((kind for applies, kind in kinds if applies(index)), TokenType.NORMAL)
         yield path, index, (pieces.id_to_piece(index).encode(), pieces.get_score(index), kind)
 
 

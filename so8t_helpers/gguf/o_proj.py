@@ -22,7 +22,6 @@ from so8t_helpers.gguf.quality import States, compare, run_texts
 from so8t_helpers.gguf.weights import quantised, rounded_weights
 from so8t_helpers.phi3.shape import O_PROJ, gguf_block_name
 from so8t_helpers.phi3.stream import Read, last_hidden
-from so8t_helpers.so8 import rotation
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,6 @@ class Study:
 def passes(types: Mapping[str, object], blocks: Mapping[int, Tensor]) -> int:
     """How often all layers are run by `divergences` and `output_errors` together."""
     return 1 + len(types) * (2 if blocks else 1)
-
-
-def rotations(gates: rotation.Gates | None) -> dict[int, Tensor]:
-    """Return each gated layer's R, (d/8, 8, 8) float32."""
-    if gates is None:
-        return {}
-    return {
-        layer: rotation.rotation(free.double()).float()
-        for layer, free in zip(gates.layers, gates.free, strict=True)
-    }
 
 
 def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
