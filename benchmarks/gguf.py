@@ -91,13 +91,12 @@ def write_ours(folder: Path, out: Path, threads: int) -> None:
 
     model = metadata.read_model(folder, 0)
     tensors = layout.collect_tensors(weights.read_checkpoint(folder), model)
-    plans = []
-    for kind in TYPES:
-        header = layout.new_writer()
-        metadata.add_metadata(header, model, "phi3-benchmark", types.FILE_TYPES[kind], "{}")
-        plans.append(
-            layout.plan_file(out / f"ours-{kind}.gguf", types.FILE_TYPES[kind], tensors, model, header)
+    plans = [
+        layout.plan_file(
+            out / f"ours-{kind}.gguf", types.FILE_TYPES[kind], tensors, model, "phi3-benchmark", "{}"
         )
+        for kind in TYPES
+    ]
     writer.write_files(plans, tensors, threads, lambda _: None)
 
 

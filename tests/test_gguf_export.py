@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import gguf
 import numpy as np
@@ -19,16 +21,17 @@ from transformers import AutoTokenizer, Phi3ForCausalLM
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.gguf import convert, quality, writer
 from so8t_helpers.gguf.convert import dequantize_rows, quantize_rows
-from so8t_helpers.gguf.figures import GgufResult
 from so8t_helpers.gguf.metadata import general_name
 from so8t_helpers.gguf.parity import check_tokens
-from so8t_helpers.gguf.stage import export
-from so8t_helpers.gguf.types import FILE_TYPES, tensor_type
+from so8t_helpers.gguf.stage import GgufResult, export
+from so8t_helpers.gguf.types import FILE_TYPES, byte_size, bytes_per_weight, tensor_type
 from so8t_helpers.gguf.weights import gguf_weights
+from so8t_helpers.phi3.shape import Phi3Shape, gguf_name
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.run.files import StageError
 from so8t_helpers.run.stage import read_manifest, stale_reason
-from so8t_helpers.settings import Settings, load_settings
+from so8t_helpers.settings import GgufSettings, Settings, load_settings
+from so8t_helpers.verbs.needs import PHI35_BYTES
 
 ALL_TYPES = list(FILE_TYPES)
 
@@ -396,3 +399,35 @@ def test_rows_and_importance_that_do_not_fit_are_refused() -> None:
         fast(np.zeros((1, 128), dtype=np.float32), Q.Q4_K, None)
     with pytest.raises(ValueError, match="256 columns"):
         fast(np.zeros((1, 256), dtype=np.float32), Q.Q4_K, np.ones(8, dtype=np.float32))
+
+
+def test_the_profile_knows_every_file_type() -> None:
+    (element,) = get_args(get_type_hints(GgufSettings)["types"])
+    assert set(get_args(element)) == set(FILE_TYPES)
+
+
+@pytest.mark.parametrize("kind", ALL_TYPES)
+def test_bytes_a_weight_are_those_of_phi_35(kind: str) -> None:
+    shape = Phi3Shape(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+        vocab_size=32064,
+        rms_eps=1e-5,
+        rope_theta=1e4,
+        rotary_dim=96,
+        short_factor=None,
+        long_factor=None,
+        max_positions=131072,
+        original_max_positions=4096,
+        sliding_window=None,
+        tie_embeddings=False,
+    )
+    sizes, weights = 0, 0
+    for name, size in shape.tensor_shapes().items():
+        chosen = tensor_type(FILE_TYPES[kind], str(gguf_name(name)), size, shape.num_layers, tied=False)
+        sizes, weights = sizes + byte_size(chosen, size), weights + math.prod(size)
+    assert weights * 2 == PHI35_BYTES
+    assert bytes_per_weight(kind) == pytest.approx(sizes / weights, rel=0.005)

@@ -145,8 +145,8 @@ def test_output_errors_are_those_of_the_layers_own_inputs(folder: Path, read: Re
     assert rows[0]["unrotated"] is None
     x = linear_inputs(folder, "model.layers.1.self_attn.o_proj")
     exact = read(names[1])
-    for key, turned in (("rotated", None), ("unrotated", blocks[1])):
-        error = (o_proj.quantised(exact, Q.Q4_K, turned, 1) - exact).double()
+    for key, outside in (("rotated", None), ("unrotated", blocks[1])):
+        error = (o_proj.quantised(exact, Q.Q4_K, outside, 1) - exact).double()
         expected = (x @ error.T).norm() / (x @ exact.double().T).norm()
         assert rows[1][key] == pytest.approx(expected.item(), rel=1e-4)  # float32 activations
 

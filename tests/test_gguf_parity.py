@@ -20,8 +20,7 @@ import pytest
 from test_gguf_export import ALL_TYPES, make_settings
 
 from so8t_helpers.gguf import imatrix, quality
-from so8t_helpers.gguf.figures import GgufResult
-from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.stage import GgufResult, export
 from so8t_helpers.gguf.weights import gguf_weights
 from so8t_helpers.phi3.stream import read_config
 

@@ -1,4 +1,4 @@
-"""What stands beside the weights of a baked folder: configuration, tokenizer files, model card."""
+"""What stands next to the weights of a baked folder: configuration, tokenizer files, model card."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from so8t_helpers.phi3.shape import rope_parameters
 from so8t_helpers.run.files import StageError, write_json, write_text
 
 # Copied byte for byte: a tokenizer that transformers 5 saves anew has no tokenizer.model and no
@@ -67,22 +68,14 @@ def baked_config(config: dict[str, Any], base: Path) -> dict[str, Any]:
     if "quantization_config" in config:
         raise StageError(f"{base}: this base is quantised; bake onto the 16-bit one (set model.base)")
     new = {key: value for key, value in config.items() if key not in _REMOTE_CODE_KEYS}
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
-    partial = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    trained = rope.pop("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    kind = "longrope" if kind in {"su", "yarn"} else kind  # what early Phi-3 configurations called it
+    rope = rope_parameters(config)
     factors = {key: rope[key] for key in ("long_factor", "short_factor") if key in rope}
-    new["rope_scaling"] = {**factors, "type": kind} if kind == "longrope" else None
-    new["rope_theta"], new["partial_rotary_factor"] = theta, partial
-    new["original_max_position_embeddings"] = trained or config["max_position_embeddings"]
-    new["rope_parameters"] = {
-        **factors,
-        "rope_type": kind,
-        "rope_theta": theta,
-        "partial_rotary_factor": partial,
-    }
+    longrope = rope["rope_type"] == "longrope"
+    new["rope_scaling"] = {**factors, "type": "longrope"} if longrope else None
+    for key in ("rope_theta", "partial_rotary_factor"):
+        new[key] = rope[key]
+    new["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
+    new["rope_parameters"] = rope
     new["dtype"] = new["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
     return new
 
@@ -105,46 +98,42 @@ def write_card(
         "pipeline_tag": "text-generation",
         "tags": ["so8t", "phi3", "lora"],
     }
-    logits = proof["logits"]
-    lines = [
-        "---",
-        yaml.safe_dump(header, allow_unicode=True, sort_keys=False).rstrip(),
-        "---",
-        f"# {provenance['run']}",
-        "",
-        f"A plain Phi3 model, baked by the SO8T workbench from `{provenance['base']['id']}`: {changes}. "
-        "W' = (W + s·B·A) @ R in float32, rounded once to the base's 16 bits. "
-        "It loads with `AutoModelForCausalLM` and needs no further code.",
-        "",
-        "## Licence",
-        "",
-        f"The base's: {licence}." if licence else "The base's; its folder states none in its model card.",
-        "",
-        "## Data",
-        "",
-        *_dataset_lines(dataset_card),
-        "",
-        "## Proof",
-        "",
-        f"On {proof['tokens']} tokens of {proof['texts']} held-out texts, with float64 activations:",
-        "",
-        f"- gated and adapted model against baked weights before rounding: logits differ by at most "
-        f"{logits['baking']['largest']:.2e}, next token the same for "
-        f"{logits['baking']['next_token_agreement']:.2%};",
-        f"- rounding to 16 bits alone: at most {logits['rounding']['largest']:.2e}, next token the same for "
-        f"{logits['rounding']['next_token_agreement']:.2%}, mean KL divergence "
-        f"{proof['rounding_kl_mean']:.2e} nats.",
-        "",
-        "## Provenance",
-        "",
-        "SHA-256; `so8t verify` walks these back to the input lines.",
-        "",
-        "```json",
-        json.dumps(provenance, ensure_ascii=False, indent=2),
-        "```",
-        "",
-    ]
-    write_text(folder / "README.md", "\n".join(lines))
+    baking, rounding = proof["logits"]["baking"], proof["logits"]["rounding"]
+    text = f"""---
+{yaml.safe_dump(header, allow_unicode=True, sort_keys=False).rstrip()}
+---
+# {provenance["run"]}
+
+A plain Phi3 model, baked by the SO8T workbench from `{provenance["base"]["id"]}`: {changes}. \
+W' = (W + s·B·A) @ R in float32, rounded once to the base's 16 bits. \
+It loads with `AutoModelForCausalLM` and needs no further code.
+
+## Licence
+
+{f"The base's: {licence}." if licence else "The base's; its folder states none in its model card."}
+
+## Data
+
+{_dataset_text(dataset_card)}
+
+## Proof
+
+On {proof["tokens"]} tokens of {proof["texts"]} held-out texts, with float64 activations:
+
+- gated and adapted model against baked weights before rounding: logits differ by at most \
+{baking["largest"]:.2e}, next token the same for {baking["next_token_agreement"]:.2%};
+- rounding to 16 bits alone: at most {rounding["largest"]:.2e}, next token the same for \
+{rounding["next_token_agreement"]:.2%}, mean KL divergence {proof["rounding_kl_mean"]:.2e} nats.
+
+## Provenance
+
+SHA-256; `so8t verify` walks these back to the input lines.
+
+```json
+{json.dumps(provenance, ensure_ascii=False, indent=2)}
+```
+"""
+    write_text(folder / "README.md", text)
 
 
 def _licence(readme: Path) -> str | None:
@@ -157,22 +146,26 @@ def _licence(readme: Path) -> str | None:
     return str(value) if value else None
 
 
-def _dataset_lines(card: dict[str, Any] | None) -> list[str]:
+def _dataset_text(card: dict[str, Any] | None) -> str:
     """Sum up 01_dataset's card; its settings stay out, they may name folders of one machine."""
     if card is None:
-        return ["No dataset card came with the adapter."]
+        return "No dataset card came with the adapter."
     lines = card["lines"]
-    text = [
-        card["purpose"],
-        "",
-        f"Of {lines['read']:,} input lines {lines['train']:,} became training samples, {lines['eval']:,} "
-        f"were held out, {lines['quarantine']:,} were set aside. Not looked for: {card['not_covered']}.",
-        "",
-        "| training samples by | |",
-        "|---|---|",
-    ]
-    for group, counts in card["train"].items():
-        listed = ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
-        text.append(f"| {group} | {listed} |")
-    text += ["", *(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])]
-    return text
+    groups = {
+        group: ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
+        for group, counts in card["train"].items()
+    }
+    return "\n".join(
+        (
+            card["purpose"],
+            "",
+            f"Of {lines['read']:,} input lines {lines['train']:,} became training samples, {lines['eval']:,} "
+            f"were held out, {lines['quarantine']:,} were set aside. Not looked for: {card['not_covered']}.",
+            "",
+            "| training samples by | |",
+            "|---|---|",
+            *(f"| {group} | {listed} |" for group, listed in groups.items()),
+            "",
+            *(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"]),
+        )
+    )

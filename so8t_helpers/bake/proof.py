@@ -1,6 +1,6 @@
 """The proof of a bake: what baking changed, what rounding to 16 bits changed, and whether the bounds hold.
 
-Three models see the same held-out texts, layer by layer: the gated one (activations turned, LoRA beside the
+Three models see the same held-out texts, layer by layer: the gated one (activations rotated, LoRA next to the
 weights), the baked one before rounding, and the one in the files, all with float64 activations: float32's own
 noise would drown what is measured. Gated against baked is what baking costs; baked against rounded is what 16
 bits cost, however the model was made.
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from so8t_helpers.bake import proof_model
 from so8t_helpers.bake.rows import Change, bake_rows
-from so8t_helpers.phi3.shape import o_proj_name
+from so8t_helpers.phi3.shape import o_proj_name, weight_name
 from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.so8 import rotation
 
 SAMPLED_ROWS = 32
 _LOGIT_ROWS = 64  # tokens whose logits are held at once, for three models
-_O_PROJ = "self_attn.o_proj"
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
 
@@ -42,41 +41,38 @@ def prove(
     """Compare gated, baked and rounded model; returns the figures of proof.json without bounds.
 
     Args:
-        config: of the base.
         base, stored: tensors of the base and of the files just written.
-        changes: what was baked.
         gates: the trained gates, from which the gated model makes its own rotations.
         texts: token ids of each held-out text.
         bar: counts layers.
     """
     free = dict(zip(gates.layers, gates.free, strict=True)) if gates else {}
-    layer = proof_model.StreamedLayer(config)
+    layer = proof_model.ExactLayer(config)
     gated, rounded = proof_model.embed(texts, base), proof_model.embed(texts, stored)
     baked = gated.clone()
     layers: list[dict[str, Any]] = []
     weights: list[dict[str, Any]] = []
     for index in range(config.num_hidden_layers):
-        names = {name: f"model.layers.{index}.{name}.weight" for name in layer.linears}
-        o_proj = layer.linears[_O_PROJ]
+        linears = {weight_name(index, module): linear for module, linear in layer.linears.items()}
+        o_proj = o_proj_name(index)
         layer.set_norms(index, base)
-        for name, linear in layer.linears.items():
-            turned = free.get(index) if linear is o_proj else None
-            linear.gate(base[names[name]], changes.get(names[name], Change()), turned)
-        alone = _AgainstMerged(base[o_proj_name(index)], changes.get(o_proj_name(index), Change()))
-        with alone.watching(o_proj):
+        for name, linear in linears.items():
+            gate = free.get(index) if name == o_proj else None
+            linear.gate(base[name], changes.get(name, Change()), gate)
+        with _against_merged(linears[o_proj], base[o_proj], changes.get(o_proj, Change())) as alone:
             layer.run(gated)
-        for name, linear in layer.linears.items():
-            linear.merge(base[names[name]], changes.get(names[name], Change()))
-        layers.append({"layer": index, **_rotation_facts(free.get(index)), **alone.facts})
+        layers.append({"layer": index, **_rotation_facts(free.get(index)), **alone})
+        for name, linear in linears.items():
+            linear.merge(base[name], changes.get(name, Change()))
         layer.run(baked)
         weights += [
             _weight_facts(index, name, base[name], changes[name], free.get(index), stored[name])
-            for name in names.values()
+            for name in linears
             if name in changes
         ]
         layer.set_norms(index, stored)
-        for name, linear in layer.linears.items():
-            linear.plain(stored[names[name]])
+        for name, linear in linears.items():
+            linear.plain(stored[name])
         layer.run(rounded)
         bar.update(1)
     # Where a text ends, padding begins.
@@ -92,26 +88,22 @@ def prove(
     }
 
 
-class _AgainstMerged:
-    """Sends what a layer's gated o_proj takes through the baked one too: this layer's error alone."""
+@contextmanager
+def _against_merged(o_proj: nn.Module, place: TensorPlace, change: Change) -> Iterator[dict[str, float]]:
+    """Send what the gated o_proj takes meanwhile through the baked one, too: this layer's error alone."""
+    baked = proof_model.StreamedLinear()
+    baked.merge(place, change)
+    facts = {"o_proj_difference": 0.0, "o_proj_scale": 0.0}
 
-    def __init__(self, place: TensorPlace, change: Change):
-        self.baked = proof_model.StreamedLinear()
-        self.baked.merge(place, change)
-        self.facts = {"o_proj_difference": 0.0, "o_proj_scale": 0.0}
+    def compare(_: nn.Module, x: tuple[Tensor], y: Tensor) -> None:
+        for key, values in (("o_proj_difference", baked(x[0]) - y), ("o_proj_scale", y)):
+            facts[key] = _larger(facts[key], values.abs().max())
 
-    @contextmanager
-    def watching(self, o_proj: nn.Module) -> Iterator[None]:
-        """Compare every product of `o_proj` while the context lasts."""
-        handle = o_proj.register_forward_hook(lambda _, x, y: self._add(self.baked(x[0]) - y, y))
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _add(self, difference: Tensor, output: Tensor) -> None:
-        for key, values in (("o_proj_difference", difference), ("o_proj_scale", output)):
-            self.facts[key] = _larger(self.facts[key], values.abs().max())
+    handle = o_proj.register_forward_hook(compare)
+    try:
+        yield facts
+    finally:
+        handle.remove()
 
 
 def _larger(so_far: float, found: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 In float32 the noise of 32 layers alone moves logits by more than a bake may, so everything here is float64,
 where that noise is nine digits smaller. Weights are exact in it; a few rows at a time are read, widened, used
-and forgotten, so no layer is ever whole in memory. The gated variant does what training does: it turns the
+and forgotten, so no layer is ever whole in memory. The gated variant does what training does: it rotates the
 activations and adds the LoRA branch; it shares no code with the baking it judges.
 """
 
@@ -17,26 +17,21 @@ from transformers import Phi3Config
 
 from so8t_helpers.bake.rows import Change, bake_rows
 from so8t_helpers.phi3.lora_folder import LoraUpdate
-from so8t_helpers.phi3.stream import LayerArguments, empty_layer
+from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, HEAD, LAST_NORM, weight_name
+from so8t_helpers.phi3.stream import StreamedLayer
 from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.so8 import rotation
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WEIGHTS = 2**22  # numbers of a weight at once: 32 MiB in float64
-# Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. Each time reads, merges and widens
-# the whole layer again.
-_TOKENS = 1024
 
 
 class StreamedLinear(nn.Module):
     """A linear layer whose weight stays on disk; one of three models, see `plain`, `gate` and `merge`."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.place: TensorPlace | None = None
-        self.lora: LoraUpdate | None = None
-        self.blocks: Tensor | None = None
-        self.merged = Change()
+    place: TensorPlace
+    lora: LoraUpdate | None
+    blocks: Tensor | None
+    merged: Change
 
     def plain(self, place: TensorPlace) -> None:
         """Y = W x, as the file has it."""
@@ -56,7 +51,6 @@ class StreamedLinear(nn.Module):
         self.merged = change
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out), float64
-        assert self.place is not None
         if self.blocks is not None:
             x = rotation.rotate(x, self.blocks)
         lora = self.merged.lora.load() if self.merged.lora else None
@@ -76,35 +70,26 @@ class StreamedLinear(nn.Module):
         return y.unflatten(0, x.shape[:-1])
 
 
-class StreamedLayer:
-    """One decoder layer, set to the weights of one layer of one model after another.
+class ExactLayer(StreamedLayer):
+    """A decoder layer in float64.
 
     Attributes:
         linears: the four linears by their names within the layer ("self_attn.o_proj").
     """
 
     def __init__(self, config: Phi3Config):
-        self.layer, self.beside = empty_layer(config), LayerArguments(config)
-        self.linears: dict[str, StreamedLinear] = {}
-        self._norms: dict[str, nn.RMSNorm] = {}
-        for name, module in list(self.layer.named_modules()):
-            parent, _, leaf = name.rpartition(".")
-            if isinstance(module, nn.Linear):
-                self.linears[name] = StreamedLinear()
-                setattr(self.layer.get_submodule(parent), leaf, self.linears[name])
-            elif leaf.endswith("norm"):  # transformers' own goes through float32
-                self._norms[name] = _norm(config)
-                setattr(self.layer.get_submodule(parent), leaf, self._norms[name])
+        super().__init__(config)
+        modules = self.module.named_modules()
+        self.linears = {name: StreamedLinear() for name, module in modules if isinstance(module, nn.Linear)}
+        # transformers' own norms go through float32
+        self._norms = {name: _norm(config) for name in BLOCK if name not in self.linears}
+        for name, module in (self.linears | self._norms).items():
+            self.module.set_submodule(name, module)
 
     def set_norms(self, index: int, weights: Mapping[str, TensorPlace]) -> None:
         """Read the norms of layer `index`."""
         for name, norm in self._norms.items():
-            norm.weight.data = weights[f"model.layers.{index}.{name}.weight"].read().double()
-
-    def run(self, hidden: Tensor) -> None:
-        """Send texts (B, T, d) through the layer, a few at a time, in place."""
-        for x in hidden.split(max(1, _TOKENS // hidden.shape[1])):
-            x.copy_(self.layer(x, **self.beside(x)))
+            norm.weight.data = weights[weight_name(index, name)].read().double()
 
 
 class Head:
@@ -112,8 +97,8 @@ class Head:
 
     def __init__(self, config: Phi3Config, weights: Mapping[str, TensorPlace]):
         self.norm, self.linear = _norm(config), StreamedLinear()
-        self.norm.weight.data = weights["model.norm.weight"].read().double()
-        self.linear.plain(weights.get(_HEAD, weights[_EMBEDDING]))
+        self.norm.weight.data = weights[LAST_NORM].read().double()
+        self.linear.plain(weights.get(HEAD, weights[EMBEDDING]))
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.norm(x))
@@ -122,7 +107,7 @@ class Head:
 
 def embed(texts: list[list[int]], weights: Mapping[str, TensorPlace]) -> Tensor:
     """Look tokens up, row by row on disk. -> (B, T, d) float64, padded right with zeros."""
-    place = weights[_EMBEDDING]
+    place = weights[EMBEDDING]
     hidden = torch.zeros(len(texts), max(map(len, texts)), place.shape[1], dtype=torch.float64)
     for text, ids in zip(hidden, texts, strict=True):
         for position, index in enumerate(ids):

@@ -29,14 +29,14 @@ from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.so8 import rotation
 
 _PIECE_BYTES = 16 * 2**20  # read and written at once
-_SYNC_BYTES = 2**26  # the disk begins when so much is written, and works beside the products
+_SYNC_BYTES = 2**26  # the disk begins when so much is written, and works during the products
 _CACHED = 384 * 1024  # weights merged at once: their float32 copy, 1.5 MiB, stays in the caches
 _MOST_AT_WORK = 8  # more cores than that would wait for the disk
 
 
 @dataclass(frozen=True)
 class Change:
-    """What baking does to one tensor: adds `lora`, then turns the columns by `blocks` (in/8, 8, 8)."""
+    """What baking does to one tensor: adds `lora`, then rotates the columns by `blocks` (in/8, 8, 8)."""
 
     lora: StoredLora | None = None
     blocks: Tensor | None = None
@@ -47,24 +47,21 @@ def plan_changes(
 ) -> dict[str, Change]:
     """Return the change of each tensor that is not passed through, by name.
 
-    The rotations are exponentiated in float64 and rounded once to float32.
-
     Raises:
         StageError: if a gate's layer or width does not fit the base, or LoRA sits outside the decoder layers.
     """
     if outside := sorted(name for name in pairs if not name.startswith("model.layers.")):
         raise StageError(f"adapter: {outside[0]} is not in a decoder layer; only those linears are baked")
     blocks: dict[str, Tensor] = {}
-    for free, layer in zip(gates.free, gates.layers, strict=True) if gates else ():
-        name = o_proj_name(layer)
+    for layer, rotations in (gates.rotations() if gates else {}).items():
+        name, gated = o_proj_name(layer), len(rotations) * rotation.BLOCK
         if name not in base:
             raise StageError(
                 f"gates: layer {layer} has no {name} in the base; they belong to another base model"
             )
-        width = base[name].shape[1]
-        if width != len(free) * rotation.BLOCK:
-            raise StageError(f"gates: width {len(free) * rotation.BLOCK}, but {name} takes {width} features")
-        blocks[name] = rotation.rotation(free.double()).float()
+        if base[name].shape[1] != gated:
+            raise StageError(f"gates: width {gated}, but {name} takes {base[name].shape[1]} features")
+        blocks[name] = rotations
     return {
         name: Change(pairs.get(name), blocks.get(name)) for name in base if name in pairs or name in blocks
     }
@@ -103,36 +100,20 @@ def bake_checkpoint(
         StageError: a value that is no number, or too large for the base's dtype, with the tensor's name.
     """
     targets = lay_out(list(base.values()), folder, max_shard_bytes)
-    load = lru_cache(maxsize=2)(lambda lora: lora.load())  # pieces come tensor by tensor
-    scratch = _Scratch()
-    cores = min(os.cpu_count() or 1, _MOST_AT_WORK)
-    computing = threading.Semaphore(cores)  # more products at a time push each other out of the caches
-
-    def work(source: TensorPlace, start: int, stop: int) -> tuple[Path, int, int]:
-        target = targets[source.name]
-        offset = target.offset + start * target.row_bytes
-        rows = _read_rows(source, start, stop, scratch, offset % PAGE)
-        if change := changes.get(source.name):
-            values = rows.view(FLOATS[source.dtype]).view(stop - start, -1)
-            lora = load(change.lora).rows(slice(start, stop)) if change.lora else None
-            with computing:
-                _bake_piece(values, lora, change.blocks, f"{source.name}: among rows {start} to {stop - 1}")
-        return target.path, len(rows), writer.write(target.path, offset, rows)
-
-    jobs = ((source, start, stop) for source in base.values() for start, stop in _pieces(source))
-    threads = cores + 4  # so many wait for the disk meanwhile
     paths = sorted({target.path for target in targets.values()})
+    pieces = (piece for source in base.values() for piece in _pieces(source))
+    threads = _cores() + 4  # so many wait for the disk meanwhile
     with (
         DirectWriter(paths) as writer,
         _one_thread_per_operation(),
         ThreadPoolExecutor(1) as syncer,  # waits for the disk while the others work
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        sync = BackgroundSync(syncer, _SYNC_BYTES)
+        baker, sync = _Baker(changes, targets, writer), BackgroundSync(syncer, _SYNC_BYTES)
         running: set[Future[tuple[Path, int, int]]] = set()
         try:
             while True:
-                running |= {pool.submit(work, *job) for job in islice(jobs, 2 * threads - len(running))}
+                running |= {pool.submit(baker.bake, *p) for p in islice(pieces, 2 * threads - len(running))}
                 if not running:
                     break
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -149,6 +130,44 @@ def bake_checkpoint(
     for path in paths:
         _sync(path)
     return targets
+
+
+def _cores() -> int:
+    return min(os.cpu_count() or 1, _MOST_AT_WORK)
+
+
+def _pieces(place: TensorPlace) -> Iterator[tuple[TensorPlace, int, int]]:
+    """Cut a tensor into rows [start, stop) of about `_PIECE_BYTES`."""
+    rows = place.shape[0] if place.shape else 1
+    step = max(1, _PIECE_BYTES // max(1, place.row_bytes))
+    for start in range(0, rows, step):
+        yield place, start, min(start + step, rows)
+
+
+class _Baker:
+    """Bakes pieces on any number of threads: reads rows, changes them and writes them in their place."""
+
+    def __init__(
+        self, changes: Mapping[str, Change], targets: Mapping[str, TensorPlace], writer: DirectWriter
+    ):
+        self._changes, self._targets, self._writer = changes, targets, writer
+        self._scratch = _Scratch()
+        self._load = lru_cache(maxsize=2)(StoredLora.load)  # pieces come tensor by tensor
+        # More products at a time push each other out of the caches.
+        self._computing = threading.Semaphore(_cores())
+
+    def bake(self, source: TensorPlace, start: int, stop: int) -> tuple[Path, int, int]:
+        """Bake rows [start, stop); return the file, its new bytes, and how many the system's cache holds."""
+        target = self._targets[source.name]
+        offset = target.offset + start * target.row_bytes
+        data = self._scratch.take((stop - start) * source.row_bytes, offset % PAGE)
+        source.read_into(data.numpy().data, start)
+        if change := self._changes.get(source.name):
+            rows = data.view(FLOATS[source.dtype]).view(stop - start, -1)
+            lora = self._load(change.lora).rows(slice(start, stop)) if change.lora else None
+            with self._computing:
+                _bake_piece(rows, lora, change.blocks, f"{source.name}: among rows {start} to {stop - 1}")
+        return target.path, len(data), self._writer.write(target.path, offset, data)
 
 
 def _sync(path: Path) -> None:
@@ -174,22 +193,6 @@ class _Scratch(threading.local):
         if len(self.buffer) < start + size:  # a single row longer than a piece
             self.buffer = aligned_buffer(start + size)
         return self.buffer[start : start + size]
-
-
-def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
-    rows = place.shape[0] if place.shape else 1
-    step = max(1, _PIECE_BYTES // max(1, place.row_bytes))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def _read_rows(source: TensorPlace, start: int, stop: int, scratch: _Scratch, in_page: int) -> Tensor:
-    data = scratch.take((stop - start) * source.row_bytes, in_page)
-    with source.path.open("rb") as file:
-        file.seek(source.offset + start * source.row_bytes)
-        if file.readinto(data.numpy().data) != len(data):
-            raise StageError(f"{source.path}: ends inside tensor {source.name}; fetch the file again")
-    return data
 
 
 def _bake_piece(rows: Tensor, lora: LoraUpdate | None, blocks: Tensor | None, where: str) -> None:

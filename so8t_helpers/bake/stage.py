@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from transformers import AutoTokenizer
 
 from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
-from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, StoredLora, read_adapter
+from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
@@ -30,36 +29,11 @@ _SHORTEST_TEXT = 2  # tokens; one alone has no context
 
 
 @dataclass(frozen=True)
-class Ingredients:
-    """What a bake reads, all checked before any long work.
-
-    Attributes:
-        base: the base's folder. weights: its tensors. pairs: LoRA by tensor name. gates: None without.
-        texts: token ids of the held-out texts. dataset_card: what 01_dataset says of its data.
-    """
-
-    base: Path
-    weights: dict[str, TensorPlace]
-    pairs: dict[str, StoredLora]
-    gates: rotation.Gates | None
-    texts: list[list[int]]
-    dataset_card: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
 class BakeResult:
     """The baked folder and its proof (the content of proof.json)."""
 
     model_dir: Path
     proof: dict[str, Any]
-
-    def layers(self) -> pd.DataFrame:
-        """One row a decoder layer: its rotations' errors and its o_proj's largest difference."""
-        return pd.DataFrame(self.proof["layers"])
-
-    def weights(self) -> pd.DataFrame:
-        """One row a changed tensor: relative error before and after rounding."""
-        return pd.DataFrame(self.proof["weights"])
 
 
 def bake(settings: Settings) -> BakeResult:
@@ -71,11 +45,23 @@ def bake(settings: Settings) -> BakeResult:
     """
     with open_stage(settings, STAGE) as stage:
         _clear(stage.directory)
-        ingredients = read_ingredients(settings, stage)
-        size = sum(place.nbytes for place in ingredients.weights.values())
+        base = base_folder(settings)
+        read_config(base)  # refuses other architectures
+        weights = read_checkpoint(base)
+        adapter, texts, card = _read_inputs(settings, stage, base, weights)
+        lora, gates = read_adapter(adapter, weights), _read_gates(settings, stage, adapter)
+        changes = plan_changes(weights, lora, gates)
+        size = sum(place.nbytes for place in weights.values())
         check_disk(stage.directory, size, "the baked model")
         with atomic_directory(stage.directory / "model") as scratch:
-            proof = _bake_into(scratch, settings, stage, ingredients, size)
+            model_folder.write_side_files(base, scratch)
+            with progress(settings, STAGE, size // 2**20, "MiB", "bake") as bar:
+                shard_bytes = int(settings.bake.max_shard_gib * 2**30)
+                stored = bake_checkpoint(weights, changes, scratch, shard_bytes, bar.update_bytes)
+            config = read_config(scratch)
+            with progress(settings, STAGE, config.num_hidden_layers, "layer", "prove") as bar:
+                proof = prove(config, weights, changes, gates, stored, texts, bar)
+            proof = _against_bounds(proof, settings)
             write_json(stage.directory / "proof.json", proof)
             if proof["broken"]:
                 raise StageError(
@@ -84,95 +70,54 @@ def bake(settings: Settings) -> BakeResult:
                     "every layer holds its own, float32 weights round more at this depth: raise "
                     "bake.logit_bound"
                 )
+            carried = origin.of_bake(settings, stage)
+            write_json(scratch / origin.FILE, carried)
+            rotated = f"SO(8) rotations in {len(gates.layers)} layers" if gates else "no rotations"
+            made_by = f"LoRA on {len(lora)} weights, {rotated}"
+            model_folder.write_card(scratch, base / "README.md", carried, made_by, card, proof)
         stage.facts |= _facts(proof)
         return BakeResult(stage.directory / "model", proof)
 
 
-def read_ingredients(settings: Settings, stage: Stage) -> Ingredients:
-    """Find, check and register everything that a bake reads.
-
-    Raises:
-        StageError: something is missing or belongs to another base model.
-    """
-    base = base_folder(settings)
-    read_config(base)  # refuses other architectures
-    weights = read_checkpoint(base)
+def _read_inputs(
+    settings: Settings, stage: Stage, base: Path, weights: dict[str, TensorPlace]
+) -> tuple[Path, list[list[int]], dict[str, Any] | None]:
+    """Register what a bake reads but the gates; return the adapter's folder, held-out texts, dataset card."""
     for name, path in model_folder.base_files(base, {place.path for place in weights.values()}).items():
         stage.read_file(f"base/{name}", path)
     adapter = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         stage.read_file(f"02_train/adapter/{name}", adapter / name, "run 02_train, or set bake.adapter_dir")
     dataset = stage_input(settings, settings.training.dataset_dir, "01_dataset")
-    eval_file = stage.read_file(
-        "01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads held-out texts"
-    )
-    card = dataset / "card.json"
-    if card.is_file():
-        stage.read_file("01_dataset/card.json", card)
-    return Ingredients(
-        base,
-        weights,
-        read_adapter(adapter, weights),
-        _read_gates(settings, stage, adapter),
-        _read_texts(settings, base, eval_file),
-        json.loads(card.read_text(encoding="utf-8")) if card.is_file() else None,
-    )
+    needed = "the proof reads held-out texts"
+    eval_file = stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", needed)
+    card, path = None, dataset / "card.json"
+    if path.is_file():
+        card = json.loads(stage.read_file("01_dataset/card.json", path).read_text(encoding="utf-8"))
+    return adapter, _read_texts(settings, base, eval_file), card
 
 
-def broken_bounds(proof: dict[str, Any], settings: Settings) -> list[str]:
-    """Say which bounds a proof breaks, one sentence each; a figure that is not a number breaks its bound."""
-    logit_bound, layer_bound = settings.bake.logit_bound, settings.bake.layer_bound
-    figures = [
-        ("bake.logit_bound", "logits, gated against baked", proof["logits"]["baking"]["largest"], logit_bound)
-    ]
-    for layer in proof["layers"]:
-        name = f"layer {layer['layer']}"
-        figures.append(
-            ("bake.logit_bound", f"{name}, o_proj's output", layer["o_proj_difference"], logit_bound)
-        )
+def _against_bounds(proof: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the proof with its bounds and a sentence for each that breaks; NaN breaks its bound."""
+    chosen = settings.bake
+    logit, layer = ("bake.logit_bound", chosen.logit_bound), ("bake.layer_bound", chosen.layer_bound)
+    figures = [("logits, gated against baked", proof["logits"]["baking"]["largest"], logit)]
+    for facts in proof["layers"]:
+        name = f"layer {facts['layer']}"
+        figures.append((f"{name}, o_proj's output", facts["o_proj_difference"], logit))
         for key in ("orthogonality", "determinant"):
-            if layer[key] is not None:
-                figures.append(("bake.layer_bound", f"{name}, {key} of R", layer[key], layer_bound))
+            if facts[key] is not None:
+                figures.append((f"{name}, {key} of R", facts[key], layer))
     for weight in proof["weights"]:
         name = f"layer {weight['layer']}, {weight['module']}'s weight against float64"
-        figures.append(("bake.layer_bound", name, weight["baked_error"], layer_bound))
-    return [
+        figures.append((name, weight["baked_error"], layer))
+    broken = [
         f"{what}: {value:.3e} > {key} {bound:.0e}"
-        for key, what, value, bound in figures
+        for what, value, (key, bound) in figures
         if not value <= bound
     ]
-
-
-def _bake_into(
-    scratch: Path, settings: Settings, stage: Stage, ingredients: Ingredients, size: int
-) -> dict[str, Any]:
-    weights, gates = ingredients.weights, ingredients.gates
-    changes = plan_changes(weights, ingredients.pairs, gates)
-    model_folder.write_side_files(ingredients.base, scratch)
-    shard_bytes = int(settings.bake.max_shard_gib * 2**30)
-    with progress(settings, STAGE, size // 2**20, "MiB", "bake") as bar:
-        counted = 0
-
-        def count(size: int) -> None:
-            nonlocal counted
-            counted += size
-            bar.update(counted // 2**20 - bar.done)
-
-        stored = bake_checkpoint(weights, changes, scratch, shard_bytes, count)
-    config = read_config(scratch)
-    with progress(settings, STAGE, config.num_hidden_layers, "layer", "prove") as bar:
-        proof = prove(config, weights, changes, gates, stored, ingredients.texts, bar)
-    bounds = {"logits": settings.bake.logit_bound, "layers": settings.bake.layer_bound}
-    broken = broken_bounds(proof, settings)
-    proof = {"holds": not broken, "broken": broken, "bounds": bounds, **proof}
-    carried = origin.of_bake(settings, stage)
-    write_json(scratch / origin.FILE, carried)
-    what = f"LoRA on {len(ingredients.pairs)} weights"
-    what += f", SO(8) rotations in {len(gates.layers)} layers" if gates else ", no rotations"
-    model_folder.write_card(
-        scratch, ingredients.base / "README.md", carried, what, ingredients.dataset_card, proof
-    )
-    return proof
+    bounds = {"logits": chosen.logit_bound, "layers": chosen.layer_bound}
+    return {"holds": not broken, "broken": broken, "bounds": bounds, **proof}
 
 
 def _read_gates(settings: Settings, stage: Stage, adapter: Path) -> rotation.Gates | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import libgguf
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from numpy.typing import NDArray
 
 from so8t_helpers.phi3.weights import TensorPlace, rounds_to_infinity
@@ -32,25 +32,27 @@ def convert_rows(
     place: TensorPlace,
     start: int,
     stop: int,
-    kinds: Iterable[tuple[GGMLQuantizationType, Rows | None]],
+    kinds: Sequence[tuple[GGMLQuantizationType, Rows | None]],
 ) -> list[Bytes]:
-    """Read rows [start, stop) of a tensor once and return them in every wanted type.
+    """Read rows [start, stop) of a tensor once and return them in every type asked for.
 
     Args:
-        place: where the tensor lies.
-        kinds: pairs of a ggml type and the importance of each column, (row length,) or None.
+        kinds: pairs of a ggml type and the importance of each column, (row length,) or None; equal pairs
+            share one result.
 
     Raises:
-        StageError: a weight that is not finite, or beyond the range of float16 where F16 is wanted.
+        StageError: a weight that is not finite, or beyond the range of float16 where F16 is asked for.
     """
     stored = _stored(place, start, stop)
     rows = widen(stored, place.dtype)
-    kinds = list(kinds)
     _check(rows, place, start, any(kind == _Q.F16 for kind, _ in kinds))
-    return [
-        stored.view(np.uint8) if (place.dtype, kind) in _SAME_BYTES else quantize_rows(rows, kind, importance)
-        for kind, importance in kinds
-    ]
+    results: dict[tuple[GGMLQuantizationType, bool], Bytes] = {}
+    for kind, importance in kinds:
+        if (kind, importance is not None) not in results:
+            same = (place.dtype, kind) in _SAME_BYTES
+            converted = stored.view(np.uint8) if same else quantize_rows(rows, kind, importance)
+            results[kind, importance is not None] = converted
+    return [results[kind, importance is not None] for kind, importance in kinds]
 
 
 def quantize_rows(rows: Rows, kind: GGMLQuantizationType, importance: Rows | None = None) -> Bytes:
@@ -62,12 +64,8 @@ def quantize_rows(rows: Rows, kind: GGMLQuantizationType, importance: Rows | Non
 
 def dequantize_rows(data: Bytes, kind: GGMLQuantizationType) -> Rows:
     """Return the float32 rows that a file's bytes (rows, bytes a row) stand for."""
-    if kind == _Q.F32:
-        return data.view(np.float32)
-    if kind == _Q.F16:
-        return data.view(np.float16).astype(np.float32)
-    if kind == _Q.BF16:
-        return widen(data.view(np.uint16), "BF16")
+    if kind in {_Q.F32, _Q.F16, _Q.BF16}:
+        return dequantize(data, kind)
     return np.asarray(libgguf.dequantize_rows(data, kind), dtype=np.float32)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ def size_against_divergence(table: pd.DataFrame) -> Figure:
     """KL divergence from F16 over file size, one point a file, F16's own size as a line.
 
     Args:
-        table: `GgufResult.table()` with measured quality.
+        table: `file_table()` with measured quality.
     """
     fig, ax = new_figure(height=3.4)
     for kind, row in table.iterrows():
@@ -61,7 +60,7 @@ def divergences(table: pd.DataFrame) -> Figure:
     """KL divergences from F16 on a logarithmic axis: one row a file, one mark for each way to make it.
 
     Args:
-        table: `GgufResult.divergences()`.
+        table: `divergence_table()`.
     """
     fig, ax = new_figure(height=1.3 + 0.42 * len(table))
     for column, marker, colour in zip(table, "os^v", SERIES, strict=False):
@@ -78,7 +77,7 @@ def o_proj_errors(errors: pd.DataFrame) -> Figure:
     """Relative error of each layer's o_proj output as baked, and its ratio to the error without rotation.
 
     Args:
-        errors: `GgufResult.o_proj()`.
+        errors: `o_proj_table()`.
     """
     fig, (error, ratio) = new_figure(height=3.2, ncols=2)
     for file, rows in errors.groupby("file", sort=False):
@@ -107,7 +106,7 @@ _TYPE_COLOURS = {
 
 _SHORT_VALUE = 60  # characters
 
-DIVERGENCES = {
+_DIVERGENCES = {
     "kl_mean": "the file",
     "kl_mean_without_imatrix": "the file without importance matrix",
     "kl_o_proj": "o_proj alone, as baked",
@@ -115,50 +114,51 @@ DIVERGENCES = {
 }
 
 
-@dataclass(frozen=True)
-class GgufResult:
-    """The files of a run and their figures (the content of quality.json)."""
-
-    files: dict[str, Path]
-    quality: dict[str, Any]
-
-    def table(self) -> pd.DataFrame:
-        """One row a file: size, bits a weight, perplexity, KL divergence and agreement with F16."""
-        rows = [
-            {
-                "file": kind,
-                "MiB": entry["bytes"] / 2**20,
-                "bits a weight": entry["bits_per_weight"],
-                "perplexity": entry.get("perplexity"),
-                "KL from F16 (nats)": entry.get("kl_mean"),
-                "top token as F16": entry.get("top1_agreement"),
-                "tensor types": ", ".join(f"{n} {t}" for t, n in entry["tensor_types"].items()),
-            }
-            for kind, entry in self.quality["files"].items()
-        ]
-        return pd.DataFrame(rows).set_index("file")
-
-    def divergences(self) -> pd.DataFrame:
-        """One row a quantised file: KL from F16 of the file, of o_proj alone, and of other ways to make it.
-
-        Columns that no file has are left out; NaN where one does not apply.
-        """
-        files = {
-            k: e for k, e in self.quality["files"].items() if "kl_mean" in e and k not in {"f16", "bf16"}
+def file_table(quality: dict[str, Any]) -> pd.DataFrame:
+    """One row a file: size, bits a weight, perplexity, KL divergence and agreement with F16."""
+    rows = [
+        {
+            "file": kind,
+            "MiB": entry["bytes"] / 2**20,
+            "bits a weight": entry["bits_per_weight"],
+            "perplexity": entry.get("perplexity"),
+            "KL from F16 (nats)": entry.get("kl_mean"),
+            "top token as F16": entry.get("top1_agreement"),
+            "tensor types": ", ".join(f"{n} {t}" for t, n in entry["tensor_types"].items()),
         }
-        columns = {
-            kind: {name: entry.get(key) for key, name in DIVERGENCES.items()} for kind, entry in files.items()
-        }
-        return pd.DataFrame(columns, dtype=float).T.dropna(axis="columns", how="all")
+        for kind, entry in quality["files"].items()
+    ]
+    return pd.DataFrame(rows).set_index("file")
 
-    def o_proj(self) -> pd.DataFrame:
-        """One row a layer and file: relative error of o_proj's output, `rotated` as baked and `unrotated`."""
-        return pd.DataFrame(self.quality.get("o_proj", []), columns=["layer", "file", "rotated", "unrotated"])
 
-    def metadata(self) -> pd.Series:
-        """The keys of the smallest file with short values, in the order in which they are written."""
-        path = min(self.files.values(), key=lambda p: p.stat().st_size)
-        fields = GGUFReader(path).fields
-        # The reader's own keys begin with "GGUF."; the vocabulary and the chat template fill pages.
-        values = {k: f.contents() for k, f in fields.items() if not k.startswith("GGUF.")}
-        return pd.Series({k: v for k, v in values.items() if len(str(v)) < _SHORT_VALUE}, name="value")
+def divergence_table(quality: dict[str, Any]) -> pd.DataFrame:
+    """One row a quantised file: KL from F16 of the file, of o_proj alone, and of other ways to make it.
+
+    Columns that no file has are left out; NaN where one does not apply.
+    """
+    files = {k: e for k, e in quality["files"].items() if "kl_mean" in e and k not in {"f16", "bf16"}}
+    columns = {
+        kind: {name: entry.get(key) for key, name in _DIVERGENCES.items()} for kind, entry in files.items()
+    }
+    return pd.DataFrame(columns, dtype=float).T.dropna(axis="columns", how="all")
+
+
+def o_proj_table(quality: dict[str, Any]) -> pd.DataFrame:
+    """One row a layer and file: relative error of o_proj's output, `rotated` as baked and `unrotated`."""
+    return pd.DataFrame(quality.get("o_proj", []), columns=["layer", "file", "rotated", "unrotated"])
+
+
+def rotation_summary(errors: pd.DataFrame) -> pd.DataFrame:
+    """One row a file: least, median and largest ratio of `o_proj_table`'s errors over the gated layers."""
+    both = errors.dropna()
+    ratio = both["rotated"].astype(float) / both["unrotated"].astype(float)
+    return ratio.groupby(both["file"], sort=False).describe()[["min", "50%", "max"]]
+
+
+def metadata_table(files: dict[str, Path]) -> pd.DataFrame:
+    """The keys of the smallest file with short values, in the order in which they are written."""
+    path = min(files.values(), key=lambda p: p.stat().st_size)
+    # The reader's own keys begin with "GGUF."; the vocabulary and the chat template fill pages.
+    fields = {k: f.contents() for k, f in GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
+    short = {key: value for key, value in fields.items() if len(str(value)) < _SHORT_VALUE}
+    return pd.Series(short, name="value").to_frame()

@@ -9,7 +9,6 @@ tools/quantize/quantize.cpp). As in `llama-imatrix`, embedding and output stay o
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +55,7 @@ class Imatrix:
 def measure(
     config: Phi3Config, read: Read, texts: Sequence[Sequence[int]], on_layer: Callable[[], None]
 ) -> Imatrix:
-    """Run the texts, each by itself, through the model and sum up the squares.
-
-    Args:
-        read: gives a weight by its GGUF name.
-        texts: token ids.
-        on_layer: called after every layer.
-    """
+    """Run the texts (token ids), each by itself, through the model and sum up the squares."""
     sums: dict[str, Tensor] = {}
 
     def observe(name: str, x: Tensor) -> None:  # x (tokens, in)
@@ -74,16 +67,10 @@ def measure(
     return Imatrix(found, sum(len(ids) for ids in texts), len(texts))
 
 
-def choose_texts(texts: Sequence[str], seed: int) -> list[str]:
-    """Return the texts in an order that is random but fixed, so that the first ones stand for all labels."""
-    return random.Random(seed).sample(list(texts), len(texts))
-
-
 def save(path: Path, matrix: Imatrix, key: str) -> None:
-    """Write the file that `llama-quantize --imatrix` reads (`IMatrixCollector::save_imatrix`).
+    """Write the file that `llama-quantize --imatrix` reads; `key`, what it was measured with, is for `load`.
 
-    Args:
-        key: what it was measured with, for `load`.
+    As `IMatrixCollector::save_imatrix`.
     """
     writer = GGUFWriter(None, ARCHITECTURE)
     writer.add_type("imatrix")

@@ -14,9 +14,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from so8t_helpers.gguf.metadata import ARCHITECTURE, Model
+from so8t_helpers.gguf.metadata import ARCHITECTURE, Model, add_metadata
 from so8t_helpers.gguf.types import FileType, byte_size, tensor_type
-from so8t_helpers.phi3.shape import BLOCK, gguf_name
+from so8t_helpers.phi3.shape import HEAD, gguf_name
 from so8t_helpers.phi3.weights import FLOATS, TensorPlace
 from so8t_helpers.run.files import StageError
 
@@ -40,8 +40,6 @@ class PlannedFile:
     """One GGUF file to write.
 
     Attributes:
-        path: where it will stand.
-        file_type: what kind of file it is.
         types: the ggml type of each tensor; offsets: where its bytes begin, from the start of the file.
         header: all bytes before the first tensor.
         size: bytes of the whole file.
@@ -73,47 +71,40 @@ def collect_tensors(places: dict[str, TensorPlace], model: Model) -> list[GgufTe
         if factor is not None:
             numbers = np.array(factor, dtype=np.float32)
             tensors.append(GgufTensor(f"rope_factors_{name}.weight", numbers.shape, numbers))
-    expected = _expected_shapes(model)
+    expected = shape.tensor_shapes()
     for name, place in places.items():
-        target = gguf_name(name)
-        if name == "lm_head.weight" and shape.tie_embeddings:
+        if name == HEAD and shape.tie_embeddings:
             continue  # a copy of the embedding, which llama.cpp uses for both
-        if target is None or target not in expected:
+        target = gguf_name(name)
+        if target is None or name not in expected:
             raise StageError(
                 f"{place.path}: tensor {name} has no place in a GGUF of a Phi3 model of {shape.num_layers} "
                 "layers; export a baked or merged model, without adapters or buffers"
             )
-        if place.shape != expected[target]:
+        if place.shape != expected[name]:
             raise StageError(
-                f"{place.path}: tensor {name} has shape {place.shape}, config.json says {expected[target]}"
+                f"{place.path}: tensor {name} has shape {place.shape}, config.json says {expected[name]}"
             )
         if place.dtype not in FLOATS:
             raise StageError(f"{place.path}: tensor {name} is {place.dtype}, expected {', '.join(FLOATS)}")
         tensors.append(GgufTensor(target, place.shape, place))
-    missing = sorted(expected.keys() - {tensor.name for tensor in tensors})
-    if missing:
+    if missing := sorted(str(gguf_name(name)) for name in expected.keys() - places.keys()):
         raise StageError(f"{model.folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
     return tensors
 
 
-def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    shape = model.shape
-    width, vocabulary = shape.hidden_size, (shape.vocab_size, shape.hidden_size)
-    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": vocabulary, "output_norm.weight": (width,)}
-    if not shape.tie_embeddings:
-        expected["output.weight"] = vocabulary
-    for layer in range(shape.num_layers):
-        for part, short in BLOCK.items():
-            linear = part.rpartition(".")[2]
-            size = (width,) if linear.endswith("norm") else shape.linear_shape(linear)
-            expected[f"blk.{layer}.{short}.weight"] = size
-    return expected
-
-
 def plan_file(
-    path: Path, file_type: FileType, tensors: Sequence[GgufTensor], model: Model, writer: GGUFWriter
+    path: Path,
+    file_type: FileType,
+    tensors: Sequence[GgufTensor],
+    model: Model,
+    name: str,
+    provenance: str,
+    imatrix: dict[str, str | int] | None = None,
 ) -> PlannedFile:
-    """Lay out one file; `writer` holds its metadata and no tensors yet."""
+    """Lay out one file; for `name`, `provenance` and `imatrix` see `add_metadata`."""
+    writer = GGUFWriter(None, ARCHITECTURE)  # of metadata alone: the tensors' bytes never pass through it
+    add_metadata(writer, model, name, file_type, provenance, imatrix if file_type.is_k_quant else None)
     shape = model.shape
     types, sizes = {}, {}
     for tensor in tensors:
@@ -128,11 +119,6 @@ def plan_file(
         offsets[tensor.name] = position
         position = _align(position + sizes[tensor.name])
     return PlannedFile(path, file_type, types, offsets, header, position)
-
-
-def new_writer() -> GGUFWriter:
-    """Return a writer for metadata alone; the tensors' bytes never pass through it."""
-    return GGUFWriter(None, ARCHITECTURE)
 
 
 def _header_bytes(writer: GGUFWriter, path: Path) -> bytes:

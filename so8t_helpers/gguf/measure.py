@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor as Torch
 from transformers import AutoTokenizer
 
 from so8t_helpers.gguf import imatrix, o_proj
 from so8t_helpers.gguf.layout import GgufTensor, PlannedFile, source_stamps
 from so8t_helpers.gguf.quality import States, compare, run_texts, take_tokens
 from so8t_helpers.gguf.types import FILE_TYPES
-from so8t_helpers.gguf.weights import checkpoint_weights, gguf_weights, round_trip, rounded_weights
+from so8t_helpers.gguf.weights import checkpoint_weights, gguf_weights, rounded_weights
 from so8t_helpers.gguf.writer import Importance
 from so8t_helpers.phi3.stream import Read, read_config
 from so8t_helpers.run.files import StageError, read_jsonl
-from so8t_helpers.run.progress import Progress, progress
+from so8t_helpers.run.progress import progress
 from so8t_helpers.run.stage import Stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
@@ -57,9 +57,10 @@ class Measurements:
             StageError: no training texts.
         """
         settings = self.settings.gguf
-        texts = self._tokens(
-            imatrix.choose_texts(self._texts("train.jsonl"), self.settings.run.seed), settings.imatrix_tokens
-        )
+        lines = self._texts("train.jsonl")
+        # In a random but fixed order, so that the first ones stand for all labels.
+        mixed = random.Random(self.settings.run.seed).sample(lines, len(lines))
+        texts = self._tokens(mixed, settings.imatrix_tokens)
         if not texts:
             raise StageError("gguf.imatrix: no training texts; set training.dataset_dir, or imatrix: false")
         key = hashlib.sha256(repr((texts, source_stamps(self.tensors))).encode()).hexdigest()
@@ -84,55 +85,33 @@ class Measurements:
             raise StageError("01_dataset/eval.jsonl holds no text of two tokens; run 01_dataset again")
         read = gguf_weights(plans["f16"].path) if "f16" in plans else checkpoint_weights(self.tensors)
         types = {kind: plan.types for kind, plan in plans.items() if kind not in {"f16", "bf16"}}
-        blocks = o_proj.rotations(gates)
+        blocks = gates.rotations() if gates else {}
         weighed = [kind for kind in plans if importance and FILE_TYPES[kind].is_k_quant]
         passes = 1 + len(plans.keys() - {"f16"}) + len(weighed)
-        study = self.settings.gguf.o_proj_study
-        if study:
+        if self.settings.gguf.o_proj_study:
             passes += o_proj.passes(types, blocks)
         layers = self.config.num_hidden_layers
         with progress(self.settings, self.stage.name, passes * layers, "layer", "measure") as bar:
-            reference = run_texts(self.config, read, texts, bar.update)
-            files = self._files(plans, weighed, read, texts, reference, bar)
+
+            def run(read: Read) -> States:
+                return run_texts(self.config, read, texts, bar.update)
+
+            reference = run(read)
+            files = {}
+            for kind, plan in plans.items():
+                states = reference if kind == "f16" else run(gguf_weights(plan.path))
+                files[kind] = compare(states, reference)
+                if kind in weighed:  # what the file would be without the importance matrix
+                    states = run(rounded_weights(read, plan.types, self.threads))
+                    files[kind]["kl_mean_without_imatrix"] = compare(states, reference)["kl_mean"]
             found: dict[str, Any] = {
                 "held_out": {"texts": len(texts), "tokens": sum(len(ids) for ids in texts)},
                 "reference": "f16" if "f16" in plans else "the model folder",
                 "files": files,
             }
-            if study:
-                setup = o_proj.Study(self.config, read, texts, blocks, types, self.threads, bar.update)
-                for kind, figures in o_proj.divergences(setup, reference).items():
+            if self.settings.gguf.o_proj_study:
+                study = o_proj.Study(self.config, read, texts, blocks, types, self.threads, bar.update)
+                for kind, figures in o_proj.divergences(study, reference).items():
                     files[kind] |= figures
-                found["o_proj"] = o_proj.output_errors(setup)
+                found["o_proj"] = o_proj.output_errors(study)
         return found
-
-    def _files(
-        self,
-        plans: dict[str, PlannedFile],
-        weighed: list[str],
-        read: Read,
-        texts: Sequence[Sequence[int]],
-        reference: States,
-        bar: Progress,
-    ) -> dict[str, dict[str, Any]]:
-        files = {}
-        for kind, plan in plans.items():
-            states = reference
-            if kind != "f16":
-                states = run_texts(self.config, gguf_weights(plan.path), texts, bar.update)
-            files[kind] = compare(states, reference)
-            if kind in weighed:
-                plain = rounded_weights(read, self._plain_rounding(plan))
-                states = run_texts(self.config, plain, texts, bar.update)
-                files[kind]["kl_mean_without_imatrix"] = compare(states, reference)["kl_mean"]
-        return files
-
-    def _plain_rounding(self, plan: PlannedFile) -> Callable[[str, Torch], Torch]:
-        """What a file's weights would be without the importance matrix."""
-
-        def change(name: str, weight: Torch) -> Torch:
-            if weight.dim() < 2:
-                return weight
-            return round_trip(weight, plan.types[name], None, self.threads)
-
-        return change

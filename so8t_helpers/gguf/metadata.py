@@ -9,6 +9,7 @@ Deliberate differences from the converter, all others are equal (tested):
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,13 @@ def general_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """What the files need to know of the model folder beside its weights.
+    """What the files need to know of the model folder besides its weights.
 
-    Attributes:
-        folder: config.json, tokenizer files, model card.
-        shape: the numbers of config.json.
-        config: config.json as it is.
-        parameters: number of weights, longrope factors included, as the converter counts them.
+    `parameters` is the number of weights, longrope factors included, as the converter counts them.
     """
 
     folder: Path
     shape: Phi3Shape
-    config: dict[str, Any]
     parameters: int
 
 
@@ -62,7 +58,6 @@ def read_model(folder: Path, weights: int) -> Model:
     """
     shape = read_shape(folder)
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
     factors = (shape.long_factor, shape.short_factor)
     if shape.max_positions > shape.original_max_positions and None in factors:
         raise StageError(
@@ -72,7 +67,7 @@ def read_model(folder: Path, weights: int) -> Model:
     for factor in factors:
         if factor is not None and len(factor) != shape.rotary_dim // 2:
             raise StageError(f"{path}: {len(factor)} longrope factors, expected {shape.rotary_dim // 2}")
-    return Model(folder, shape, config, weights + sum(len(f) for f in factors if f))
+    return Model(folder, shape, weights + sum(len(f) for f in factors if f))
 
 
 def add_metadata(
@@ -133,88 +128,71 @@ def _add_architecture(writer: GGUFWriter, shape: Phi3Shape) -> None:
 
 def _add_tokenizer(writer: GGUFWriter, model: Model) -> None:
     vocabulary = read_vocabulary(model.folder, model.shape.vocab_size)
+    tokens, scores, types = zip(*vocabulary, strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores)
-    writer.add_token_types(vocabulary.types)
-    special = gguf.SpecialVocab(model.folder, n_vocab=len(vocabulary.tokens))
-    special.add_to_gguf(writer, quiet=True)
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    gguf.SpecialVocab(model.folder, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
 
 
+Token = tuple[bytes, float, TokenType]  # text, score, type
 _ADDED_SCORE = -1000.0
 _PADDING_SCORE = -10000.0
 
 
-@dataclass
-class Vocabulary:
-    """tokens, scores and types, one entry per row of the embedding."""
-
-    tokens: list[bytes]
-    scores: list[float]
-    types: list[int]
-
-    def set(self, index: int, token: str, score: float, kind: TokenType, source: Path) -> None:
-        """Set one entry.
-
-        Raises:
-            StageError: the id lies outside the embedding; `source` is the file that names it.
-        """
-        if not 0 <= index < len(self.tokens):
-            raise StageError(
-                f"{source}: token {token!r} has id {index}, but vocab_size is {len(self.tokens)}; "
-                "the embedding has no row for it"
-            )
-        self.tokens[index], self.scores[index], self.types[index] = token.encode("utf-8"), score, kind
-
-    def add(self, index: int, token: str, special: bool, source: Path) -> None:
-        """Set an added token: special ones are CONTROL, so that llama.cpp hides them from the text."""
-        kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
-        self.set(index, token, _ADDED_SCORE, kind, source)
-
-
-def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+def read_vocabulary(folder: Path, vocab_size: int) -> list[Token]:
     """Read the SentencePiece model and the added tokens of a Phi3 folder, padded to `vocab_size`.
+
+    gguf's own `SentencePieceVocab` knows neither the padding nor which added tokens are special, and on
+    Windows it cannot open a path outside the system's code page.
 
     Raises:
         StageError: no tokenizer.model, or a token without a row in the embedding.
     """
-    path = folder / "tokenizer.model"
+    entries: list[Token] = [
+        (f"[PAD{i}]".encode(), _PADDING_SCORE, TokenType.UNUSED) for i in range(vocab_size)
+    ]
+    for path, index, entry in (*_pieces(folder / "tokenizer.model"), *_added_tokens(folder)):
+        if not 0 <= index < vocab_size:
+            raise StageError(
+                f"{path}: token {entry[0].decode()!r} has id {index}, but vocab_size is {vocab_size}; "
+                "the embedding has no row for it"
+            )
+        entries[index] = entry
+    return entries
+
+
+def _pieces(path: Path) -> Iterator[tuple[Path, int, Token]]:
+    """Yield file, id and entry of each piece of a SentencePiece model."""
     if not path.is_file():
         raise StageError(
             f"{path}: missing; a GGUF of a Phi3 model is made from the SentencePiece model. transformers 5 "
             "does not save it: copy it from the base model's folder"
         )
-    pieces = SentencePieceProcessor(model_file=str(path))
-    vocabulary = Vocabulary(
-        [f"[PAD{i}]".encode() for i in range(vocab_size)],
-        [_PADDING_SCORE] * vocab_size,
-        [TokenType.UNUSED] * vocab_size,
+    pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+    kinds = (
+        (pieces.is_unknown, TokenType.UNKNOWN),
+        (pieces.is_control, TokenType.CONTROL),
+        (pieces.is_unused, TokenType.UNUSED),
+        (pieces.is_byte, TokenType.BYTE),
     )
     for index in range(pieces.vocab_size()):
-        kind = _piece_type(pieces, index)
-        vocabulary.set(index, pieces.id_to_piece(index), pieces.get_score(index), kind, path)
-    for token, index in _read_json(folder / "added_tokens.json").items():
-        vocabulary.add(index, token, False, folder / "added_tokens.json")
-    config = folder / "tokenizer_config.json"
-    for number, entry in _read_json(config).get("added_tokens_decoder", {}).items():
-        vocabulary.add(int(number), entry["content"], bool(entry.get("special")), config)
-    fast = folder / "tokenizer.json"
-    for entry in _read_json(fast).get("added_tokens", []):
-        vocabulary.add(int(entry["id"]), entry["content"], bool(entry.get("special")), fast)
-    return vocabulary
+        kind = next((kind for applies, kind in kinds if applies(index)), TokenType.NORMAL)
+        yield path, index, (pieces.id_to_piece(index).encode(), pieces.get_score(index), kind)
 
 
-def _piece_type(pieces: SentencePieceProcessor, index: int) -> TokenType:
-    if pieces.is_unknown(index):
-        return TokenType.UNKNOWN
-    if pieces.is_control(index):
-        return TokenType.CONTROL
-    if pieces.is_unused(index):
-        return TokenType.UNUSED
-    if pieces.is_byte(index):
-        return TokenType.BYTE
-    return TokenType.NORMAL
+def _added_tokens(folder: Path) -> Iterator[tuple[Path, int, Token]]:
+    """Yield file, id and entry of each added token; CONTROL ones are those that llama.cpp hides."""
+    names = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+    added, slow, fast = (folder / name for name in names)
+    found = [(added, index, {"content": token}) for token, index in _read_json(added).items()]
+    found += [(slow, int(i), entry) for i, entry in _read_json(slow).get("added_tokens_decoder", {}).items()]
+    found += [(fast, int(entry["id"]), entry) for entry in _read_json(fast).get("added_tokens", [])]
+    for path, index, entry in found:
+        kind = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
+        yield path, index, (entry["content"].encode(), _ADDED_SCORE, kind)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ No importance matrix enters here: it would have to be another one for each side.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from torch.nn import functional
 from transformers import Phi3Config
 
 from so8t_helpers.gguf.quality import States, compare, run_texts
-from so8t_helpers.gguf.weights import round_trip, rounded_weights
+from so8t_helpers.gguf.weights import quantised, rounded_weights
+from so8t_helpers.phi3.shape import O_PROJ, gguf_block_name
 from so8t_helpers.phi3.stream import Read, last_hidden
-from so8t_helpers.so8 import rotation
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,9 @@ class Study:
     """What both measurements share.
 
     Attributes:
-        config: the model's configuration. read: gives an exact weight by its GGUF name.
-        texts: token ids of the held-out texts.
+        read: gives an exact weight. texts: token ids of the held-out texts.
         blocks: layer -> its baked rotation (d/8, 8, 8); layers without a gate are left out.
         types: file type -> {GGUF name: ggml type}.
-        threads: how many threads quantise.
-        on_layer: called after every layer.
     """
 
     config: Phi3Config
@@ -44,28 +42,15 @@ class Study:
     threads: int
     on_layer: Callable[[], None]
 
+    @property
+    def names(self) -> list[str]:
+        """Each layer's o_proj by its GGUF name."""
+        return [gguf_block_name(layer, O_PROJ) for layer in range(self.config.num_hidden_layers)]
+
 
 def passes(types: Mapping[str, object], blocks: Mapping[int, Tensor]) -> int:
     """How often all layers are run by `divergences` and `output_errors` together."""
     return 1 + len(types) * (2 if blocks else 1)
-
-
-def rotations(gates: rotation.Gates | None) -> dict[int, Tensor]:
-    """Return each gated layer's R, (d/8, 8, 8) float32."""
-    if gates is None:
-        return {}
-    return {
-        layer: rotation.rotation(free.double()).float()
-        for layer, free in zip(gates.layers, gates.free, strict=True)
-    }
-
-
-def quantised(weight: Tensor, kind: GGMLQuantizationType, blocks: Tensor | None, threads: int) -> Tensor:
-    """Return what a quantised o_proj computes with; with `blocks` it is quantised before R is baked in."""
-    if blocks is None:
-        return round_trip(weight, kind, None, threads)
-    plain = rotation.bake_rotation(weight, blocks.transpose(-1, -2)).contiguous()  # W = W' R^T
-    return rotation.bake_rotation(round_trip(plain, kind, None, threads), blocks)
 
 
 def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
@@ -75,14 +60,17 @@ def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
         File type -> {"kl_o_proj": as baked, "kl_o_proj_unrotated": quantised before the rotation; only with
         gates}, in nats a token.
     """
+    names = study.names
+    variants: dict[str, dict[str, Tensor]] = {"kl_o_proj": {}}
+    if study.blocks:
+        variants["kl_o_proj_unrotated"] = {names[layer]: blocks for layer, blocks in study.blocks.items()}
     found: dict[str, dict[str, float]] = {}
     for file, types in study.types.items():
         found[file] = {}
-        for key, rotated in (("kl_o_proj", True), ("kl_o_proj_unrotated", False)):
-            if rotated or study.blocks:
-                read = rounded_weights(study.read, _o_proj_only(study, types, rotated))
-                states = run_texts(study.config, read, study.texts, study.on_layer)
-                found[file][key] = compare(states, reference)["kl_mean"]
+        for key, blocks in variants.items():
+            read = rounded_weights(study.read, {name: types[name] for name in names}, study.threads, blocks)
+            states = run_texts(study.config, read, study.texts, study.on_layer)
+            found[file][key] = compare(states, reference)["kl_mean"]
     return found
 
 
@@ -93,49 +81,36 @@ def output_errors(study: Study) -> list[dict[str, Any]]:
         One row a layer and file type: {"layer", "file", "rotated", "unrotated"}; `unrotated` is None for a
         layer without a gate.
     """
-    squares: dict[int, dict[str, float]] = {}  # layer -> variant -> sum of squared outputs or errors
+    squares: dict[str, defaultdict[str, float]] = {}  # weight -> variant -> sum of squared outputs or errors
     products: dict[str, Tensor] = {}  # of the layer at hand: "exact" and what each variant computes with
 
     def observe(name: str, x: Tensor) -> None:  # x (tokens, d)
-        layer, part = int(name.split(".")[1]), name.split(".")[2]
-        if part != "attn_output":
+        if name not in study.names:
             return
-        if layer not in squares:
-            squares[layer] = {}
+        if name not in squares:
+            squares[name] = defaultdict(float)
             products.clear()
-            products.update({k: w.to(x.device) for k, w in _variants(study, layer, name).items()})
+            products.update({key: weight.to(x.device) for key, weight in _variants(study, name).items()})
         exact = functional.linear(x, products["exact"])
         for key, weight in products.items():
             error = exact if key == "exact" else functional.linear(x, weight) - exact
-            so_far = squares[layer].get(key, 0.0)
-            squares[layer][key] = so_far + error.double().square().sum().item()
+            squares[name][key] += error.double().square().sum().item()
 
     last_hidden(study.config, study.read, study.texts, study.on_layer, observe)
     found = []
-    for layer, sums in sorted(squares.items()):
+    for layer, name in enumerate(study.names):
+        sums = squares[name]
         for file in study.types:
             row: dict[str, Any] = {"layer": layer, "file": file}
             for side in ("rotated", "unrotated"):
-                square = sums.get(f"{file} {side}")
-                row[side] = None if square is None else (square / sums["exact"]) ** 0.5
+                key = f"{file} {side}"
+                row[side] = (sums[key] / sums["exact"]) ** 0.5 if key in sums else None
             found.append(row)
     return found
 
 
-def _o_proj_only(
-    study: Study, types: Mapping[str, GGMLQuantizationType], rotated: bool
-) -> Callable[[str, Tensor], Tensor]:
-    def change(name: str, weight: Tensor) -> Tensor:
-        if not name.endswith("attn_output.weight"):
-            return weight
-        blocks = None if rotated else study.blocks.get(int(name.split(".")[1]))
-        return quantised(weight, types[name], blocks, study.threads)
-
-    return change
-
-
-def _variants(study: Study, layer: int, name: str) -> dict[str, Tensor]:
-    weight, blocks = study.read(name), study.blocks.get(layer)
+def _variants(study: Study, name: str) -> dict[str, Tensor]:
+    weight, blocks = study.read(name), study.blocks.get(study.names.index(name))
     found = {"exact": weight}
     for file, types in study.types.items():
         found[f"{file} rotated"] = quantised(weight, types[name], None, study.threads)

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import Phi3Config
 
-from so8t_helpers.phi3.stream import Read, last_hidden, log_probabilities, output_weight
+from so8t_helpers.phi3.shape import EMBEDDING, HEAD, TOP
+from so8t_helpers.phi3.stream import Read, last_hidden
 
 _POSITIONS_AT_ONCE = 512  # of Phi-3.5's 32,064 log-probabilities: 66 MB
 
@@ -36,6 +38,10 @@ class States:
     scored: Tensor
     targets: Tensor
 
+    def log_probabilities(self, at: Tensor) -> Tensor:
+        """Natural-log probabilities of the next token at n positions, (n, vocabulary)."""
+        return functional.log_softmax(functional.linear(self.hidden[at], self.output), dim=-1)
+
 
 def run_texts(
     config: Phi3Config,
@@ -47,21 +53,17 @@ def run_texts(
     """Run the texts through a model.
 
     Args:
-        read: gives a weight by its GGUF name.
         texts: token ids, each text by itself.
         on_layer: called after every layer.
         first_scored: index in each text of the first token that is predicted and counted.
     """
     hidden = last_hidden(config, read, texts, on_layer)
-    scored, targets, begin = [], [], 0
-    for ids in texts:
-        scored.append(torch.arange(begin + first_scored - 1, begin + len(ids) - 1))
-        targets.append(torch.tensor(ids[first_scored:]))
-        begin += len(ids)
     device = hidden.device
-    return States(
-        hidden, output_weight(config, read), torch.cat(scored).to(device), torch.cat(targets).to(device)
-    )
+    ids = torch.tensor([token for text in texts for token in text], device=device)
+    places = torch.cat([torch.arange(len(text)) for text in texts]).to(device)
+    scored = (places >= first_scored).nonzero()[:, 0] - 1  # whose next token lies in the same text
+    output = read(TOP[EMBEDDING if config.tie_word_embeddings else HEAD]).to(device)
+    return States(hidden, output, scored, ids[scored + 1])
 
 
 @torch.no_grad()
@@ -78,9 +80,9 @@ def compare(states: States, reference: States) -> dict[str, Any]:
     for start in range(0, len(states.scored), _POSITIONS_AT_ONCE):
         at = states.scored[start : start + _POSITIONS_AT_ONCE]
         targets = states.targets[start : start + _POSITIONS_AT_ONCE]
-        q = log_probabilities(states.hidden[at], states.output)
+        q = states.log_probabilities(at)
         loss -= q.gather(1, targets[:, None]).double().sum().item()
-        p = log_probabilities(reference.hidden[at], reference.output)
+        p = reference.log_probabilities(at)
         divergences.append((p.exp().double() * (p - q).double()).sum(-1).cpu())
         agree += int((p.argmax(-1) == q.argmax(-1)).sum())
     count = len(states.scored)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from so8t_helpers.gguf import imatrix
-from so8t_helpers.gguf.figures import GgufResult
-from so8t_helpers.gguf.layout import GgufTensor, PlannedFile, collect_tensors, new_writer, plan_file
+from so8t_helpers.gguf.layout import GgufTensor, PlannedFile, collect_tensors, plan_file
 from so8t_helpers.gguf.measure import Measurements
-from so8t_helpers.gguf.metadata import Model, add_metadata, read_model
+from so8t_helpers.gguf.metadata import Model, read_model
 from so8t_helpers.gguf.parity import check_tokens
-from so8t_helpers.gguf.types import FILE_TYPES, FileType, byte_size
+from so8t_helpers.gguf.types import FILE_TYPES, byte_size
 from so8t_helpers.gguf.writer import (
     Importance,
     journal_path,
@@ -43,7 +43,15 @@ _OPTIONAL_FILES = (
     "README.md",
     origin.FILE,
 )
-_PARITY_TEXTS = 32  # held-out texts whose token ids are compared, beside the built-in ones
+_PARITY_TEXTS = 32  # held-out texts whose token ids are compared, besides the built-in ones
+
+
+@dataclass(frozen=True)
+class GgufResult:
+    """The files of a run and their figures (the content of quality.json)."""
+
+    files: dict[str, Path]
+    quality: dict[str, Any]
 
 
 def export(settings: Settings) -> GgufResult:
@@ -58,13 +66,14 @@ def export(settings: Settings) -> GgufResult:
         places = _register_model(stage, folder)
         model = read_model(folder, sum(prod(place.shape) for place in places.values()))
         tensors = collect_tensors(places, model)
-        files: dict[str, Path] = {kind: _file_path(stage, kind) for kind in settings.gguf.types}
-        _remove_others(stage, set(files.values()))
+        name, types = settings.gguf.name, settings.gguf.types
+        files: dict[str, Path] = {kind: stage.directory / f"{name}-{kind}.gguf" for kind in types}
+        _remove_others(stage, files.values())
         measure = Measurements(settings, stage, folder, tensors)
         matrix = measure.importance_matrix() if settings.gguf.imatrix else None
-        carried = _provenance(settings, stage, folder)
+        carried, keys = _provenance(settings, stage, folder), matrix.metadata() if matrix else None
         plans = {
-            kind: _plan(settings, FILE_TYPES[kind], path, tensors, model, carried, matrix)
+            kind: plan_file(path, FILE_TYPES[kind], tensors, model, name, carried, keys)
             for kind, path in files.items()
         }
         importance = matrix.importance() if matrix else {}
@@ -120,37 +129,15 @@ def _provenance(settings: Settings, stage: Stage, folder: Path) -> str:
     return json.dumps(carried | {"model": model}, ensure_ascii=False)
 
 
-def _file_path(stage: Stage, kind: str) -> Path:
-    return stage.directory / f"{stage.settings.gguf.name}-{kind}.gguf"
-
-
-def _remove_others(stage: Stage, wanted: set[Path]) -> None:
+def _remove_others(stage: Stage, files: Iterable[Path]) -> None:
     """Files of types or names that the profile no longer asks for would pass for this run's."""
-    keep = set(wanted)
+    keep = {file for path in files for file in (path, part_path(path), journal_path(path))}
     if stage.settings.gguf.imatrix:
         keep.add(stage.directory / imatrix.FILE)
-    for path in stage.directory.glob("*.gguf"):
+    for path in (*stage.directory.glob("*.gguf"), *stage.directory.glob(".*.gguf.*")):
         if path not in keep:
             path.unlink()
-    for path in stage.directory.glob(".*.gguf.*"):
-        if path not in {file for final in keep for file in (part_path(final), journal_path(final))}:
-            path.unlink()
     (stage.directory / "quality.json").unlink(missing_ok=True)
-
-
-def _plan(
-    settings: Settings,
-    file_type: FileType,
-    path: Path,
-    tensors: Sequence[GgufTensor],
-    model: Model,
-    carried: str,
-    matrix: imatrix.Imatrix | None,
-) -> PlannedFile:
-    writer = new_writer()
-    keys = matrix.metadata() if matrix and file_type.is_k_quant else None
-    add_metadata(writer, model, settings.gguf.name, file_type, carried, keys)
-    return plan_file(path, file_type, tensors, model, writer)
 
 
 def _write(
@@ -166,13 +153,8 @@ def _write(
     counted = source_bytes(tensors[: min((done for _, _, done in todo), default=len(tensors))])
     with progress(settings, STAGE, source_bytes(tensors) // 2**20, "MiB", "write") as bar:
         bar.skip(counted // 2**20)
-
-        def count(size: int) -> None:
-            nonlocal counted
-            counted += size
-            bar.update(counted // 2**20 - bar.done)
-
-        write_files(plans, tensors, settings.gguf.threads or os.cpu_count() or 1, count, importance)
+        threads = settings.gguf.threads or os.cpu_count() or 1
+        write_files(plans, tensors, threads, bar.update_bytes, importance)
 
 
 def _gates(settings: Settings, stage: Stage) -> rotation.Gates | None:

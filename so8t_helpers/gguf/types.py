@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
@@ -43,6 +44,8 @@ FILE_TYPES = {
     "q4_k_m": FileType(LlamaFileType.MOSTLY_Q4_K_M, _Q.Q4_K, mixed=True),
 }
 
+_SHARE_OF_MORE_BITS = 0.25  # of Phi-3.5-mini's weights in a mixture are Q6_K, see `_k_quant_type`
+
 # `tensor_type_fallback`: what a row that 256 does not divide gets instead.
 _FALLBACK = {_Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
 
@@ -53,7 +56,6 @@ def tensor_type(
     """Return the type of one tensor.
 
     Args:
-        file_type: the file it goes into.
         name: its name in the GGUF, e.g. "blk.3.ffn_down.weight".
         shape: as in the checkpoint; the last number is the row's length.
         layers: the model's number of decoder layers.
@@ -67,11 +69,8 @@ def tensor_type(
     if not file_type.is_k_quant:
         # `except gguf.QuantError: falling back to F16` in the converter.
         return file_type.default if _fits(file_type.default, row) else _Q.F16
-    wanted = _k_quant_type(file_type, name, row, layers, tied)
-    if _fits(wanted, row):
-        return wanted
-    fallback = _FALLBACK.get(wanted, wanted)
-    return fallback if _fits(fallback, row) else _Q.F16
+    kind = _k_quant_type(file_type, name, row, layers, tied)
+    return next((k for k in (kind, _FALLBACK.get(kind, kind)) if _fits(k, row)), _Q.F16)
 
 
 def _k_quant_type(file_type: FileType, name: str, row: int, layers: int, tied: bool) -> GGMLQuantizationType:
@@ -97,7 +96,13 @@ def _fits(kind: GGMLQuantizationType, row: int) -> bool:
 def byte_size(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of that type and shape."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
-    weights = 1
-    for size in shape:
-        weights *= size
-    return weights // block * block_bytes
+    return prod(shape) // block * block_bytes
+
+
+def bytes_per_weight(kind: str) -> float:
+    """Return about how many bytes a weight of Phi-3.5-mini takes in one of `FILE_TYPES`, scales included."""
+    file_type = FILE_TYPES[kind]
+    share = _SHARE_OF_MORE_BITS if file_type.mixed else 0.0
+    row = 256  # weights, whole blocks of every type
+    size = (1 - share) * byte_size(file_type.default, (row,)) + share * byte_size(_Q.Q6_K, (row,))
+    return size / row

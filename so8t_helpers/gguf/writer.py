@@ -45,10 +45,6 @@ class _Part:
     done: int
     sync: BackgroundSync
 
-    @property
-    def journal(self) -> Path:
-        return journal_path(self.plan.path)
-
     def put(self, offset: int, data: Bytes) -> None:
         self.file.seek(offset)
         self.file.write(data.data)
@@ -69,7 +65,7 @@ class _Part:
 
     def _sync(self, count: int) -> None:
         os.fsync(self.file.fileno())
-        write_json(self.journal, {"key": self.key, "done": count})
+        write_json(journal_path(self.plan.path), {"key": self.key, "done": count})
 
 
 @dataclass(frozen=True)
@@ -141,8 +137,6 @@ def write_files(
     """Write the files that are not there yet, in one pass over the checkpoint.
 
     Args:
-        plans: the files.
-        tensors: what all of them hold, in order.
         threads: how many chunks are quantised at once.
         on_read: called with the number of checkpoint bytes done just now.
         importance: by tensor, the mean square of each input column, for the k-quant files.
@@ -191,30 +185,26 @@ def _open_part(stack: ExitStack, syncer: ThreadPoolExecutor, plan: PlannedFile, 
 def _jobs(tensors: Sequence[GgufTensor], parts: list[_Part]) -> Iterator[_Job]:
     begun = [part.done for part in parts]
     for index, tensor in enumerate(tensors):
-        wanting = [part for part, done in zip(parts, begun, strict=True) if done <= index]
-        if not wanting:
+        lacking = [part for part, done in zip(parts, begun, strict=True) if done <= index]
+        if not lacking:
             continue
         rows = _rows(tensor)
         step = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield _Job(index, tensor, start, stop, wanting, stop == rows)
+            yield _Job(index, tensor, start, stop, lacking, stop == rows)
 
 
 def _convert(job: _Job, importance: Importance) -> list[Bytes]:
-    """One result a file of the job; files that want the same type share it."""
+    """One result a file of the job."""
     name, source = job.tensor.name, job.tensor.source
-    wanted = [
+    kinds = [
         (part.plan.types[name], importance.get(name) if part.plan.file_type.is_k_quant else None)
         for part in job.parts
     ]
     if not isinstance(source, TensorPlace):
-        return [quantize_rows(source[None], kind) for kind, _ in wanted]
-    # Equal pairs (type, importance or not) are converted once.
-    distinct = {(kind, weights is not None): (kind, weights) for kind, weights in wanted}
-    results = convert_rows(source, job.start, job.stop, distinct.values())
-    by_pair = dict(zip(distinct, results, strict=True))
-    return [by_pair[kind, weights is not None] for kind, weights in wanted]
+        return [quantize_rows(source[None], kind) for kind, _ in kinds]
+    return convert_rows(source, job.start, job.stop, kinds)
 
 
 def _finish(job: _Job, future: Future[list[Bytes]], on_read: Callable[[int], None]) -> None:

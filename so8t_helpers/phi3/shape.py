@@ -7,24 +7,17 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from so8t_helpers.settings import SettingsError
 
-
-def o_proj_name(layer: int) -> str:
-    """Name of the weight behind the gate of a decoder layer."""
-    return f"model.layers.{layer}.self_attn.o_proj.weight"
-
+EMBEDDING, LAST_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 # gguf's `TensorNameMap` for PHI3, written out: a reader sees all of a Phi3 model at once.
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+TOP = {EMBEDDING: "token_embd.weight", LAST_NORM: "output_norm.weight", HEAD: "output.weight"}
 BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.qkv_proj": "attn_qkv",
@@ -33,32 +26,37 @@ BLOCK = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+LINEAR_MODULES = {name.rpartition(".")[2]: name for name in BLOCK if name.endswith("_proj")}
+LINEARS = tuple(LINEAR_MODULES)
+O_PROJ = LINEAR_MODULES["o_proj"]
+
+
+def weight_path(layer: int, linear: str) -> str:
+    """Return the module path of a linear in a Phi3 checkpoint: "model.layers.3.self_attn.o_proj"."""
+    return f"model.layers.{layer}.{LINEAR_MODULES[linear]}"
+
+
+def weight_name(layer: int, module: str) -> str:
+    """Return the checkpoint's name of the weight of one of `BLOCK`'s modules."""
+    return f"model.layers.{layer}.{module}.weight"
+
+
+def o_proj_name(layer: int) -> str:
+    """Name of the weight behind the gate of a decoder layer."""
+    return weight_name(layer, O_PROJ)
 
 
 def gguf_name(name: str) -> str | None:
     """Return the GGUF name of a checkpoint tensor, None for one that a Phi3 model does not have."""
-    if name in _TOP:
-        return _TOP[name]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
     if match and match[2] in BLOCK:
-        return f"blk.{int(match[1])}.{BLOCK[match[2]]}.weight"
-    return None
+        return gguf_block_name(int(match[1]), match[2])
+    return TOP.get(name)
 
 
-def attention_factor(shape: Phi3Shape) -> float | None:
-    """Longrope's scale of cos and sin, sqrt(1 + ln(max / original) / ln(original)); None without longrope.
-
-    As `Phi3MiniModel.generate_extra_tensors` in llama.cpp's conversion/phi.py.
-    """
-    if shape.long_factor is None:
-        return None
-    ratio = shape.max_positions / shape.original_max_positions
-    if ratio <= 1.0:
-        return 1.0
-    return math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
-
-
-LINEARS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+def gguf_block_name(layer: int, module: str) -> str:
+    """Return the GGUF name of the weight of one of `BLOCK`'s modules: "blk.3.attn_output.weight"."""
+    return f"blk.{layer}.{BLOCK[module]}.weight"
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,20 @@ class Phi3Shape:
             "down_proj": (self.hidden_size, self.intermediate_size),
         }[name]
 
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the checkpoint, by name; without a head that is tied."""
+        vocabulary, norm = (self.vocab_size, self.hidden_size), (self.hidden_size,)
+        shapes = {EMBEDDING: vocabulary, LAST_NORM: norm} | (
+            {} if self.tie_embeddings else {HEAD: vocabulary}
+        )
+        linears = {module: self.linear_shape(linear) for linear, module in LINEAR_MODULES.items()}
+        for layer in range(self.num_layers):
+            shapes |= {weight_name(layer, module): linears.get(module, norm) for module in BLOCK}
+        return shapes
+
 
 def read_shape(folder: Path) -> Phi3Shape:
-    """Read config.json of a Phi3 folder, with the rope keys of transformers 4 or 5.
+    """Read config.json of a Phi3 folder.
 
     Raises:
         SettingsError: missing file, another architecture, an activation or rope type that Phi-3 lacks.
@@ -110,13 +119,10 @@ def read_shape(folder: Path) -> Phi3Shape:
         raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
     if config.get("hidden_act", "silu") != "silu":
         raise SettingsError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in {"default", "longrope", "su"}:
-        raise SettingsError(f"{path}: rope type {kind!r}, expected 'longrope' or none")
+    rope = rope_parameters(config)
+    if rope["rope_type"] not in {"default", "longrope"}:
+        raise SettingsError(f"{path}: rope type {rope['rope_type']!r}, expected 'longrope' or none")
     heads = config["num_attention_heads"]
-    partial = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
-    maximum = config["max_position_embeddings"]
     factors = [tuple(rope[k]) if k in rope else None for k in ("short_factor", "long_factor")]
     return Phi3Shape(
         hidden_size=config["hidden_size"],
@@ -126,39 +132,57 @@ def read_shape(folder: Path) -> Phi3Shape:
         num_kv_heads=config.get("num_key_value_heads") or heads,
         vocab_size=config["vocab_size"],
         rms_eps=config.get("rms_norm_eps", 1e-5),
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
-        rotary_dim=int(config["hidden_size"] // heads * partial),
+        rope_theta=rope["rope_theta"],
+        rotary_dim=int(config["hidden_size"] // heads * rope["partial_rotary_factor"]),
         short_factor=factors[0],
         long_factor=factors[1],
-        max_positions=maximum,
-        original_max_positions=config.get("original_max_position_embeddings")
-        or rope.get("original_max_position_embeddings", maximum),
+        max_positions=config["max_position_embeddings"],
+        original_max_positions=rope["original_max_position_embeddings"],
         sliding_window=config.get("sliding_window"),
         tie_embeddings=config.get("tie_word_embeddings", False),
     )
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the rope of a config.json, written by transformers 4 or 5, in the keys of 5."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    defaults = {
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": config["max_position_embeddings"],
+    }
+    return {
+        **{key: rope[key] for key in ("long_factor", "short_factor") if key in rope},
+        "rope_type": "longrope" if kind in {"su", "yarn"} else kind,  # as early Phi-3 configurations call it
+        **{key: rope.get(key) or config.get(key) or value for key, value in defaults.items()},
+    }
+
+
+def attention_factor(shape: Phi3Shape) -> float | None:
+    """Longrope's scale of cos and sin, sqrt(1 + ln(max / original) / ln(original)); None without longrope.
+
+    As `Phi3MiniModel.generate_extra_tensors` in llama.cpp's conversion/phi.py.
+    """
+    if shape.long_factor is None:
+        return None
+    ratio = shape.max_positions / shape.original_max_positions
+    if ratio <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
 
 
 def rope_tables(shape: Phi3Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines for positions 0 ... length - 1, each (length, rotary_dim) float32.
 
     LongRoPE (Ding et al. 2024) as in transformers' `_compute_longrope_parameters`: the long factors when a
-    document may be longer than the original context, and cos and sin scaled by
-    sqrt(1 + ln(max / original) / ln(original)).
+    document may be longer than the original context, and cos and sin scaled by `attention_factor`.
     """
     exponent = torch.arange(0, shape.rotary_dim, 2, device=device).float() / shape.rotary_dim
     factors = shape.long_factor if length > shape.original_max_positions else shape.short_factor
     divisor = torch.tensor(factors or 1.0, dtype=torch.float32, device=device)
     frequencies = 1.0 / (divisor * shape.rope_theta**exponent)
-    scale = 1.0
-    if factors and shape.max_positions > shape.original_max_positions:
-        ratio = shape.max_positions / shape.original_max_positions
-        scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
+    scale = attention_factor(shape) or 1.0
     angles = torch.arange(length, device=device).float()[:, None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * scale, angles.sin() * scale
-
-
-def weight_path(layer: int, linear: str) -> str:
-    """Return the module path of a linear in a Phi3 checkpoint: "model.layers.3.self_attn.o_proj"."""
-    part = "self_attn" if linear in {"qkv_proj", "o_proj"} else "mlp"
-    return f"model.layers.{layer}.{part}.{linear}"

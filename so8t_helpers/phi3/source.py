@@ -1,6 +1,6 @@
 """Where the base model lies: the demo's own, a local folder, or a hub snapshot.
 
-Apart from `model`, since the dataset stage needs the folder alone, and torch would be most of its memory.
+Apart from `shape`, since the dataset stage needs the folder alone, and torch would be most of its memory.
 """
 
 from __future__ import annotations

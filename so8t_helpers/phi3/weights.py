@@ -15,11 +15,9 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from so8t_helpers.run.files import StageError, write_json
-from so8t_helpers.settings import SettingsError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,14 +48,28 @@ class TensorPlace:
         return self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return rows [start, stop) in the file's dtype, in memory of their own."""
+        """Return rows [start, stop) in the file's dtype, in memory of their own.
+
+        Raises:
+            StageError: not 16- or 32-bit floats, or the file ends before these rows do.
+        """
+        if self.dtype not in FLOATS:
+            raise StageError(f"{self.path}: tensor {self.name} is {self.dtype}, expected {', '.join(FLOATS)}")
         stop = self.shape[0] if stop is None else stop
         buffer = bytearray((stop - start) * self.row_bytes)
+        self.read_into(buffer, start)
+        return torch.frombuffer(buffer, dtype=FLOATS[self.dtype]).view(stop - start, *self.shape[1:])
+
+    def read_into(self, buffer: bytearray | memoryview, start: int) -> None:
+        """Fill a buffer of bytes with the rows from `start` on.
+
+        Raises:
+            StageError: if the file ends before these rows do.
+        """
         with self.path.open("rb") as file:
             file.seek(self.offset + start * self.row_bytes)
             if file.readinto(buffer) != len(buffer):
                 raise StageError(f"{self.path}: ends inside tensor {self.name}; fetch the file again")
-        return torch.frombuffer(buffer, dtype=FLOATS[self.dtype]).view(stop - start, *self.shape[1:])
 
 
 def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
@@ -76,15 +88,31 @@ def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
         raise StageError(
             f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; other weight formats are not read"
         )
-    wanted: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    shards: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
     places: dict[str, TensorPlace] = {}
-    for shard in sorted(set(wanted.values())):
+    for shard in sorted(set(shards.values())):
         if not (folder / shard).is_file():
             raise StageError(f"{index_path}: names shard {shard}, which is not there; fetch the model again")
-        places |= {name: p for name, p in read_header(folder / shard).items() if wanted.get(name) == shard}
-    if missing := sorted(wanted.keys() - places.keys()):
+        places |= {name: p for name, p in read_header(folder / shard).items() if shards.get(name) == shard}
+    if missing := sorted(shards.keys() - places.keys()):
         raise StageError(f"{index_path}: {len(missing)} tensors are not in their shards, first {missing[0]}")
     return places
+
+
+def weight_reader(folder: Path) -> Callable[[str], Tensor]:
+    """Return a function that reads one tensor of a model folder by name, for who takes them one by one.
+
+    Raises:
+        StageError: as `read_checkpoint`; on a call, a tensor that is not there.
+    """
+    places = read_checkpoint(folder)
+
+    def read(name: str) -> Tensor:
+        if name not in places:
+            raise StageError(f"{folder}: no tensor {name}; a Phi3 model has it, is this another one?")
+        return places[name].read()
+
+    return read
 
 
 def read_header(path: Path) -> dict[str, TensorPlace]:
@@ -126,9 +154,8 @@ def lay_out(sources: Sequence[TensorPlace], folder: Path, max_bytes: int) -> dic
         shards[-1].append(source)
         filled += source.nbytes
     count = len(shards)
-    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    if count == 1:
-        names = [SINGLE_FILE]
+    numbered = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = numbered if count > 1 else [SINGLE_FILE]
     targets: dict[str, TensorPlace] = {}
     for name, shard in zip(names, shards, strict=True):
         targets |= _create(folder / name, shard)
@@ -159,28 +186,3 @@ def _create(path: Path, sources: list[TensorPlace]) -> dict[str, TensorPlace]:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + position)
     return {place.name: place for place in read_header(path).values()}
-
-
-def weight_reader(folder: Path) -> Callable[[str], Tensor]:
-    """Return a function that reads one tensor by name from a folder's safetensors, single or sharded.
-
-    Raises:
-        SettingsError: no safetensors in the folder; on a call, a tensor that is not there.
-    """
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    elif single.is_file():
-        with safe_open(single, framework="pt") as file:
-            where = dict.fromkeys(file.keys(), single.name)
-    else:
-        raise SettingsError(f"{folder}: no model.safetensors and no index; only safetensors weights are read")
-
-    def read(name: str) -> Tensor:
-        if name not in where:
-            raise SettingsError(f"{folder}: no tensor {name}; a Phi3 model has it, is this another one?")
-        with safe_open(folder / where[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    return read

@@ -35,7 +35,7 @@ class Progress:
         self.stage, self.total, self.unit, self.what = stage, total, unit, what
         self.done, self.latest = 0, dict[str, float]()
         self.started = self._written = time.time()
-        self._resumed_at = 0
+        self._resumed_at = self._bytes = 0
         hidden: dict[str, Any] = {} if shown else {"disable": True}
         self.bar = tqdm(total=total, unit=unit, desc=what or stage, mininterval=1.0, smoothing=0.05, **hidden)
         self._write("running")
@@ -56,6 +56,11 @@ class Progress:
             if latest:
                 self.bar.set_postfix({k: f"{v:.4g}" for k, v in latest.items()}, refresh=False)
             self._write("running")
+
+    def update_bytes(self, count: int) -> None:
+        """Count bytes done, where the unit is MiB."""
+        mebibytes, self._bytes = divmod(self._bytes + count, 2**20)
+        self.update(mebibytes)
 
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end, None before the first unit is done."""

@@ -181,6 +181,11 @@ class Gates:
     def hidden_size(self) -> int:
         return self.free.shape[1] * BLOCK
 
+    def rotations(self) -> dict[int, Tensor]:
+        """Each gated layer's R, (d/8, 8, 8), as it is baked: exponentiated in float64, rounded to float32."""
+        pairs = zip(self.layers, self.free, strict=True)
+        return {layer: rotation(free.double()).float() for layer, free in pairs}
+
 
 def save_gates(path: Path, gates: Gates) -> None:
     """Write gates as safetensors: one float32 tensor `layers.N.free` of shape (d/8, 28) for each layer."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from so8t_helpers.dataset.reading import matching
+from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache
 from so8t_helpers.run.files import check_disk
 from so8t_helpers.run.stage import STAGES
@@ -26,8 +27,6 @@ GIB = 2**30
 # Phi-3.5-mini, which a hub id stands for before it has been downloaded: 3.82 G weights of 16 bits.
 PHI35_BYTES = 7_642_159_104
 DEMO_BYTES = 16_000_000
-# Bytes a weight, scales included: ggml's Q8_0 has 34 for 32, the K mixes as measured on Phi-3.5.
-GGUF_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.74, "q4_k_m": 0.63}
 # Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
 # and 9.00 GiB at 49,152 in 8-bit; 4-bit weights take half.
 TOKEN_BYTES = (9.00 - 4.80) * GIB / (49152 - 2048)
@@ -58,13 +57,13 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights beside 3.82 G; linear in r.
     lora = 4 * weights * 0.0263 * settings.lora.r / 64
     adapter_and_states = lora * (1 + 2 * settings.training.keep_checkpoints)
+    files = sum(bytes_per_weight(kind) for kind in settings.gguf.types) * weights
     parts = {
         "01_dataset": 3 * _input_bytes(settings),
         "02_train": adapter_and_states,
         "03_bake": float(size),
-        "04_gguf": sum(GGUF_BYTES[kind] * weights for kind in settings.gguf.types),
-        # Ollama keeps its own copy of each file it serves.
-        "05_ollama_eval": sum(GGUF_BYTES[kind] * weights for kind in settings.gguf.types),
+        "04_gguf": files,
+        "05_ollama_eval": files,  # Ollama keeps its own copy of each file it serves
     }
     todo = [stage for stage in stages if not (settings.run_dir / stage / "manifest.json").is_file()]
     tokens = settings.training.sequence_length * settings.training.batch_size

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_baking import TEXTS, make_adapter, make_base, make_settings
+from test_bake import TEXTS, make_adapter, make_base, make_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from so8t_helpers.bake.stage import bake

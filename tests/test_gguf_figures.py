@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from so8t_helpers.gguf import figures as plots
-from so8t_helpers.gguf.figures import GgufResult
+from so8t_helpers.gguf.stage import GgufResult
 from so8t_helpers.show import style
 
 
@@ -32,8 +32,8 @@ def result() -> GgufResult:
 
 
 def test_table_and_divergences(result: GgufResult) -> None:
-    assert result.table().loc["q8_0", "MiB"] == 2
-    divergences = result.divergences()
+    assert plots.file_table(result.quality).loc["q8_0", "MiB"] == 2
+    divergences = plots.divergence_table(result.quality)
     assert list(divergences.index) == ["q8_0", "q4_k_m"]
     assert divergences.loc["q4_k_m", "the file without importance matrix"] == 2e-2
     assert divergences.loc["q8_0"].isna().sum() == 1
@@ -41,13 +41,13 @@ def test_table_and_divergences(result: GgufResult) -> None:
 
 def test_figures_show_every_file(result: GgufResult) -> None:
     shares = {kind: file["tensor_bytes"] for kind, file in result.quality["files"].items()}
-    scatter = plots.size_against_divergence(result.table())
+    scatter = plots.size_against_divergence(plots.file_table(result.quality))
     assert [text.get_text().strip() for text in scatter.axes[0].texts] == ["f16", "q8_0", "q4_k_m"]
     bars = plots.tensor_type_shares(shares)
     assert sum(bar.get_width() for bar in bars.axes[0].patches) == pytest.approx(7 + 300 / 2**20)
-    marks = plots.divergences(result.divergences()).axes[0]
+    marks = plots.divergences(plots.divergence_table(result.quality)).axes[0]
     assert len(marks.lines) == 4
-    errors = plots.o_proj_errors(result.o_proj())
+    errors = plots.o_proj_errors(plots.o_proj_table(result.quality))
     error, ratio = errors.axes
     assert [len(line.get_xdata()) for line in error.lines] == [3, 3]
     assert ratio.lines[0].get_ydata()[0] == 0.5  # layer 0 has a gate, 1 and 2 have none

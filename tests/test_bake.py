@@ -206,7 +206,7 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
         config, weights = read_config(base), phi3_weights.read_checkpoint(base)
-        layer, hidden = proof_model.StreamedLayer(config), proof_model.embed(texts, weights)
+        layer, hidden = proof_model.ExactLayer(config), proof_model.embed(texts, weights)
         for index in range(LAYERS):
             layer.set_norms(index, weights)
             for name, linear in layer.linears.items():
