@@ -11,7 +11,8 @@ import pytest
 
 from so8t_helpers.__main__ import main
 from so8t_helpers.run.files import StageError
-from so8t_helpers.run.progress import STATUS_NAME, progress
+from so8t_helpers.run.progress import progress
+from so8t_helpers.run.records import STATUS_NAME
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.verbs.status import clock, status_lines
 

@@ -1,21 +1,17 @@
-"""Progress of a stage: a bar in the notebook or terminal, and a small file that other terminals can watch."""
+"""Progress of a stage: a bar in the notebook or terminal, and the status file that other terminals watch."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from so8t_helpers.run.files import write_text
+from so8t_helpers.run.records import Status, write_status
 from so8t_helpers.settings import Settings
-
-STATUS_NAME = ".status.json"
 
 
 class Progress:
@@ -30,8 +26,7 @@ class Progress:
     def __init__(
         self, settings: Settings, stage: str, total: int, unit: str, what: str = "", shown: bool = True
     ):
-        self.shown = shown
-        self.path = settings.run_dir / STATUS_NAME
+        self.shown, self.run_dir = shown, settings.run_dir
         self.stage, self.total, self.unit, self.what = stage, total, unit, what
         self.done, self.latest = 0, dict[str, float]()
         self.started = self._written = time.time()
@@ -66,35 +61,25 @@ class Progress:
 
     def _write(self, state: str) -> None:
         self._written = time.time()
-        if not self.shown:
-            return
-        status: dict[str, Any] = {
-            "stage": self.stage,
-            "what": self.what,
-            "state": state,
-            "done": self.done,
-            "total": self.total,
-            "unit": self.unit,
-            "seconds_left": self.seconds_left(),
-            "latest": self.latest,
-            "pid": os.getpid(),
-            "time": self._written,
-        }
-        write_text(self.path, json.dumps(status, ensure_ascii=False) + "\n")
+        if self.shown:
+            status = Status(
+                stage=self.stage,
+                what=self.what,
+                state=state,
+                done=self.done,
+                total=self.total,
+                unit=self.unit,
+                seconds_left=self.seconds_left(),
+                latest=self.latest,
+                pid=os.getpid(),
+                time=self._written,
+            )
+            write_status(self.run_dir, status)
 
     def close(self, state: str = "done") -> None:
         """Close the bar and leave the final state in the status file."""
         self.bar.close()
         self._write(state)
-
-
-def read_status(path: Path) -> dict[str, Any] | None:
-    """Return what a run's status file says, None where there is none (yet)."""
-    try:
-        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return status
 
 
 @contextmanager
