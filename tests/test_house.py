@@ -6,7 +6,8 @@ from so8t_helpers.settings import PROJECT_ROOT
 
 HOUSE = PROJECT_ROOT / "so8t_helpers"
 STAGES = {"dataset", "train", "bake", "gguf", "evaluate"}
-ROOMS = STAGES | set("verbs service explore engines report demo thinking phi3 so8 run show".split())
+HIGHER, LOWER = {"verbs", "service", "explore"}, {"engines", "report", "demo", "run", "show"}
+ROOMS = HIGHER | STAGES | LOWER | {"thinking", "phi3", "so8"}
 MOST_LINES = 320
 
 
