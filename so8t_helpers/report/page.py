@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
-from so8t_helpers.show.wording import plain, short
+from so8t_helpers.show.wording import plain, words
 
 TEMPLATE_DIR = Path(__file__).parent / "template"
 # Key figures of the stages that are shares of one.
@@ -120,17 +120,9 @@ def _font_subset(characters: str) -> str:
 
 def show(value: Any, name: str = "") -> str:
     """Put a value of a manifest or a profile into words; by its name a share is known, shown in percent."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, int | float) and _SHARES.match(name):
+    if isinstance(value, int | float) and not isinstance(value, bool) and _SHARES.match(name):
         return f"{value:.1%}"
-    if isinstance(value, float):
-        return short(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(show(item) for item in value) or "–"
-    return plain(str(value))
+    return plain(words(value))
 
 
 def difference(value: Any, first: Any, name: str = "") -> str:

@@ -51,7 +51,7 @@ class HashCache:
         self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
 
     def save(self) -> None:
-        """Write the cache beside the run."""
+        """Write the cache to its file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.entries)
 
@@ -74,7 +74,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on success it is fsynced and renamed, on failure removed."""
+    """Yield a scratch path next to `path`; on success it is fsynced and renamed, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -92,7 +92,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `path`; on success it takes the place of `path`, on failure it goes."""
+    """Yield a scratch folder next to `path`; on success it takes the place of `path`, on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:

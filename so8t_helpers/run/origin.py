@@ -24,7 +24,7 @@ def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
     """Return the hashes that a baked model carries on; `stage` has registered all that it read.
 
     A hash that stands for several files is that of their sorted lines "sha256  label". `dataset` and
-    `settings` are those of the training that made the adapter; null where no manifest stands beside it.
+    `settings` are those of the training that made the adapter; null where it has no manifest.
     """
     with run_hashes(settings) as cache:
         digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}

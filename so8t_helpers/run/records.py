@@ -41,7 +41,7 @@ def read_record(settings: Settings, stage: str) -> StageRecord | None:
 
 
 def write_record(settings: Settings, record: StageRecord) -> None:
-    """Keep what became of a stage's notebook beside it."""
+    """Keep what became of a stage's notebook."""
     write_json(record_path(settings, record.stage), asdict(record))
 
 
@@ -87,7 +87,7 @@ def stage_states(settings: Settings) -> list[StageState]:
     return states
 
 
-@dataclass(frozen=True)
+@dataclass
 class Status:
     """How far a run at work is, as its status file tells other terminals.
 

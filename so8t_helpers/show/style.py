@@ -30,7 +30,7 @@ from so8t_helpers.show.tables import table_html
 from so8t_helpers.show.wording import short
 
 INK = "#1a1a1a"  # text, axes, ticks: reports replace exactly this colour
-ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may turn round
+ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may replace
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without black and yellow: the one vanishes on
 # a dark page, the other on a white one.
@@ -71,7 +71,6 @@ COLORS = {
     "now": BLUE,
     "haar": PURPLE,
     "edge": VERMILION,
-    "good": GREEN,
     "bad": VERMILION,
     "accent": BLUE,
     "accent_2": ORANGE,
@@ -224,7 +223,7 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 
 def to_svg(fig: Figure, alt: str) -> str:
-    """Return a figure as an SVG element that can stand in a page beside others.
+    """Return a figure as an SVG element that can stand in a page with others.
 
     The same figure gives the same text; ids carry a prefix made from the content, since two figures in one
     page would otherwise draw with each other's glyphs and clip paths.

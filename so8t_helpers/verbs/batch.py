@@ -1,7 +1,7 @@
 """Unattended runs: papermill over the five notebooks, judged by facts and never by papermill's metadata.
 
 A stage counts as done when its manifest is new and in order, and its notebook ended without an error. What
-happened is kept beside the executed notebook in `runs/<name>/notebooks/<stage>.json`.
+happened is kept next to the executed notebook in `runs/<name>/notebooks/<stage>.json`.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
 
     Args:
         task: the command and the log's path.
-        environment: variables to set beside those of this process.
+        environment: variables to set, with those of this process.
     """
     command, log = task
     with open(log, "a", encoding="utf-8") as output:  # noqa: PTH123  # a str travels between hosts
