@@ -60,7 +60,16 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
     preflight(settings, stages)
     with _alone(settings):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
-        outcomes = _run_in_order(settings, stages, force)
+        outcomes: list[Outcome] = []
+        for stage in stages:
+            reason = "asked for" if force else due_reason(settings, stage)
+            if reason is None:
+                complete_report(settings, stage)
+                outcomes.append(Outcome(stage, "fresh", "nothing changed"))
+                continue
+            outcomes.append(run_notebook(settings, stage, reason))
+            if outcomes[-1].state != "done":
+                break
     index.write_run_index(settings)
     index.write_index(settings)
     return outcomes
@@ -78,25 +87,9 @@ def summary(settings: Settings, outcomes: list[Outcome]) -> list[str]:
     return [*lines, f"{settings.run.name}: {text}"]
 
 
-def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool) -> list[Outcome]:
-    outcomes = []
-    for stage in stages:
-        reason = "asked for" if force else due_reason(settings, stage)
-        if reason is None:
-            complete_report(settings, stage)
-            outcomes.append(Outcome(stage, "fresh", "nothing changed"))
-            continue
-        outcome = run_notebook(settings, stage, reason)
-        outcomes.append(outcome)
-        if outcome.state != "done":
-            break
-    return outcomes
-
-
 def due_reason(settings: Settings, stage: str) -> str | None:
     """Say why a stage is to be carried out; None when it is fresh and its notebook ended well."""
-    reason = stale_reason(settings, stage)
-    if reason is not None:
+    if reason := stale_reason(settings, stage):
         return reason
     record = read_record(settings, stage)
     if record is None or not executed_path(settings, stage).is_file():

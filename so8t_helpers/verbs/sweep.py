@@ -93,7 +93,7 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
         groups: dict[str, list[Point]] = {}
         for point in swept:
             if not point.stopped:
-                groups.setdefault(settings_key(point.settings, stage), []).append(point)
+                groups.setdefault(_settings_key(point.settings, stage), []).append(point)
         leaders = [_leader(group, stage) for group in groups.values()]
         due = [point for point in leaders if batch.due_reason(point.settings, stage) is not None]
         for point, status in zip(due, mapper([_task(point, stage) for point in due]), strict=True):
@@ -206,14 +206,9 @@ def _name(run: str, chosen: dict[str, Any]) -> str:
     return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def settings_key(settings: Settings, stage: str) -> str:
-    """Return a hash of all settings that a stage and those before it depend on.
-
-    Runs with equal keys compute the same stage, as far as settings decide.
-    """
-    stages = STAGES[: STAGES.index(stage) + 1]
-    values = {name: stage_settings(settings, name) for name in stages}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _settings_key(settings: Settings, stage: str) -> str:
+    """All settings that a stage and those before it depend on; with equal ones runs compute the same."""
+    return json.dumps([stage_settings(settings, name) for name in STAGES[: STAGES.index(stage) + 1]])
 
 
 def adopt(settings: Settings, stage: str, donor: Settings) -> bool:
