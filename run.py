@@ -2,7 +2,7 @@
 """One door to the workbench: makes the environment once, then does what was asked.
 
     python run.py demo             the five notebooks on the demo's own model and data
-    python run.py test             formatter, linter, types and every test
+    python run.py test             formatter, linter, types, who imports whom, and every test
     python run.py lab              JupyterLab on the notebooks
     python run.py so8t VERB ...    the module's verbs: run, sweep, status, verify, serve, export, doctor
 
@@ -82,10 +82,10 @@ def make_environment() -> None:
     INSTALLING.unlink()
 
 
-def call(*arguments: str, cwd: Path | None = None) -> int:
-    """Run the environment's Python and return its exit status."""
+def call(*arguments: str, cwd: Path | None = None, program: Path = PYTHON) -> int:
+    """Run the environment's Python, or another program of it, and return its exit status."""
     try:
-        return subprocess.call([str(PYTHON), *arguments], cwd=cwd)
+        return subprocess.call([str(program), *arguments], cwd=cwd)
     except KeyboardInterrupt:
         return 130
 
@@ -97,6 +97,11 @@ def test(arguments: list[str]) -> int:
         status = call("-m", *check, cwd=ROOT)
         if status != 0:
             return status
+    # It has no module that `-m` could name; the script lies beside Python, on Windows with the same .exe.
+    print("$ lint-imports", flush=True)
+    status = call("--no-cache", cwd=ROOT, program=PYTHON.with_stem("lint-imports"))
+    if status != 0:
+        return status
     print("$ pytest", *arguments, flush=True)
     return call("-m", "pytest", *arguments, cwd=ROOT)
 

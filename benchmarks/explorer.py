@@ -84,11 +84,11 @@ def measure_size(root: Path, name: str) -> dict[str, float]:
     explorer = Explorer(root, name)
     opened = time.perf_counter() - begun
     redraw = milliseconds(lambda i: drag_explorer(explorer, i))
-    explorer.beside.value = name
-    beside = milliseconds(lambda i: drag_explorer(explorer, i))
+    explorer.other.value = name
+    two_runs = milliseconds(lambda i: drag_explorer(explorer, i))
     free = load_history(root, name).free[-1]
     what_if = milliseconds(what_if_drag(torch.from_numpy(free), hidden))
-    measured = {"redraw": redraw, "two_runs": beside, "what_if": what_if, "lab": in_lab(root, name)}
+    measured = {"redraw": redraw, "two_runs": two_runs, "what_if": what_if, "lab": in_lab(root, name)}
     figures = {"open_seconds": round(opened, 2)}
     for what, times in measured.items():
         figures[f"{what}_ms_median"] = round(float(np.median(times)), 1)

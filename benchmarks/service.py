@@ -29,9 +29,9 @@ from claims import claim, write_claims
 
 from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.run.stage import stage_input
-from so8t_helpers.settings import load_settings, parse_assignment
 from so8t_helpers.thinking.audit import AuditLog, verify_audit
 from so8t_helpers.thinking.format import contains_markers, decision_of
+from so8t_helpers.verbs.arguments import profile_settings
 
 PATIENCE = 180.0  # seconds for one answer; the service gives up before
 
@@ -174,11 +174,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    overrides: dict[str, Any] = {}
-    for text in options.set:
-        for section, values in parse_assignment(text).items():
-            overrides.setdefault(section, {}).update(values)
-    settings = load_settings(options.profile, overrides)
+    settings = profile_settings(options.profile, options.set)
     rows = read_jsonl(stage_input(settings, settings.training.dataset_dir, "01_dataset") / "eval.jsonl")
     os.environ["SO8T_AUDIT_KEY"] = secrets.token_hex(32)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as probe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from so8t_helpers import demo
-from so8t_helpers.settings import Settings, from_parameters
+from so8t_helpers.settings import Settings, load_settings
 
 
 def settings(variables: dict[str, Any]) -> Settings:
@@ -26,3 +26,9 @@ def settings(variables: dict[str, Any]) -> Settings:
     chosen = from_parameters(variables)
     demo.prepare(chosen)
     return chosen
+
+
+def from_parameters(variables: dict[str, Any]) -> Settings:
+    """Return the profile that variables name, as `settings` does, and make nothing."""
+    overrides = {k: variables[k] for k in Settings.model_fields if k != "profile" and variables.get(k)}
+    return load_settings(variables.get("profile", "demo"), overrides)

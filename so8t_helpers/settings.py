@@ -1,7 +1,7 @@
 """The typed profile: every setting of a run, its default (the seed's), and what is wrong with a bad one.
 
-A profile is one YAML file in `params/`. It is read into pydantic models that forbid unknown keys and never
-convert types: YAML turns `1e-4` into a string, and a silent conversion would hide that.
+A profile is one YAML file in `params/`, read into pydantic models that forbid unknown keys and never convert
+types: YAML turns `1e-4` into a string, and a silent conversion would hide that.
 """
 
 from __future__ import annotations
@@ -33,17 +33,14 @@ class Section(BaseModel):
 
 
 class RunSettings(Section):
-    """Where and on what a run works. Relative folders are taken from the project's root.
-
-    `processes`: workers that share 02_train's micro-steps, each on a card of its own.
-    """
+    """Where and on what a run works. Relative folders are taken from the project's root."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = "demo"
     root: str = "runs"
     reports_root: str = "reports"
     notebooks: str = "notebooks"
     seed: int = 0
-    processes: Count = 1
+    processes: Count = 1  # workers that share 02_train's micro-steps, each on a card of its own
 
 
 class CacheSettings(Section):
@@ -55,13 +52,7 @@ class CacheSettings(Section):
 
 
 class DatasetSettings(Section):
-    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records.
-
-    `robots_dir` holds `<host>.txt` files (null: `robots/` beside the first input); `robots_fetch` adds
-    missing ones. `nsfw_words` are files of category<TAB>word, `nsfw_training` labelled JSONL for a
-    classifier, `nsfw_model` a text-classification folder. `teacher` is a GGUF file or a model folder that
-    writes thinking for records that have nothing but a label.
-    """
+    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
 
     inputs: list[str] = ["demo"]
     think_format: Literal["seed", "quadruple", "both"] = "seed"
@@ -73,14 +64,15 @@ class DatasetSettings(Section):
     personal_data: Literal["mask", "quarantine", "off"] = "mask"
     licences: list[str] = ["MIT", "Apache-2.0", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "self-made"]
     default_licence: str | None = None
-    robots_dir: str | None = None
+    robots_dir: str | None = None  # holds <host>.txt files; null: robots/ in the folder of the first input
     robots_agent: str = "so8t-workbench"
-    robots_fetch: bool = False
-    nsfw_words: list[str] = []
-    nsfw_training: list[str] = []
-    nsfw_model: str | None = None
+    robots_fetch: bool = False  # adds missing ones
+    nsfw_words: list[str] = []  # files of category<TAB>word
+    nsfw_training: list[str] = []  # labelled JSONL for a classifier
+    nsfw_model: str | None = None  # a text-classification folder
     nsfw_model_labels: list[str] = ["nsfw", "unsafe", "toxic", "harmful", "LABEL_1"]
     nsfw_threshold: Share | None = None
+    # A GGUF file or a model folder that writes thinking for records that have nothing but a label.
     teacher: str | None = None
     teacher_max_tokens: Count = 256
     near_duplicate_threshold: Share = 0.7
@@ -275,39 +267,12 @@ def load_settings(profile: str | Path, overrides: dict[str, Any] | None = None) 
     return validate(_merge(data, overrides or {}), source=str(path))
 
 
-def from_parameters(parameters: dict[str, Any]) -> Settings:
-    """Build settings from a notebook's variables (`globals()`), as papermill's `-f` and `-p` set them.
-
-    The variable `profile` names the profile that gives the defaults; a variable named like a section holds
-    a dict that is laid over it. Other variables are ignored.
-    """
-    overrides = {k: parameters[k] for k in Settings.model_fields if k != "profile" and parameters.get(k)}
-    return load_settings(parameters.get("profile", "demo"), overrides)
-
-
-def parse_assignment(text: str) -> dict[str, Any]:
-    """Turn `section.key=value` (value in YAML) into a nested override.
-
-    Raises:
-        SettingsError: if the text is not of that form.
-    """
-    key, separator, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not separator or len(parts) != 2 or not all(parts):
-        raise SettingsError(f"--set {text!r}: expected section.key=value, e.g. training.max_steps=20")
-    try:
-        return {parts[0]: {parts[1]: yaml.safe_load(value)}}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {text!r}: the value is not valid YAML: {error}") from error
-
-
 def validate(data: dict[str, Any], source: str) -> Settings:
     """Check a nested dict against the model; `source` names it in errors."""
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(item)}" for item in error.errors()]
-        raise SettingsError("\n".join(lines)) from error
+        raise SettingsError("\n".join(f"{source}: {_explain(item)}" for item in error.errors())) from error
 
 
 def merge(settings: Settings, overrides: dict[str, Any]) -> Settings:
@@ -317,10 +282,10 @@ def merge(settings: Settings, overrides: dict[str, Any]) -> Settings:
 
 def _profile_path(profile: str | Path) -> Path:
     path = Path(profile)
-    if path.suffix in {".yaml", ".yml"}:
-        path = path if path.is_file() else resolve(path)
-    else:
+    if path.suffix not in {".yaml", ".yml"}:
         path = PARAMS_DIR / f"{profile}.yaml"
+    elif not path.is_file():
+        path = resolve(path)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PARAMS_DIR.glob("*.yaml")))
         raise SettingsError(f"profile {str(profile)!r}: no file {path}; known profiles: {known}")
@@ -328,10 +293,10 @@ def _profile_path(profile: str | Path) -> Path:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    merged = base | over
     for key, value in over.items():
-        both_dicts = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_dicts else value
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merge(base[key], value)
     return merged
 
 
@@ -346,7 +311,6 @@ def _explain(item: Any) -> str:
         near = difflib.get_close_matches(location[-1], parent.model_fields, n=1, cutoff=0.0)
         return f"unknown key `{key}`; did you mean `{'.'.join([*location[:-1], *near])}`?"
     value = item["input"]
-    hint = ""
-    if isinstance(value, str) and item["type"] in {"float_type", "int_type"}:
-        hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)"
+    number_as_text = isinstance(value, str) and item["type"] in {"float_type", "int_type"}
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)" if number_as_text else ""
     return f"`{key}`: {item['msg'].lower()}, got {value!r}{hint}"

@@ -11,7 +11,7 @@ from so8t_helpers.settings import Settings, load_settings
 
 PARAMETERS = 'profile = "demo"'
 # Not `notebook.settings`, which makes the demo's base: these stages read none.
-SETTINGS = """from so8t_helpers.settings import from_parameters
+SETTINGS = """from so8t_helpers.notebook import from_parameters
 settings = from_parameters(globals())"""
 # Reads what the stage before it wrote and writes its own file; counts how often it was carried out.
 STAGE = """from so8t_helpers.run.stage import STAGES, open_stage

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from so8t_helpers.__main__ import main, stage_name
+from so8t_helpers.__main__ import main
 from so8t_helpers.run.files import StageError, write_yaml
-from so8t_helpers.run.stage import STAGES, read_manifest
+from so8t_helpers.run.stage import STAGES, executed_path, read_manifest, stage_name
 from so8t_helpers.settings import Settings, SettingsError, merge
 from so8t_helpers.verbs import batch
 from tests.small_notebooks import code, small_settings, write_notebook
@@ -43,7 +43,7 @@ def test_stages_run_once_and_again_only_for_a_reason(scratch_settings: Settings,
     assert _states(batch.run_stages(settings, TWO)) == [("01", "fresh"), ("02", "fresh")]
     assert len(_count(settings)) == 2
     for stage in TWO:
-        assert batch.executed_path(settings, stage).is_file()
+        assert executed_path(settings, stage).is_file()
         assert (settings.reports_dir / f"{stage}.html").is_file()
 
     # Another setting of 01 that leaves its output as it was: 02 has nothing new to read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import shutil
@@ -42,6 +43,47 @@ def test_each_dependency_is_pinned_within_its_range(requirement: Requirement):
     version = str(pin.specifier).removeprefix("==")
     assert requirement.specifier.contains(version)
     assert pin.marker is None, "what we import ourselves must be pinned on every system"
+
+
+# Declared, and no import says so.
+USED_WITHOUT_IMPORT = {
+    "protobuf": "transformers and gguf read SentencePiece's models with it",
+    "pyarrow": "pandas writes and reads metrics.parquet with it",
+    "matplotlib-fontja": "its font file is read; an import would change matplotlib's font for all",
+    "jupyterlab": "run.py lab starts it",
+    "ipykernel": "the kernel that papermill and JupyterLab start",
+}
+# Imported, and not declared: each belongs to a declared package as its own part, or is an extra's.
+BROUGHT_BY = {
+    "ipython": "ipykernel",
+    "pillow": "matplotlib",
+    "cycler": "matplotlib",
+    "fonttools": "matplotlib",
+    "pygments": "nbconvert",
+    "starlette": "fastapi",
+    "triton": "torch",  # on Linux alone
+    "ray": "so8t-workbench",  # the extra
+}
+
+
+def test_what_is_declared_is_what_is_imported():
+    distributions = importlib.metadata.packages_distributions()
+    imported = set()
+    for path in (PROJECT_ROOT / "so8t_helpers").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in (
+                {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"so8t_helpers"}
+            ):
+                imported |= {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert declared - imported == set(USED_WITHOUT_IMPORT), "declared and not used, or used and not said how"
+    assert imported - declared == set(BROUGHT_BY), "imported and not declared"
+    for name, owner in BROUGHT_BY.items():
+        needed = importlib.metadata.requires(owner) or []
+        assert name in {canonicalize_name(Requirement(text).name) for text in needed}
 
 
 def test_everything_installed_here_is_as_pinned():

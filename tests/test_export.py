@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 
 from so8t_helpers.__main__ import main
 from so8t_helpers.dataset.figures import draw_samples
-from so8t_helpers.report.export import export
+from so8t_helpers.report.export import write_zip
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import PROJECT_ROOT, Settings
 from so8t_helpers.verbs import batch
@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def test_a_zip_holds_linked_pages_alone_and_no_trace_of_the_machine(finished: Settings, tmp_path: Path):
-    path = export(finished, tmp_path / "demo.zip")
+    path = write_zip(finished, tmp_path / "demo.zip")
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["demo/01_dataset.html", "demo/index.html"]
         archive.extractall(tmp_path)
@@ -48,7 +48,7 @@ def test_a_zip_holds_linked_pages_alone_and_no_trace_of_the_machine(finished: Se
         assert set(missing) <= {
             f"{stage}.html" for stage in ("02_train", "03_bake", "04_gguf", "05_ollama_eval")
         }
-    again = export(finished, tmp_path / "again.zip")
+    again = write_zip(finished, tmp_path / "again.zip")
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -59,7 +59,7 @@ def test_a_page_that_names_the_machine_is_refused(finished: Settings, tmp_path: 
     page.write_text(kept.replace("</main>", "made on hanako-desktop</main>"), encoding="utf-8")
     try:
         with pytest.raises(StageError, match=r"(?s)01_dataset\.html names this machine: .*hanako-desktop"):
-            export(finished, tmp_path / "x.zip")
+            write_zip(finished, tmp_path / "x.zip")
     finally:
         page.write_text(kept, encoding="utf-8")
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_the_verb_takes_a_run_s_name_and_says_which_exist(finished: Settings, tm
 def test_the_demo_s_zip_holds_the_thinking_of_its_ten_chosen_samples_and_no_other(
     demo_run: Settings, tmp_path: Path
 ):
-    path = export(demo_run, tmp_path / "demo.zip")
+    path = write_zip(demo_run, tmp_path / "demo.zip")
     with zipfile.ZipFile(path) as archive:
         assert {Path(name).suffix for name in archive.namelist()} == {".html"}
         everything = "".join(archive.read(name).decode() for name in archive.namelist())

@@ -15,9 +15,8 @@ import yaml
 from bs4 import BeautifulSoup
 
 from so8t_helpers.run.files import read_jsonl
-from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
+from so8t_helpers.run.stage import STAGES, executed_path, read_manifest, stale_reason
 from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, Settings, merge
-from so8t_helpers.verbs import batch
 from tests.small_notebooks import PARAMETERS
 
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
@@ -90,7 +89,7 @@ def test_every_figure_has_alt_text_of_its_own(path: Path):
 def test_the_demo_leaves_every_artefact_and_report(demo_run: Settings):
     for stage in STAGES:
         assert read_manifest(demo_run, stage) is not None
-        assert batch.executed_path(demo_run, stage).is_file()
+        assert executed_path(demo_run, stage).is_file()
         html = (demo_run.reports_dir / f"{stage}.html").read_text(encoding="utf-8")
         assert 'aria-label="This run&#39;s answer"' in html or "This run’s answer" in html
         assert len(html.encode()) <= 2_000_000

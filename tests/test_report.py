@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from so8t_helpers.report import index
 from so8t_helpers.report.page import TEMPLATE_DIR, difference, japanese_font, scrub, show
 from so8t_helpers.report.svg import COLOURS, slim_svg
-from so8t_helpers.run import records
+from so8t_helpers.run.stage import report_path
 from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
 from so8t_helpers.show.wording import plain, short
 from so8t_helpers.thinking.audit import AuditLog, service_log
@@ -51,7 +51,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, str]:
     write_notebook(folder / "notebooks", "01_dataset", *cells)
     outcomes = batch.run_stages(settings, ("01_dataset",))
     assert outcomes[0].state == "done", outcomes
-    return settings, records.stage_path(settings, "01_dataset").read_text(encoding="utf-8")
+    return settings, report_path(settings, "01_dataset").read_text(encoding="utf-8")
 
 
 def test_the_page_opens_with_question_answer_and_key_figures(shown: tuple[Settings, str]):

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from so8t_helpers.notebook import from_parameters
 from so8t_helpers.settings import (
     PARAMS_DIR,
     PROJECT_ROOT,
     Settings,
     SettingsError,
-    from_parameters,
     load_settings,
     merge,
-    parse_assignment,
     resolve,
 )
+from so8t_helpers.verbs.arguments import parse_assignment
 
 
 def _profile(folder: Path, text: str) -> Path:

@@ -11,14 +11,15 @@ import pytest
 
 from so8t_helpers.__main__ import main
 from so8t_helpers.run.files import StageError
-from so8t_helpers.run.progress import STATUS_NAME, progress
+from so8t_helpers.run.progress import progress
+from so8t_helpers.run.records import STATUS_NAME
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.verbs.status import clock, status_lines
 
 
 def test_a_run_at_work_shows_step_losses_and_time_left(scratch_settings: Settings):
     with progress(scratch_settings, "02_train", 200, "step", "training") as tracker:
-        tracker._written = 0.0  # the file is written at most once a second
+        tracker.status.time = 0.0  # the file is written at most once a second
         tracker.update(50, task_loss=1.25, pet_loss=0.5)
         (line,) = status_lines(Path(scratch_settings.run.root))
     assert line.startswith("demo  02_train: training 50/200 step, task_loss 1.25, pet_loss 0.5, 0:0")

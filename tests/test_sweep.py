@@ -16,7 +16,8 @@ from so8t_helpers.run.files import StageError
 from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, SettingsError, merge
 from so8t_helpers.verbs import batch, sweep
-from so8t_helpers.verbs.sweep import Point, parse_grid, points
+from so8t_helpers.verbs.arguments import parse_grid
+from so8t_helpers.verbs.sweep import Point, points
 from tests.small_notebooks import code, small_settings, write_notebook
 
 TWO = STAGES[:2]

@@ -26,27 +26,27 @@ def test_runs_are_those_with_rotations(root: Path, tmp_path: Path):
 
 def test_it_opens_on_the_block_that_moved_most_at_the_last_step(root: Path):
     explorer = Explorer(root, "demo")
-    top = most_moved(explorer.history, 1).iloc[0]
-    assert explorer.history.layers[explorer.layer.value] == top["layer"]
+    top = most_moved(explorer.first.history, 1).iloc[0]
+    assert explorer.first.history.layers[explorer.layer.value] == top["layer"]
     assert explorer.block.value == top["block"]
     assert explorer.step.label == "50"
-    assert bytes(explorer.image.value).startswith(b"\xff\xd8")
+    assert bytes(explorer.first.image.value).startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("control", ["layer", "block", "step"])
 def test_each_slider_changes_the_figure_and_the_note(root: Path, control: str):
     explorer = Explorer(root, "demo")
-    picture, note = explorer.image.value, explorer.note.value
+    picture, note = explorer.first.image.value, explorer.first.note.value
     slider = getattr(explorer, control)
     slider.value = 1 if slider.value != 1 else 0
-    assert explorer.image.value != picture
-    assert explorer.note.value != note
+    assert explorer.first.image.value != picture
+    assert explorer.first.note.value != note
 
 
 def test_a_click_jumps_to_a_block_and_draws_once(root: Path):
     explorer = Explorer(root, "demo")
     drawn: list[object] = []
-    explorer.image.observe(drawn.append, "value")
+    explorer.first.image.observe(drawn.append, "value")
     layer, block = explorer.moved.options[2][1]
     explorer.moved.value = (layer, block)
     assert (explorer.layer.value, explorer.block.value) == (layer, block)
@@ -64,17 +64,17 @@ def test_another_run_brings_its_own_sizes(root: Path):
 def test_two_runs_stand_side_by_side(root: Path):
     explorer = Explorer(root, "demo")
     assert explorer.second.layout.display == "none"
-    explorer.beside.value = "other"
+    explorer.other.value = "other"
     assert explorer.second.layout.display != "none"
-    before = explorer.image_beside.value
+    before = explorer.second.image.value
     explorer.step.value = 0
-    assert explorer.image_beside.value != before
-    for note, name in ((explorer.note, "demo"), (explorer.note_beside, "other")):
+    assert explorer.second.image.value != before
+    for note, name in ((explorer.first.note, "demo"), (explorer.second.note, "other")):
         assert f"<b>{name}</b>" in note.value
-    for axes in zip(explorer.figure.figure.axes, explorer.figure_beside.figure.axes, strict=True):
+    for axes in zip(explorer.first.figure.figure.axes, explorer.second.figure.figure.axes, strict=True):
         if axes[0].get_ylabel().startswith(("θ", "$")):
             assert axes[0].get_ylim() == axes[1].get_ylim()
-    explorer.beside.value = NOTHING
+    explorer.other.value = NOTHING
     assert explorer.second.layout.display == "none"
 
 

@@ -52,7 +52,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         samples, seed = settings.eval.bootstrap_samples, settings.run.seed
         with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
             for name, source in sources.items():
-                tracker.what = name
+                tracker.status.what = name
                 with open_source(settings, host, name, source) as engine:
                     parity.check(name, engine)
                     completions, seconds = _answer(settings, engine, prompts, tracker)

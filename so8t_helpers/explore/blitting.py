@@ -15,7 +15,7 @@ class Blitted:
     """A figure kept as a picture without its moving artists, which are drawn over it (blitting).
 
     Args:
-        figure: its layout is fixed at the first drawing.
+        figure: for `style.show`, which draws everything; its layout is fixed at the first drawing.
         moving: artists whose data change; all else must stay as it is.
     """
 

@@ -1,4 +1,4 @@
-"""The explorer's figure: six views of a run's rotations that redraw fast enough to follow a slider."""
+"""Figures that follow a slider: six views of a run's rotations, and what other powers of them would do."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from so8t_helpers.so8.figures import AngleDistribution, GeodesicByLayer, draw_dr
 from so8t_helpers.so8.history import AngleHistory
 
 
-class ExplorerFigure:
+class ExplorerFigure(Blitted):
     """One block among all the rotations of its run.
 
     Args:
         history: the run's rotations.
-        beside: runs that are looked at together with this one: all get the same axes.
-
-    Attributes:
-        figure: for `style.show`, which draws everything.
+        others: runs that are looked at together with this one: all get the same axes.
     """
 
-    def __init__(self, history: AngleHistory, beside: Sequence[AngleHistory] = ()):
+    def __init__(self, history: AngleHistory, others: Sequence[AngleHistory] = ()):
         self.history = history
-        self.figure, axes = new_figure(width=11.5, height=6.4, ncols=3, nrows=2)
+        figure, axes = new_figure(width=11.5, height=6.4, ncols=3, nrows=2)
         self._matrix = RotationMatrix(axes[0, 0])
         self._circle = UnitCircle(axes[0, 1])
         self._way = AngleWay(axes[0, 2], history)
@@ -39,13 +36,13 @@ class ExplorerFigure:
         self._distribution = AngleDistribution(axes[1, 1], history)
         self._geodesic = GeodesicByLayer(axes[1, 2], history)
         (self._chosen,) = axes[1, 2].plot([], [], "P", color=COLORS["edge"], mec="white", ms=10)
-        together = [history, *beside]
+        together = [history, *others]
         axes[0, 2].set_ylim(0, max(float(run.degrees.max()) for run in together) * 1.05)
         axes[1, 0].get_images()[0].set_clim(0, max(float(run.drift.max()) for run in together) or 1e-6)
         axes[1, 2].set_ylim(0, max(float(run.distance.max()) for run in together) * 1.3 or 1e-6)
         parts = (self._matrix, self._circle, self._way, self._distribution, self._geodesic)
         moving = [artist for part in parts for artist in part.artists]
-        self._blitted = Blitted(self.figure, [*moving, self._cross, self._chosen])
+        super().__init__(figure, [*moving, self._cross, self._chosen])
 
     def update(self, snapshot: int, layer: int, block: int) -> None:
         """Show another snapshot, layer (index into `history.layers`) or block."""
@@ -58,10 +55,6 @@ class ExplorerFigure:
         self._geodesic.update(snapshot)
         self._chosen.set_data([history.layers[layer]], [history.distance[snapshot, layer, block]])
 
-    def jpeg(self) -> bytes:
-        """Return the figure as it stands, on white, as JPEG."""
-        return self._blitted.jpeg()
-
 
 # Column of the measurements: title, axis, factor.
 CURVES = {
@@ -73,7 +66,7 @@ SHOWN_ROWS = 24  # outputs of o_proj in the picture of its change
 
 
 def curves(measured: pd.DataFrame) -> Figure:
-    """What turning all gates does, over t: change of o_proj, 4-bit error, perplexity.
+    """What all gates at R(t) do, over t: change of o_proj, 4-bit error, perplexity.
 
     Args:
         measured: from `TurnedModel.measure`.
@@ -112,23 +105,19 @@ def _table(measured: pd.DataFrame, column: str) -> pd.DataFrame:
     return measured.pivot_table(index="t", columns="layer", values=column) * CURVES[column][2]
 
 
-class WhatIfFigure:
-    """One block at any t, and where that t stands on the measured curves.
-
-    Attributes:
-        figure: for `style.show`.
-    """
+class WhatIfFigure(Blitted):
+    """One block at any t, and where that t stands on the measured curves."""
 
     def __init__(self, measured: pd.DataFrame):
         self.measured = [_table(measured, column).stack().to_dict() for column in CURVES]
-        self.figure, axes = new_figure(width=11.5, height=6.0, ncols=3, nrows=2)
+        figure, axes = new_figure(width=11.5, height=6.0, ncols=3, nrows=2)
         self._matrix = RotationMatrix(axes[0, 0])
         axes[0, 0].set_title("R(t) = exp(tA)")
         self._circle = UnitCircle(axes[0, 1], hollow="t = 1")
         self._change = axes[0, 2].imshow(np.zeros((SHOWN_ROWS, 8)), cmap=DIVERGING, aspect="auto")
         axes[0, 2].grid(visible=False)
         axes[0, 2].set(title="W(t) − W(0), the block's columns", xlabel="input", ylabel="output")
-        bar = self.figure.colorbar(self._change, ax=axes[0, 2], pad=0.02)
+        bar = figure.colorbar(self._change, ax=axes[0, 2], pad=0.02)
         bar.outline.set_visible(False)
         limit = float(measured["largest_change"].max())
         self._change.set_clim(-limit, limit)
@@ -139,7 +128,7 @@ class WhatIfFigure:
             self._marks.append((cross, ax.axvline(0, color=COLORS["edge"], linewidth=1, linestyle="--")))
         marks = [artist for mark in self._marks for artist in mark]
         moving = [*self._matrix.artists, *self._circle.artists, self._change, *marks]
-        self._blitted = Blitted(self.figure, moving)
+        super().__init__(figure, moving)
 
     def update(
         self,
@@ -166,7 +155,3 @@ class WhatIfFigure:
         for (cross, line), values in zip(self._marks, self.measured, strict=True):
             cross.set_data([t], [values[t, layer]])
             line.set_xdata([t, t])
-
-    def jpeg(self) -> bytes:
-        """Return the figure as it stands, on white, as JPEG."""
-        return self._blitted.jpeg()

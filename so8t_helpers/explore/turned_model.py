@@ -1,6 +1,6 @@
-"""What if the gates turned less, or more? A baked model with every rotation raised to the power t.
+"""What if the gates rotated less, or more? A baked model with every rotation raised to the power t.
 
-The gate of a block is R = exp(A); R(t) = exp(t A) turns the same planes by t times the angles: t = 0 is no
+The gate of a block is R = exp(A); R(t) = exp(t A) rotates the same planes by t times the angles: t = 0 is no
 gate, 1 the trained one, 2 twice as far. The baked o_proj is W' = W R(1), and powers of one rotation commute,
 so W(t) = W R(t) = W' exp((t - 1) A): the baked folder and the gates are all that is needed.
 """
@@ -30,7 +30,7 @@ NAMED_POWERS = {"off": 0.0, "half": 0.5, "full": 1.0, "doubled": 2.0}
 _MEASURED_ROWS = 256  # of each o_proj: enough for the third digit of its quantisation error
 
 
-def turned(weight: Tensor, free: Tensor, t: float) -> Tensor:
+def rotated(weight: Tensor, free: Tensor, t: float) -> Tensor:
     """Return W(t) from the baked weight W(1). weight (out, d), free (d/8, 28) -> (out, d) float32."""
     return rotation.bake_rotation(weight.float(), rotation.rotation((t - 1) * free.float()))
 
@@ -55,7 +55,7 @@ def quantisation_error(weight: Tensor) -> float:
 
 
 class TurnedModel:
-    """A run's baked model, its gates turned to any t; loaded once, changed in place.
+    """A run's baked model, its gates at any power t; loaded once, changed in place.
 
     Attributes:
         gates: the run's trained gates.
@@ -87,7 +87,7 @@ class TurnedModel:
     def weight(self, row: int, t: float) -> Tensor:
         """Return W(t) of the layer at `row` of the gates, (out, d) float32."""
         baked = self._baked[row]
-        return turned(baked, self.gates.free[row].to(baked.device), t)
+        return rotated(baked, self.gates.free[row].to(baked.device), t)
 
     def block_change(self, row: int, block: int, t: float) -> Tensor:
         """Return W(t) - W(0) in the eight columns of one block, (out, 8) float32."""
@@ -95,7 +95,7 @@ class TurnedModel:
         free = self.gates.free[row, block]
         return columns @ (rotation.rotation((t - 1) * free) - rotation.rotation(-free))
 
-    def turn(self, t: float) -> None:
+    def set_power(self, t: float) -> None:
         """Put W(t) into the model, in every gated layer."""
         if t != self.t:
             for row, place in enumerate(self._places):
@@ -104,13 +104,13 @@ class TurnedModel:
 
     def perplexity(self, t: float) -> float:
         """Return exp of the mean negative log-probability of the held-out texts' tokens."""
-        self.turn(t)
+        self.set_power(t)
         scores = [score for text in self.texts for score in self.engine.score(text)]
         return math.exp(-sum(scores) / len(scores))
 
     def answer(self, question: str, t: float, max_tokens: int = 200) -> Iterator[str]:
         """Answer a question with the gates at t, greedily; yields the model's own text as it grows."""
-        self.turn(t)
+        self.set_power(t)
         pieces = self.engine.generate([{"role": "user", "content": question}], max_tokens=max_tokens)
         return itertools.accumulate(piece.text for piece in pieces)
 
@@ -128,7 +128,7 @@ class TurnedModel:
                         "answer": final_only(text),
                     }
                 )
-        self.turn(1.0)
+        self.set_power(1.0)
         return pd.DataFrame(rows)
 
     def measure(self, tick: Callable[[], None] = lambda: None) -> pd.DataFrame:
@@ -155,5 +155,5 @@ class TurnedModel:
                     }
                 )
             tick()
-        self.turn(1.0)
+        self.set_power(1.0)
         return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""The explorer: choose run, layer, block and step, and see the rotation among all others."""
+"""The widgets: see one rotation among all others of its run; see what other powers of the gates would do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import ipywidgets as w
 import numpy as np
 import pandas as pd
 
-from so8t_helpers.explore import DARK_STYLE
 from so8t_helpers.explore.figures import ExplorerFigure, WhatIfFigure
 from so8t_helpers.explore.turned_model import NAMED_POWERS, POWERS, TurnedModel
 from so8t_helpers.run.files import StageError
@@ -21,6 +20,11 @@ from so8t_helpers.so8.history import AngleHistory, most_moved, read_angles
 ANGLES = Path("02_train") / "angles.safetensors"
 NOTHING = "(nothing)"
 MOST_MOVED = 8
+# Pictures are drawn on white, in one look: a dark JupyterLab inverts their lightness and keeps their hues,
+# which costs no redraw. The attribute is JupyterLab's own; elsewhere the rule matches nothing.
+DARK_STYLE = """<style>
+body[data-jp-theme-light="false"] :is(.explorer, .what-if) img { filter: invert(0.9) hue-rotate(180deg); }
+</style>"""
 
 
 def runs_with_angles(root: Path) -> list[str]:
@@ -46,6 +50,27 @@ def load_history(root: Path, run: str) -> AngleHistory:
     return _history(path, path.stat().st_mtime_ns) if path.is_file() else read_angles(path)
 
 
+class _View(w.VBox):
+    """One run: its picture under a note that says what is in view."""
+
+    history: AngleHistory
+    figure: ExplorerFigure
+
+    def __init__(self, display: str | None = None):
+        self.note, self.image = w.HTML(), w.Image(format="jpeg")
+        # Two stand side by side where the window is wide enough, else one under the other.
+        layout = w.Layout(flex="1 1 620px", max_width="1265px", display=display)
+        super().__init__([self.note, self.image], layout=layout)
+
+    def take_up(self, root: Path, run: str) -> None:
+        self.name, self.history = run, load_history(root, run)
+
+    def draw(self, snapshot: int, layer: int, block: int) -> None:
+        self.figure.update(snapshot, layer, block)
+        self.image.value = self.figure.jpeg()
+        self.note.value = describe(self.name, self.history, snapshot, layer, block)
+
+
 class Explorer(w.VBox):
     """Choose run, layer, block and step; see the rotation and where it stands among all others.
 
@@ -59,20 +84,15 @@ class Explorer(w.VBox):
         self.root = root
         self._quiet = False
         self.run = w.Dropdown(options=names, value=run or names[0], description="run")
-        self.beside = w.Dropdown(options=[NOTHING, *names], value=NOTHING, description="beside it")
+        self.other = w.Dropdown(options=[NOTHING, *names], value=NOTHING, description="beside it")
         self.layer = w.SelectionSlider(options=[0], description="layer")
         self.block = w.IntSlider(min=0, max=0, description="block")
         self.step = w.SelectionSlider(options=[0], description="step")
         self.moved = w.ToggleButtons(options=[], description="moved most", style={"button_width": "auto"})
-        # Beside each other where the window is wide enough, else one under the other.
-        place = {"flex": "1 1 620px", "max_width": "1265px"}
-        self.image, self.image_beside = (w.Image(format="jpeg") for _ in range(2))
-        self.note, self.note_beside = w.HTML(), w.HTML()
-        self.first = w.VBox([self.note, self.image], layout=w.Layout(**place))
-        self.second = w.VBox([self.note_beside, self.image_beside], layout=w.Layout(**place, display="none"))
+        self.first, self.second = _View(), _View(display="none")
         super().__init__(
             [
-                w.HBox([self.run, self.beside], layout=w.Layout(flex_flow="row wrap")),
+                w.HBox([self.run, self.other], layout=w.Layout(flex_flow="row wrap")),
                 w.HBox([self.layer, self.block, self.step], layout=w.Layout(flex_flow="row wrap")),
                 self.moved,
                 w.HBox([self.first, self.second], layout=w.Layout(flex_flow="row wrap")),
@@ -81,9 +101,9 @@ class Explorer(w.VBox):
         )
         self.add_class("explorer")
         self.moved.add_class("moved")
-        self.note.add_class("note")
+        self.first.note.add_class("note")
         self.run.observe(self._open, "value")
-        self.beside.observe(self._open_beside, "value")
+        self.other.observe(self._open_other, "value")
         for slider in (self.layer, self.block, self.step):
             slider.observe(self._redraw, "value")
         self.moved.observe(self._jump, "value")
@@ -91,7 +111,8 @@ class Explorer(w.VBox):
 
     def _open(self, _change: Any = None) -> None:
         """Take up the chosen run: its layers, blocks and steps, and the figure's fixed parts."""
-        self.history = history = load_history(self.root, self.run.value)
+        self.first.take_up(self.root, self.run.value)
+        history = self.first.history
         self._quiet = True
         self.layer.options = [(str(n), i) for i, n in enumerate(history.layers)]
         self.block.max = history.free.shape[2] - 1
@@ -103,16 +124,17 @@ class Explorer(w.VBox):
         self.moved.options = [(f"{history.layers[row]}·{block}", (row, block)) for row, block in places]
         self.layer.value, self.block.value = places[0]
         self._quiet = False
-        self._open_beside()
+        self._open_other()
 
-    def _open_beside(self, _change: Any = None) -> None:
+    def _open_other(self, _change: Any = None) -> None:
         """Draw the fixed parts of one run or of two, which then share their axes."""
-        chosen = self.beside.value != NOTHING
-        self.second.layout.display = "" if chosen else "none"
-        if chosen:
-            self.history_beside = load_history(self.root, self.beside.value)
-            self.figure_beside = ExplorerFigure(self.history_beside, [self.history])
-        self.figure = ExplorerFigure(self.history, [self.history_beside] if chosen else [])
+        views = [self.first]
+        if self.other.value != NOTHING:
+            self.second.take_up(self.root, self.other.value)
+            views.append(self.second)
+        self.second.layout.display = "none" if len(views) == 1 else ""
+        for view in views:
+            view.figure = ExplorerFigure(view.history, [each.history for each in views])
         self._redraw()
 
     def _jump(self, _change: Any = None) -> None:
@@ -126,19 +148,14 @@ class Explorer(w.VBox):
     def _redraw(self, _change: Any = None) -> None:
         if self._quiet:
             return
-        snapshot, layer, block = self.step.value, self.layer.value, self.block.value
-        self.figure.update(snapshot, layer, block)
-        self.image.value = self.figure.jpeg()
-        self.note.value = describe(self.run.value, self.history, snapshot, layer, block)
-        if self.beside.value != NOTHING:
-            place = nearest(self.history_beside, self.history, snapshot, layer, block)
-            self.figure_beside.update(*place)
-            self.image_beside.value = self.figure_beside.jpeg()
-            self.note_beside.value = describe(self.beside.value, self.history_beside, *place)
+        place = self.step.value, self.layer.value, self.block.value
+        self.first.draw(*place)
+        if self.other.value != NOTHING:
+            self.second.draw(*nearest(self.second.history, self.first.history, *place))
 
 
 def describe(name: str, history: AngleHistory, snapshot: int, layer: int, block: int) -> str:
-    """Say in HTML which place of which run is in view, and how far its block has turned."""
+    """Say in HTML which place of which run is in view, and how far its block has rotated."""
     largest = history.degrees[snapshot, layer, block, 0]
     moved = history.distance[snapshot, layer, block]
     return (
@@ -160,7 +177,7 @@ def nearest(
 
 
 class WhatIf(w.VBox):
-    """Turn all gates of a model to t; see what that does to a block, to the weights and to the answers.
+    """Rotate all gates of a model to t; see what that does to a block, to the weights and to the answers.
 
     Args:
         model: the run's model, loaded.

@@ -13,22 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
+from so8t_helpers.report.index import COMPARISONS
 from so8t_helpers.report.page import render
 from so8t_helpers.report.svg import slim_svg
 from so8t_helpers.run.files import StageError, read_jsonl, write_text
-from so8t_helpers.run.records import STAGE_TITLES, flat, stage_states
-from so8t_helpers.run.stage import STAGES, read_manifest
+from so8t_helpers.run.records import StageState, flat, stage_states
+from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings, resolve
 from so8t_helpers.show import style
-from so8t_helpers.show.style import to_svg
 
-FOLDER = "compare"
 MOST_ANSWERS = 40  # changed answers shown; the page says how many there are
 
 
 def comparison_path(settings: Settings, name: str) -> Path:
     """Where a comparison's page goes."""
-    return resolve(settings.run.reports_root) / FOLDER / f"{name}.html"
+    return resolve(settings.run.reports_root) / COMPARISONS / f"{name}.html"
 
 
 def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | None = None) -> Path:
@@ -48,25 +47,22 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
     if len(runs) < 2:
         raise StageError("a comparison needs two runs or more")
     names = [run.run.name for run in runs]
-    figures: list[tuple[str, str]] = []
-    for title, draw in _FIGURES.items():
-        figure = draw(runs)
-        if figure is not None:
-            alt = f"{title}, one colour for each of {', '.join(names)}"
-            figures.append((title, slim_svg(to_svg(figure, alt))))
+    figures = _figures(runs)
+    alt = f"one colour for each of {', '.join(names)}"
+    states = {run.run.name: stage_states(run) for run in runs}
     shown, total = _changed_answers(runs)
     text = render(
         "compare.html.j2",
         runs[0],
-        [svg for _, svg in figures],
+        [slim_svg(style.to_svg(figure, f"{title}, {alt}")) for title, figure in figures.items()],
         title=name,
         names=names,
         notes=notes or {},
-        finding=_answer(runs),
+        finding=_answer(runs, states),
         differing=_differing([flat(run) for run in runs]),
-        figure_titles=[title for title, _ in figures],
-        facts=_facts(runs),
-        states={run.run.name: stage_states(run) for run in runs},
+        figure_titles=list(figures),
+        facts=_facts(states),
+        states=states,
         answers=shown,
         total=total,
     )
@@ -75,20 +71,16 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
     return path
 
 
-def _answer(runs: list[Settings]) -> str:
+def _answer(runs: list[Settings], states: dict[str, list[StageState]]) -> str:
     """The page's finding in a sentence: which run answers best and which has the lowest loss."""
     parts = []
     models = [model for model in reversed(runs[0].eval.models) if model != "base"]
+    facts = {name: {k: v for stage in of for k, v in stage.facts.items()} for name, of in states.items()}
     for key, what, best, form in (
         *((f"answer {model}", f"correct answers of {model}", max, "{:.1%}") for model in models[:1]),
         ("last task loss", "last task loss", min, "{:.3f}"),
     ):
-        found = {}
-        for run in runs:
-            for stage in STAGES:
-                value = (read_manifest(run, stage) or {"facts": {}})["facts"].get(key)
-                if isinstance(value, int | float):
-                    found[run.run.name] = value
+        found = {name: value for name, of in facts.items() if isinstance(value := of.get(key), int | float)}
         if len(found) == len(runs):
             top = best(found, key=lambda name: found[name])
             others = ", ".join(f"{name} {form.format(value)}" for name, value in found.items() if name != top)
@@ -108,46 +100,35 @@ def _differing(values: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if any(item != row[0] for item in row[1:])}
 
 
-def _facts(runs: list[Settings]) -> dict[str, dict[str, list[Any]]]:
+def _facts(states: dict[str, list[StageState]]) -> dict[str, dict[str, list[Any]]]:
     """Key figures of each stage that differ, by name, with the value of each run (None where it has none)."""
-    tables = {}
-    for stage in STAGES:
-        found = [(read_manifest(run, stage) or {"facts": {}})["facts"] for run in runs]
-        if any(found):
-            tables[STAGE_TITLES[stage]] = _differing(found)
-    return tables
+    stages = zip(*states.values(), strict=True)
+    return {of[0].title: _differing([s.facts for s in of]) for of in stages if any(s.facts for s in of)}
 
 
-def _losses(runs: list[Settings]) -> Figure | None:
-    frames = {r.run.name: pd.read_parquet(path) for r in runs if (path := _train(r, "metrics.parquet"))}
-    return losses(frames) if frames else None
+def _figures(runs: list[Settings]) -> dict[str, Figure]:
+    """The page's figures by their titles; without those of stages that no run carried out."""
+    metrics = _read(runs, "02_train", "metrics.parquet", pd.read_parquet)
+    angles = _read(runs, "02_train", "angles.safetensors", load_file)
+    scores = _read(
+        runs, "05_ollama_eval", "scores.json", lambda path: json.loads(path.read_bytes())["models"]
+    )
+    found: dict[str, Figure] = {}
+    if metrics:
+        found["Losses"] = losses(metrics)
+    if angles:
+        ways = {name: (of["steps"], of["angles"]) for name, of in angles.items()}
+        found["Drift of the rotations"] = drift(ways)
+    if scores:
+        found["Correct answers"] = shares(scores, "answer", "answers correct")
+        found["Format"] = shares(scores, "format", "answers in the right format")
+    return found
 
 
-def _drift(runs: list[Settings]) -> Figure | None:
-    found = {r.run.name: load_file(path) for r in runs if (path := _train(r, "angles.safetensors"))}
-    return drift({n: (a["steps"], a["angles"]) for n, a in found.items()}) if found else None
-
-
-def _answers_right(runs: list[Settings]) -> Figure | None:
-    return _shares(runs, "answer", "answers correct")
-
-
-def _format_kept(runs: list[Settings]) -> Figure | None:
-    return _shares(runs, "format", "answers in the right format")
-
-
-def _shares(runs: list[Settings], key: str, label: str) -> Figure | None:
-    scores = {}
-    for run in runs:
-        path = run.run_dir / "05_ollama_eval" / "scores.json"
-        if read_manifest(run, "05_ollama_eval") is not None and path.is_file():
-            scores[run.run.name] = json.loads(path.read_text(encoding="utf-8"))["models"]
-    return shares(scores, key, label) if scores else None
-
-
-def _train(run: Settings, name: str) -> Path | None:
-    path = run.run_dir / "02_train" / name
-    return path if read_manifest(run, "02_train") is not None and path.is_file() else None
+def _read(runs: list[Settings], stage: str, name: str, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """What a stage left, read, by the names of the runs that carried it out."""
+    paths = {run.run.name: run.run_dir / stage / name for run in runs if read_manifest(run, stage)}
+    return {run: read(path) for run, path in paths.items() if path.is_file()}
 
 
 def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
@@ -155,13 +136,10 @@ def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
 
     Only the final part of an answer is ever on the disk, so no thinking can come into the page.
     """
-    paths = [run.run_dir / "05_ollama_eval" / "answers.jsonl" for run in runs]
-    paths = [
-        p for r, p in zip(runs, paths, strict=True) if read_manifest(r, "05_ollama_eval") and p.is_file()
-    ]
-    if len(paths) != len(runs):
+    files = _read(runs, "05_ollama_eval", "answers.jsonl", read_jsonl).values()
+    if len(files) != len(runs):
         return [], 0
-    answers = [{(row["model"], row["id"]): row for row in read_jsonl(path)} for path in paths]
+    answers = [{(row["model"], row["id"]): row for row in rows} for rows in files]
     models = [{model for model, _ in found} for found in answers]
     common = [model for model in reversed(runs[0].eval.models) if all(model in found for found in models)]
     if not common:
@@ -178,16 +156,6 @@ def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
     return changed[:MOST_ANSWERS], len(changed)
 
 
-_FIGURES: dict[str, Callable[[list[Settings]], Figure | None]] = {
-    "Losses": _losses,
-    "Drift of the rotations": _drift,
-    "Correct answers": _answers_right,
-    "Format": _format_kept,
-}
-
-COLUMNS = {"task_loss": "task loss (nats a token)", "pet_loss": "PET loss"}
-
-
 def run_colors(names: list[str]) -> dict[str, str]:
     """Return a colour for each run, the same in all figures of one page."""
     return {name: style.SERIES[i % len(style.SERIES)] for i, name in enumerate(names)}
@@ -197,7 +165,8 @@ def losses(metrics: Mapping[str, pd.DataFrame]) -> Figure:
     """Task loss and PET loss over the optimizer steps, one line a run: the median of a twentieth of it."""
     fig, axes = style.new_figure(height=3.4, ncols=2)
     colors = run_colors(list(metrics))
-    for ax, (column, label) in zip(axes, COLUMNS.items(), strict=True):
+    columns = {"task_loss": "task loss (nats a token)", "pet_loss": "PET loss"}
+    for ax, (column, label) in zip(axes, columns.items(), strict=True):
         for name, frame in metrics.items():
             window = max(1, len(frame) // 20)
             smooth = frame[column].rolling(window, center=True, min_periods=1).median()

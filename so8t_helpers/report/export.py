@@ -16,7 +16,7 @@ from so8t_helpers.settings import Settings
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def export(settings: Settings, target: Path | None = None) -> Path:
+def write_zip(settings: Settings, target: Path | None = None) -> Path:
     """Write `<run>.zip` with the run's index and stage pages, and return its path.
 
     Raises:

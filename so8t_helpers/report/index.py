@@ -12,10 +12,17 @@ from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
 from so8t_helpers.thinking.audit import published_head, service_log
 
+COMPARISONS = "compare"  # folder of the pages that compare runs
+
+
+def _served(settings: Settings) -> str:
+    """The model whose answers stand for a run: the last that was asked."""
+    return (settings.eval.models or ["baked"])[-1]
+
 
 def key_figures(settings: Settings) -> tuple[str, ...]:
     """What the list of all runs shows: how much it learned from, how well, and whether that survived."""
-    served = (settings.eval.models or ["baked"])[-1]
+    served = _served(settings)
     return (
         "train lines",
         "last task loss",
@@ -26,6 +33,17 @@ def key_figures(settings: Settings) -> tuple[str, ...]:
         f"format {served}",
         f"answer {served}",
     )
+
+
+def index_path(settings: Settings) -> Path:
+    """Where the index of all runs of an area goes."""
+    return resolve(settings.run.reports_root) / "index.html"
+
+
+def stage_rows(settings: Settings) -> list[dict[str, str]]:
+    """Return a table's rows: every run of the area (the profile's alone where there is none), its stages."""
+    runs = known_runs(settings) or [settings]
+    return [{"run": run.run.name} | {s.title: s.state for s in stage_states(run)} for run in runs]
 
 
 def write_run_index(settings: Settings) -> Path:
@@ -77,12 +95,11 @@ def write_index(settings: Settings) -> Path:
             }
         )
     rows.sort(key=lambda row: row["finished"], reverse=True)
-    folder = resolve(settings.run.reports_root)
-    comparisons = sorted(path.stem for path in (folder / "compare").glob("*.html"))
+    path = index_path(settings)
+    comparisons = sorted(page.stem for page in (path.parent / COMPARISONS).glob("*.html"))
     text = render(
         "index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons, finding=_finding(rows)
     )
-    path = folder / "index.html"
     write_text(path, text)
     return path
 
@@ -92,11 +109,11 @@ def _finding(rows: list[dict[str, Any]]) -> str:
     done = sum(all(state.state == "done" for state in row["stages"]) for row in rows)
     count = f"{len(rows)} runs" if len(rows) != 1 else "1 run"
     text = f"{count}, newest first; {done} with all five stages done."
-    scored = []
-    for row in rows:
-        served = (row["run"].eval.models or ["baked"])[-1]
-        if (share := row["figures"].get(f"answer {served}")) is not None:
-            scored.append((share, row["run"].run.name, served))
+    scored = [
+        (share, row["run"].run.name, served)
+        for row in rows
+        if (share := row["figures"].get(f"answer {(served := _served(row['run']))}")) is not None
+    ]
     if len(scored) > 1:
         share, name, served = max(scored)
         text += f" Most answers right: {name} with {share:.1%} ({served})."

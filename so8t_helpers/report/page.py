@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.util
 import io
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
-from so8t_helpers.show.wording import plain, short
+from so8t_helpers.show.wording import plain, words
 
 TEMPLATE_DIR = Path(__file__).parent / "template"
 # Key figures of the stages that are shares of one.
@@ -59,11 +58,11 @@ def scrub(text: str, settings: Settings) -> str:
     }
     spellings: dict[str, str] = {}
     for path, word in places.items():
-        for text_form in (str(path), path.as_posix(), str(path).replace("\\", "\\\\"), _quoted(path)):
-            spellings[html.escape(text_form).lower()] = word
-    for text_form in _absolute_settings(settings):
-        last = re.split(r"[/\\]+", text_form)[-1]
-        spellings.setdefault(html.escape(text_form).lower(), f"…/{last}")
+        for spelling in {*_spellings(str(path)), _quoted(path)}:
+            spellings[html.escape(spelling).lower()] = word
+    for spelling in _absolute_settings(settings):
+        last = re.split(r"[/\\]+", spelling)[-1]
+        spellings.setdefault(html.escape(spelling).lower(), f"…/{last}")
     # The longest first: a run folder may lie inside the home folder. Windows writes c:\ as well as C:\.
     alternatives = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True) if len(s) > 1)
     pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])((?i:{alternatives}))(?![\w-])")
@@ -82,15 +81,19 @@ def _absolute_settings(settings: Settings) -> Iterator[str]:
         for value in section.values() if isinstance(section, dict) else ():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and re.match(r"/[^/\s]+/|[A-Za-z]:[/\\]|\\\\\w", text):
-                    clean = text.rstrip("/\\")
-                    yield from {clean, clean.replace("\\", "/"), clean.replace("\\", "\\\\")}
+                    yield from _spellings(text.rstrip("/\\"))
+
+
+def _spellings(path: str) -> set[str]:
+    """The path as it is, with slashes, and with backslashes as JSON and Python write them."""
+    return {path, path.replace("\\", "/"), path.replace("\\", "\\\\")}
 
 
 def japanese_font(text: str) -> str:
     """Return a @font-face rule with just the Japanese characters of `text`, "" where there are none.
 
-    The font is IPAex Gothic, which matplotlib_fontja carries; its licence allows embedding in documents.
-    Browsers that have a Japanese font of their own take that.
+    The font is IPAex Gothic, whose licence allows embedding in documents. Browsers that have a Japanese
+    font of their own take that.
     """
     characters = "".join(sorted({c for c in text if ord(c) >= 0x2000}))
     if not any(ord(c) >= 0x3000 for c in characters):
@@ -103,10 +106,10 @@ def japanese_font(text: str) -> str:
 def _font_subset(characters: str) -> str:
     from fontTools import subset  # noqa: PLC0415
 
-    spec = importlib.util.find_spec("matplotlib_fontja")
-    assert spec is not None and spec.origin is not None, "matplotlib_fontja is pinned in constraints.txt"
+    from so8t_helpers.show.style import japanese_font_path  # noqa: PLC0415  # brings matplotlib
+
     options = subset.Options(flavor="woff", layout_features=[], hinting=False, notdef_outline=True)
-    font = subset.load_font(str(Path(spec.origin).parent / "fonts" / "ipaexg.ttf"), options)
+    font = subset.load_font(str(japanese_font_path()), options)
     subsetter = subset.Subsetter(options)
     subsetter.populate(text=characters)
     subsetter.subset(font)
@@ -117,17 +120,9 @@ def _font_subset(characters: str) -> str:
 
 def show(value: Any, name: str = "") -> str:
     """Put a value of a manifest or a profile into words; by its name a share is known, shown in percent."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, int | float) and _SHARES.match(name):
+    if isinstance(value, int | float) and not isinstance(value, bool) and _SHARES.match(name):
         return f"{value:.1%}"
-    if isinstance(value, float):
-        return short(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(show(item) for item in value) or "–"
-    return plain(str(value))
+    return plain(words(value))
 
 
 def difference(value: Any, first: Any, name: str = "") -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from so8t_helpers.report.page import render
 from so8t_helpers.run.files import write_text
-from so8t_helpers.run.records import STAGE_TITLES, record_data, stage_path
-from so8t_helpers.run.stage import STAGES, read_manifest, stage_settings
+from so8t_helpers.run.records import read_record
+from so8t_helpers.run.stage import STAGE_TITLES, executed_path, read_manifest, report_path, stage_settings
 from so8t_helpers.settings import Settings
 
 
@@ -16,8 +16,7 @@ def write_stage(settings: Settings, stage: str) -> Path:
     # nbconvert takes a second to import; a run that finds everything fresh does without it.
     from so8t_helpers.report.notebook_html import convert  # noqa: PLC0415
 
-    fragments = convert(settings.run_dir / "notebooks" / f"{stage}.ipynb")
-    record, manifest = record_data(settings, stage), read_manifest(settings, stage)
+    fragments = convert(executed_path(settings, stage))
     default = stage_settings(Settings(), stage)
     text = render(
         "stage.html.j2",
@@ -28,11 +27,11 @@ def write_stage(settings: Settings, stage: str) -> Path:
         run=settings.run.name,
         profile=settings.profile,
         stage=stage,
-        stages=[(name, STAGE_TITLES[name]) for name in STAGES],
-        record=record,
-        manifest=manifest,
+        stages=list(STAGE_TITLES.items()),
+        record=read_record(settings, stage),
+        manifest=read_manifest(settings, stage),
         chosen=[(key, value, default[key]) for key, value in stage_settings(settings, stage).items()],
     )
-    path = stage_path(settings, stage)
+    path = report_path(settings, stage)
     write_text(path, text)
     return path

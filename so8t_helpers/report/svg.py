@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import re
 
-INK = "#1a1a1a"  # plots.style.INK, which the page turns into its own ink
-# plots.style's palette, which the page turns into its own colours: lighter ones on a dark page.
-COLOURS = {
-    "#0072b2": "blue",
-    "#e69f00": "orange",
-    "#009e73": "green",
-    "#d55e00": "vermilion",
-    "#56b4e9": "sky",
-    "#cc79a7": "purple",
-    "#888888": "grey",
-}
+from so8t_helpers.show import style
+
+# What the page turns into its own colours: lighter ones on a dark page.
+COLOURS = {color.lower(): name for name, color in style.PALETTE.items()}
 COLUMN_POINTS = 7.2 * 72  # width of a figure that fills a report's column of 47rem
 
 
@@ -23,7 +16,7 @@ def slim_svg(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(re.escape(INK), "currentColor", svg, flags=re.IGNORECASE)
+    svg = re.sub(re.escape(style.INK), "currentColor", svg, flags=re.IGNORECASE)
     svg = re.sub("|".join(COLOURS), lambda m: f"var(--{COLOURS[m[0].lower()]})", svg, flags=re.IGNORECASE)
     width = re.match(r'<svg[^>]*? width="([\d.]+)pt"', svg)
     if width and float(width[1]) < COLUMN_POINTS - 1:

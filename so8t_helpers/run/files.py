@@ -16,6 +16,10 @@ import yaml
 
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
+# There is no reading the umask without setting it for a moment: done here, before threads create files.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
 
 class StageError(RuntimeError):
     """A stage cannot start or go on; the message names the file and what to do."""
@@ -47,9 +51,19 @@ class HashCache:
         self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
 
     def save(self) -> None:
-        """Write the cache beside the run."""
+        """Write the cache to its file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.entries)
+
+
+@contextmanager
+def run_hashes(settings: Settings) -> Iterator[HashCache]:
+    """The hashes that a run remembers; kept when the work with them ends, also by an error."""
+    cache = HashCache(settings.run_dir / ".hashes.json")
+    try:
+        yield cache
+    finally:
+        cache.save()
 
 
 def sha256_file(path: Path) -> str:
@@ -60,7 +74,7 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on success it is fsynced and renamed, on failure removed."""
+    """Yield a scratch path next to `path`; on success it is fsynced and renamed, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -68,7 +82,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         # mkstemp makes files private; an artefact gets the permissions of any other new file.
-        scratch.chmod(0o666 & ~_umask())
+        scratch.chmod(0o666 & ~UMASK)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
@@ -78,12 +92,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `path`; on success it takes the place of `path`, on failure it goes."""
+    """Yield a scratch folder next to `path`; on success it takes the place of `path`, on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~UMASK)
         if path.exists():
             old = path.with_name(f".{path.name}.old.tmp")
             shutil.rmtree(old, ignore_errors=True)
@@ -125,23 +139,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+def free_bytes(path: Path) -> int:
+    """Return the room on the disk that holds `path`, which need not exist yet."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def check_disk(path: Path, needed_bytes: int, what: str) -> None:
     """Raise StageError when the disk that holds `path` has less room than `what` will take."""
-    probe = path
-    while not probe.exists():
-        probe = probe.parent
-    free = shutil.disk_usage(probe).free
+    free = free_bytes(path)
     if free < needed_bytes:
         raise StageError(
             f"{what} needs {needed_bytes / 2**30:.1f} GiB on the disk of {path}, which has "
             f"{free / 2**30:.1f} GiB free; make room or set run.root to a folder on a larger disk"
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def demo_place(settings: Settings, name: str) -> Path:

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run.files import HashCache
-from so8t_helpers.run.stage import Stage
+from so8t_helpers.run.files import run_hashes
+from so8t_helpers.run.stage import Stage, manifest_in
 from so8t_helpers.settings import Settings, resolve
 
 FILE = "so8t_provenance.json"
@@ -24,11 +24,10 @@ def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
     """Return the hashes that a baked model carries on; `stage` has registered all that it read.
 
     A hash that stands for several files is that of their sorted lines "sha256  label". `dataset` and
-    `settings` are those of the training that made the adapter; null where no manifest stands beside it.
+    `settings` are those of the training that made the adapter; null where it has no manifest.
     """
-    cache = HashCache(settings.run_dir / ".hashes.json")
-    digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}
-    cache.save()
+    with run_hashes(settings) as cache:
+        digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}
     training = None
     for label, path in stage.inputs.items():
         if label.startswith("02_train/"):
@@ -70,8 +69,3 @@ def _combined(digests: dict[str, str], prefix: str) -> str | None:
 def maker(label: str, path: Path) -> Path:
     """Return the stage folder that a file was read from: `path` without what the label adds to the stage."""
     return path.parents[label.count("/") - 1]
-
-
-def manifest_in(folder: Path) -> dict[str, Any] | None:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

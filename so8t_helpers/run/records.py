@@ -1,14 +1,19 @@
-"""Where a run's reports and the records of its notebooks are, and what they say about each stage."""
+"""What a run's folder says of its stages: what became of each, which runs there are, and what is at work."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run.stage import STAGES, read_manifest
+import psutil
+
+from so8t_helpers.run.files import write_json, write_text
+from so8t_helpers.run.stage import STAGE_TITLES, read_manifest, record_path, report_path
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
+
+STATUS_NAME = ".status.json"
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,13 @@ class StageRecord:
 
 def read_record(settings: Settings, stage: str) -> StageRecord | None:
     """Return what became of a stage's last notebook, None where there was none."""
-    data = record_data(settings, stage)
-    return StageRecord(**data) if data else None
+    path = record_path(settings, stage)
+    return StageRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-STAGE_TITLES = {
-    "01_dataset": "Dataset",
-    "02_train": "Training",
-    "03_bake": "Baking",
-    "04_gguf": "GGUF files",
-    "05_ollama_eval": "Evaluation",
-}
+def write_record(settings: Settings, record: StageRecord) -> None:
+    """Keep what became of a stage's notebook."""
+    write_json(record_path(settings, record.stage), asdict(record))
 
 
 @dataclass(frozen=True)
@@ -64,48 +65,74 @@ class StageState:
     link: str | None
 
 
-def record_path(settings: Settings, stage: str) -> Path:
-    """Where the batch keeps what became of a stage's notebook."""
-    return settings.run_dir / "notebooks" / f"{stage}.json"
-
-
-def record_data(settings: Settings, stage: str) -> dict[str, Any] | None:
-    """Return the record as a dict, None where there is none."""
-    path = record_path(settings, stage)
-    if not path.is_file():
-        return None
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data
-
-
-def stage_path(settings: Settings, stage: str) -> Path:
-    """Where a stage's report goes."""
-    return settings.reports_dir / f"{stage}.html"
-
-
 def stage_states(settings: Settings) -> list[StageState]:
     """Return the state of all five stages of a run, judged by manifests and records."""
     states = []
-    for name in STAGES:
-        manifest, record = read_manifest(settings, name), record_data(settings, name)
-        if record is not None:
-            state, error = record["state"], record["error"]
-        else:
-            state, error = ("done" if manifest else "not run"), ""
-        source = record or manifest or {}
+    for name, title in STAGE_TITLES.items():
+        manifest, record = read_manifest(settings, name), read_record(settings, name)
+        source = asdict(record) if record else {"state": "done", **manifest} if manifest else {}
+        report = report_path(settings, name)
         states.append(
             StageState(
                 name=name,
-                title=STAGE_TITLES[name],
-                state=state,
-                error=error,
+                title=title,
+                state=source.get("state", "not run"),
+                error=source.get("error", ""),
                 seconds=source.get("seconds"),
                 finished=source.get("finished", ""),
                 facts=manifest["facts"] if manifest else {},
-                link=f"{name}.html" if stage_path(settings, name).is_file() else None,
+                link=report.name if report.is_file() else None,
             )
         )
     return states
+
+
+@dataclass
+class Status:
+    """How far a run at work is, as its status file tells other terminals.
+
+    Attributes:
+        what: part of the stage's work; "" for all of it.
+        state: "running", "done" or "failed"; a run that was killed stays "running" here.
+        done, total: in `unit`s.
+        seconds_left: None before the first unit is done.
+        latest: such as the last losses.
+        time: when this was written, in seconds since 1970.
+    """
+
+    stage: str
+    what: str
+    state: str
+    done: int
+    total: int
+    unit: str
+    seconds_left: float | None
+    latest: dict[str, float]
+    pid: int
+    time: float
+
+    def at_work(self) -> bool:
+        """Whether the process still works: a killed one is gone, or another one has its number."""
+        if self.state != "running":
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return bool(process.create_time() <= self.time) and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """Return what a run's status file says, None where there is none (yet)."""
+    try:
+        return Status(**json.loads((run_dir / STATUS_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_status(run_dir: Path, status: Status) -> None:
+    """Write a run's status file."""
+    write_text(run_dir / STATUS_NAME, json.dumps(asdict(status), ensure_ascii=False) + "\n")
 
 
 def known_runs(settings: Settings) -> list[Settings]:
@@ -122,10 +149,8 @@ def known_runs(settings: Settings) -> list[Settings]:
 
 def flat(settings: Settings) -> dict[str, Any]:
     """Return the settings as {"lora.r": 64, ...} without where things lie."""
-    data = settings.model_dump(mode="json")
-    sections = {
-        name: section for name, section in data.items() if name not in {"profile", "run", "cache", "serve"}
-    }
+    left_out = {"profile", "run", "cache", "serve"}
+    sections = settings.model_dump(mode="json", exclude=left_out)
     return {"run.seed": settings.run.seed} | {
         f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()
     }

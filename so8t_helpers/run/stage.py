@@ -6,6 +6,7 @@ wrote; without that file it did not happen, and with other hashes or settings it
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import json
 import platform
@@ -16,10 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run.files import HashCache, StageError, write_json, write_yaml
+from so8t_helpers.run.files import HashCache, StageError, run_hashes, write_json, write_yaml
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
-STAGES = ("01_dataset", "02_train", "03_bake", "04_gguf", "05_ollama_eval")
+STAGE_TITLES = {
+    "01_dataset": "Dataset",
+    "02_train": "Training",
+    "03_bake": "Baking",
+    "04_gguf": "GGUF files",
+    "05_ollama_eval": "Evaluation",
+}
+STAGES = tuple(STAGE_TITLES)
+MANIFEST = "manifest.json"
 
 # The settings that a stage depends on: whole sections or single keys.
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -30,7 +39,52 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "05_ollama_eval": ("eval", "dataset.think_command", "dataset.think_format", "run.seed"),
 }
 
+# The setting that names another input than the stage before it.
+OTHER_INPUT = {
+    "02_train": ("training", "dataset_dir"),
+    "03_bake": ("bake", "adapter_dir"),
+    "04_gguf": ("gguf", "model_dir"),
+    "05_ollama_eval": ("eval", "gguf_dir"),
+}
+
 _VERSIONED = ("so8t-workbench", "torch", "transformers", "peft", "bitsandbytes", "gguf", "xllamacpp")
+
+
+def stage_name(text: str) -> str:
+    """Return the stage that a full name, number or short name means ("02_train", "2", "02", "train").
+
+    Raises:
+        SettingsError: naming the nearest stage.
+    """
+    short = {"eval": STAGES[4], "ollama": STAGES[4]}
+    for number, stage in enumerate(STAGES, start=1):
+        short |= {stage: stage, str(number): stage, stage[:2]: stage, stage[3:]: stage}
+    if text not in short:
+        near = difflib.get_close_matches(text, short, n=1, cutoff=0.0)[0]
+        raise SettingsError(
+            f"unknown stage {text!r}; did you mean {short[near]}? Stages: {', '.join(STAGES)}"
+        )
+    return short[text]
+
+
+def manifest_path(settings: Settings, stage: str) -> Path:
+    """Where a stage proves that it happened."""
+    return settings.run_dir / stage / MANIFEST
+
+
+def executed_path(settings: Settings, stage: str) -> Path:
+    """Where a stage's executed notebook is kept."""
+    return settings.run_dir / "notebooks" / f"{stage}.ipynb"
+
+
+def record_path(settings: Settings, stage: str) -> Path:
+    """Where the batch keeps what became of a stage's notebook."""
+    return settings.run_dir / "notebooks" / f"{stage}.json"
+
+
+def report_path(settings: Settings, stage: str) -> Path:
+    """Where a stage's report goes."""
+    return settings.reports_dir / f"{stage}.html"
 
 
 @dataclass
@@ -55,7 +109,7 @@ class Stage:
 
     @property
     def manifest_path(self) -> Path:
-        return self.directory / "manifest.json"
+        return manifest_path(self.settings, self.name)
 
     def read_file(self, label: str, path: Path, made_by: str = "") -> Path:
         """Register an input file and return it.
@@ -79,29 +133,40 @@ def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
     write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
     started = time.time()
     yield stage
-    cache = HashCache(settings.run_dir / ".hashes.json")
-    outputs = {
-        p.relative_to(stage.directory).as_posix(): cache.sha256(p)
-        for p in sorted(stage.directory.rglob("*"))
-        if p.is_file() and p.name != "manifest.json" and not _scratch(p, stage.directory)
-    }
+    found = (path for path in sorted(stage.directory.rglob("*")) if path.is_file())
+    with run_hashes(settings) as cache:
+        outputs = {
+            path.relative_to(stage.directory).as_posix(): cache.sha256(path)
+            for path in found
+            if path.name != MANIFEST and not _scratch(path, stage.directory)
+        }
+        inputs = {k: {"sha256": cache.sha256(path), "path": str(path)} for k, path in stage.inputs.items()}
     manifest = {
         "stage": name,
-        "inputs": {label: {"sha256": cache.sha256(p), "path": str(p)} for label, p in stage.inputs.items()},
+        "inputs": inputs,
         "outputs": outputs,
         "settings": stage_settings(settings, name),
         "facts": stage.facts,
         "versions": versions(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": utc_now(),
         "seconds": round(time.time() - started, 2),
     }
-    cache.save()
     write_json(stage.manifest_path, manifest)
+
+
+def utc_now() -> str:
+    """The time as manifests and records write it, e.g. "2026-11-26T15:00:00Z"."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def read_manifest(settings: Settings, name: str) -> dict[str, Any] | None:
     """Return a stage's manifest, or None where the stage did not happen."""
-    path = settings.run_dir / name / "manifest.json"
+    return manifest_in(settings.run_dir / name)
+
+
+def manifest_in(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest in a stage's folder, None where there is none."""
+    path = folder / MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -110,27 +175,24 @@ def stale_reason(settings: Settings, name: str) -> str | None:
     manifest = read_manifest(settings, name)
     if manifest is None:
         return "has not been completed"
-    wanted, had = stage_settings(settings, name), manifest["settings"]
-    for key in wanted:
-        if wanted[key] != had.get(key):
+    had = manifest["settings"]
+    for key, value in stage_settings(settings, name).items():
+        if value != had.get(key):
             return f"setting {key} changed"
-    cache = HashCache(settings.run_dir / ".hashes.json")
-    try:
+    with run_hashes(settings) as cache:
         for label, entry in manifest["inputs"].items():
-            path = Path(entry["path"])
-            if not path.is_file():
-                return f"input {label} is gone"
-            if cache.sha256(path) != entry["sha256"]:
-                return f"input {label} changed"
+            if fault := _fault(cache, Path(entry["path"]), entry["sha256"]):
+                return f"input {label} {fault}"
         for relative, digest in manifest["outputs"].items():
-            path = settings.run_dir / name / relative
-            if not path.is_file():
-                return f"output {relative} is gone"
-            if cache.sha256(path) != digest:
-                return f"output {relative} changed"
-    finally:
-        cache.save()
+            if fault := _fault(cache, settings.run_dir / name / relative, digest):
+                return f"output {relative} {fault}"
     return None
+
+
+def _fault(cache: HashCache, path: Path, digest: str) -> str | None:
+    if not path.is_file():
+        return "is gone"
+    return None if cache.sha256(path) == digest else "changed"
 
 
 def stage_settings(settings: Settings, name: str) -> dict[str, Any]:

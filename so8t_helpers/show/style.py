@@ -30,12 +30,20 @@ from so8t_helpers.show.tables import table_html
 from so8t_helpers.show.wording import short
 
 INK = "#1a1a1a"  # text, axes, ticks: reports replace exactly this colour
-ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may turn round
+ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text upon a coloured cell, which no report may replace
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without black and yellow: the one vanishes on
 # a dark page, the other on a white one.
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#888888"
+PALETTE = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
+    "sky": "#56B4E9",
+    "purple": "#CC79A7",
+    "grey": "#888888",
+}
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, GREY = PALETTE.values()
 
 COLORS = {
     "task_loss": BLUE,
@@ -63,7 +71,6 @@ COLORS = {
     "now": BLUE,
     "haar": PURPLE,
     "edge": VERMILION,
-    "good": GREEN,
     "bad": VERMILION,
     "accent": BLUE,
     "accent_2": ORANGE,
@@ -77,15 +84,20 @@ _ROOT_STYLE = 'style="max-width: 100%; height: auto; stroke-linejoin: round; str
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"  # both survive colour blindness
 
 
-@cache
-def _families() -> list[str]:
-    """Register the Japanese font that matplotlib_fontja carries, without importing it.
+def japanese_font_path() -> Path:
+    """Return where IPAex Gothic lies, which matplotlib_fontja carries.
 
-    Importing that package would change matplotlib's font for the whole process.
+    That package is not imported: it would change matplotlib's font for the whole process.
     """
     spec = importlib.util.find_spec("matplotlib_fontja")
     assert spec is not None and spec.origin is not None, "matplotlib_fontja is pinned in constraints.txt"
-    path = Path(spec.origin).parent / "fonts" / "ipaexg.ttf"
+    return Path(spec.origin).parent / "fonts" / "ipaexg.ttf"
+
+
+@cache
+def _families() -> list[str]:
+    """Register the Japanese font; DejaVu Sans comes first."""
+    path = japanese_font_path()
     font_manager.fontManager.addfont(str(path))
     return ["DejaVu Sans", font_manager.FontProperties(fname=str(path)).get_name()]
 
@@ -211,7 +223,7 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 
 def to_svg(fig: Figure, alt: str) -> str:
-    """Return a figure as an SVG element that can stand in a page beside others.
+    """Return a figure as an SVG element that can stand in a page with others.
 
     The same figure gives the same text; ids carry a prefix made from the content, since two figures in one
     page would otherwise draw with each other's glyphs and clip paths.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-import math
 import re
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from so8t_helpers.show.wording import short
+from so8t_helpers.show.wording import words
 
 
 def table_html(df: pd.DataFrame, caption: str) -> str:
@@ -34,8 +34,8 @@ def table_html(df: pd.DataFrame, caption: str) -> str:
 
 def _all_numbers(column: pd.Series) -> bool:
     """Whether a column's numbers can stand under each other; what is missing does not count."""
-    values = [value for value in column if not _missing(value)]
-    return bool(values) and all(isinstance(v, int | float | np.number) and not _truth(v) for v in values)
+    values = [value for value in column if words(value) != "–"]
+    return bool(values) and all(isinstance(v, Real) and not isinstance(v, bool) for v in values)
 
 
 def _td(value: Any, side: str) -> str:
@@ -47,23 +47,5 @@ def _td(value: Any, side: str) -> str:
     return f'<td style="text-align:{side}{extra}">{_cell(value)}</td>'
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
-
-
-def _truth(value: Any) -> bool:
-    return isinstance(value, bool | np.bool_)
-
-
 def _cell(value: Any) -> str:
-    if _missing(value):
-        return "–"
-    if _truth(value):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return short(float(value))
-    if isinstance(value, int | np.integer):
-        return f"{value:,}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_cell(item) for item in value) or "–"
-    return html.escape(str(value))
+    return html.escape(words(value.item() if isinstance(value, np.bool_) else value))

@@ -1,9 +1,11 @@
-"""Numbers as a reader takes them in: no more digits than tell something, no exponents of a machine's."""
+"""Values as a reader takes them in: no more digits than tell something, no exponents of a machine's."""
 
 from __future__ import annotations
 
 import math
 import re
+from numbers import Integral, Real
+from typing import Any
 
 # A number such as 4.2e-05, alone or in a sentence.
 _MACHINE = re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e([+-]?\d+)(?![\w.]*\w)")
@@ -19,6 +21,19 @@ def short(value: float) -> str:
     if value == 0 or abs(value) >= 1e-4:
         return f"{value:.4g}"
     return plain(f"{value:.3g}")
+
+
+def words(value: Any) -> str:
+    """Put a value into words: "yes", "1,304", "0.1234", "a, b"; "–" where there is none."""
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    if isinstance(value, Real):
+        return short(float(value))
+    if isinstance(value, list | tuple):
+        return ", ".join(words(item) for item in value) or "–"
+    return str(value)
 
 
 def plain(text: str) -> str:

@@ -144,7 +144,7 @@ def adapted_linear(
 def attention_half(
     x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x, result (T, d); `value_needed`: see `adapted_product`."""
+    """Return x + o_proj(gate(attention(norm(x)))). x, y (T, d); `value_needed` as in `adapted_product`."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
     qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)

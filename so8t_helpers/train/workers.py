@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from so8t_helpers.run.files import StageError, write_yaml
-from so8t_helpers.run.progress import STATUS_NAME, read_status
+from so8t_helpers.run.records import read_status
 from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings
 
@@ -129,8 +129,8 @@ def _follow(process: subprocess.Popen[bytes], settings: Settings, stage: str) ->
     with tqdm(desc="training", unit="step", mininterval=1.0) as bar:
         while process.poll() is None:
             time.sleep(0.5)
-            status = read_status(settings.run_dir / STATUS_NAME)
-            if status and status["stage"] == stage and status["time"] >= begun:
-                bar.total = status["total"]
-                bar.update(status["done"] - bar.n)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in status["latest"].items()}, refresh=False)
+            status = read_status(settings.run_dir)
+            if status and status.stage == stage and status.time >= begun:
+                bar.total = status.total
+                bar.update(status.done - bar.n)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in status.latest.items()}, refresh=False)

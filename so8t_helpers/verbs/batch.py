@@ -1,7 +1,7 @@
 """Unattended runs: papermill over the five notebooks, judged by facts and never by papermill's metadata.
 
 A stage counts as done when its manifest is new and in order, and its notebook ended without an error. What
-happened is kept beside the executed notebook in `runs/<name>/notebooks/<stage>.json`.
+happened is kept next to the executed notebook in `runs/<name>/notebooks/<stage>.json`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from so8t_helpers.report import index
-from so8t_helpers.report import stage as report_stage
-from so8t_helpers.run import records
-from so8t_helpers.run.files import StageError, sha256_file, write_json, write_yaml
-from so8t_helpers.run.records import StageRecord, read_record
-from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
+from so8t_helpers.report.stage import write_stage
+from so8t_helpers.run.files import StageError, sha256_file, write_yaml
+from so8t_helpers.run.records import StageRecord, read_record, write_record
+from so8t_helpers.run.stage import (
+    OTHER_INPUT,
+    STAGES,
+    executed_path,
+    manifest_path,
+    read_manifest,
+    report_path,
+    stale_reason,
+    utc_now,
+)
 from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
 from so8t_helpers.verbs.needs import check_inputs, check_room
 from so8t_helpers.verbs.status import ProgressLine
-
-# The setting that names another input than the stage before it.
-OTHER_INPUT = {
-    "02_train": ("training", "dataset_dir"),
-    "03_bake": ("bake", "adapter_dir"),
-    "04_gguf": ("gguf", "model_dir"),
-    "05_ollama_eval": ("eval", "gguf_dir"),
-}
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ class Outcome:
     detail: str
 
 
-def run_stages(
-    settings: Settings,
-    stages: tuple[str, ...] = STAGES,
-    force: bool = False,
-) -> list[Outcome]:
+def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool = False) -> list[Outcome]:
     """Carry out the stages that are not fresh, in order, up to the first that fails.
 
     Args:
@@ -64,31 +60,36 @@ def run_stages(
     preflight(settings, stages)
     with _alone(settings):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
-        outcomes = _run_in_order(settings, stages, force)
+        outcomes: list[Outcome] = []
+        for stage in stages:
+            reason = "asked for" if force else due_reason(settings, stage)
+            if reason is None:
+                complete_report(settings, stage)
+                outcomes.append(Outcome(stage, "fresh", "nothing changed"))
+                continue
+            outcomes.append(run_notebook(settings, stage, reason))
+            if outcomes[-1].state != "done":
+                break
     index.write_run_index(settings)
     index.write_index(settings)
     return outcomes
 
 
-def _run_in_order(settings: Settings, stages: tuple[str, ...], force: bool) -> list[Outcome]:
-    outcomes = []
-    for stage in stages:
-        reason = "asked for" if force else due_reason(settings, stage)
-        if reason is None:
-            complete_report(settings, stage)
-            outcomes.append(Outcome(stage, "fresh", "nothing changed"))
-            continue
-        outcome = run_notebook(settings, stage, reason)
-        outcomes.append(outcome)
-        if outcome.state != "done":
-            break
-    return outcomes
+def summary(settings: Settings, outcomes: list[Outcome]) -> list[str]:
+    """Say what became of each stage of a run, and of the run."""
+    lines = [f"{outcome.stage}: {outcome.state} ({outcome.detail})" for outcome in outcomes]
+    last, report = outcomes[-1], settings.reports_dir / "index.html"
+    if last.state in {"failed", "interrupted"}:
+        text = f"stage {last.stage} {last.state}: {last.detail}; report: {report}"
+    else:
+        count = sum(outcome.state == "done" for outcome in outcomes)
+        text = f"{count} stages carried out, {len(outcomes) - count} fresh; reports: {report}"
+    return [*lines, f"{settings.run.name}: {text}"]
 
 
 def due_reason(settings: Settings, stage: str) -> str | None:
     """Say why a stage is to be carried out; None when it is fresh and its notebook ended well."""
-    reason = stale_reason(settings, stage)
-    if reason is not None:
+    if reason := stale_reason(settings, stage):
         return reason
     record = read_record(settings, stage)
     if record is None or not executed_path(settings, stage).is_file():
@@ -107,7 +108,7 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
 
     for name in ("papermill", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    notebook = notebook_path(settings, stage)
+    notebook = _notebook_path(settings, stage)
     before = _identity(manifest_path(settings, stage))
     started, state, error = time.time(), "done", ""
     executed = executed_path(settings, stage)
@@ -137,8 +138,9 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     if state == "done" and (fault := stale_reason(settings, stage)) is not None:
         state, error = "failed", f"the notebook ended, but {fault}"
     seconds = time.time() - started
-    _keep(settings, stage, state, error, seconds)
-    report_stage.write_stage(settings, stage)
+    digest = sha256_file(manifest_path(settings, stage)) if state == "done" else ""
+    write_record(settings, StageRecord(stage, state, error, round(seconds, 2), utc_now(), digest))
+    write_stage(settings, stage)
     return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
 
 
@@ -150,8 +152,9 @@ def preflight(settings: Settings, stages: tuple[str, ...]) -> None:
         SettingsError: inputs that match no file, a folder that does not exist.
     """
     for stage in stages:
-        if not notebook_path(settings, stage).is_file():
-            raise StageError(f"{stage}: missing notebook {notebook_path(settings, stage)}; see run.notebooks")
+        notebook = _notebook_path(settings, stage)
+        if not notebook.is_file():
+            raise StageError(f"{stage}: missing notebook {notebook}; see run.notebooks")
     if "01_dataset" in stages:
         check_inputs(settings)
     for stage in stages:
@@ -180,32 +183,14 @@ def parameters(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def notebook_path(settings: Settings, stage: str) -> Path:
-    """Where the notebook that carries a stage out lies."""
-    return resolve(settings.run.notebooks) / f"{stage}.ipynb"
-
-
-def executed_path(settings: Settings, stage: str) -> Path:
-    """Where the executed notebook is kept."""
-    return settings.run_dir / "notebooks" / f"{stage}.ipynb"
-
-
-def manifest_path(settings: Settings, stage: str) -> Path:
-    """Where the stage proves that it happened."""
-    return settings.run_dir / stage / "manifest.json"
-
-
-def _keep(settings: Settings, stage: str, state: str, error: str, seconds: float) -> None:
-    digest = sha256_file(manifest_path(settings, stage)) if state == "done" else ""
-    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = StageRecord(stage, state, error, round(seconds, 2), finished, digest)
-    write_json(records.record_path(settings, stage), asdict(record))
-
-
 def complete_report(settings: Settings, stage: str) -> None:
     """Make a fresh stage's report again where someone removed it; the executed notebook has it all."""
-    if not records.stage_path(settings, stage).is_file():
-        report_stage.write_stage(settings, stage)
+    if not report_path(settings, stage).is_file():
+        write_stage(settings, stage)
+
+
+def _notebook_path(settings: Settings, stage: str) -> Path:
+    return resolve(settings.run.notebooks) / f"{stage}.ipynb"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -242,25 +227,19 @@ def _alone(settings: Settings) -> Iterator[None]:
 def _environment(settings: Settings) -> Iterator[None]:
     """Set for the kernel: cache folders of the profile, and the kernel spec of this very Python."""
     cache = settings.cache
-    wanted = {
+    folders = {
         "HF_HOME": cache.hf_home,
         "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir,
-        "TMPDIR": cache.temp_dir,
-        "TEMP": cache.temp_dir,
-        "TMP": cache.temp_dir,
-        # A kernel named python3 in the user's folders may belong to another environment.
-        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), cache.temp_dir),
     }
     before = dict(os.environ)
-    for name, value in wanted.items():
+    for name, value in folders.items():
         if value is not None:
-            folder = (
-                resolve(value) if name not in {"JUPYTER_PATH", "PYDEVD_DISABLE_FILE_VALIDATION"} else value
-            )
-            os.environ[name] = str(folder)
-            if isinstance(folder, Path):
-                folder.mkdir(parents=True, exist_ok=True)
+            resolve(value).mkdir(parents=True, exist_ok=True)
+            os.environ[name] = str(resolve(value))
+    # A kernel named python3 in the user's folders may belong to another environment.
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     try:
         yield
     finally:

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from so8t_helpers.phi3.source import hub_cache
+from so8t_helpers.run.files import free_bytes
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
-from so8t_helpers.verbs.needs import GIB, Needs, estimate, free_bytes
+from so8t_helpers.verbs.needs import GIB, Needs, check_inputs, estimate
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
 
@@ -66,12 +67,11 @@ def normalised(name: str) -> str:
 
 
 def _packages() -> Finding:
-    wanted = pinned()
     found = {normalised(dist.name): dist.version for dist in importlib.metadata.distributions()}
     # torch from PyTorch's CUDA index calls itself 2.13.0+cu130.
     other = [
         f"{name} {found[name]} (pinned: {version})"
-        for name, version in wanted.items()
+        for name, version in pinned().items()
         if name in found and found[name].split("+")[0] != version
     ]
     if other:
@@ -125,8 +125,6 @@ def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:
 
 
 def _inputs(settings: Settings) -> Finding:
-    from so8t_helpers.verbs.needs import check_inputs  # noqa: PLC0415
-
     try:
         check_inputs(settings)
     except SettingsError as error:

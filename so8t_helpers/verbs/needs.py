@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from so8t_helpers.dataset.reading import matching
 from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache
 from so8t_helpers.run.files import check_disk
-from so8t_helpers.run.stage import STAGES
+from so8t_helpers.run.stage import STAGES, manifest_path
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 
@@ -54,7 +52,7 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     """Estimate what the stages will need; what exists already is not counted again."""
     size, present = base_bytes(settings)
     weights = size / 2
-    # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights beside 3.82 G; linear in r.
+    # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights to 3.82 G; linear in r.
     lora = 4 * weights * 0.0263 * settings.lora.r / 64
     adapter_and_states = lora * (1 + 2 * settings.training.keep_checkpoints)
     files = sum(bytes_per_weight(kind) for kind in settings.gguf.types) * weights
@@ -65,7 +63,7 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
         "04_gguf": files,
         "05_ollama_eval": files,  # Ollama keeps its own copy of each file it serves
     }
-    todo = [stage for stage in stages if not (settings.run_dir / stage / "manifest.json").is_file()]
+    todo = [stage for stage in stages if not manifest_path(settings, stage).is_file()]
     tokens = settings.training.sequence_length * settings.training.batch_size
     share = weights / (PHI35_BYTES / 2)
     # LoRA, its gradient, and two bytes of optimizer state for four of a weight.
@@ -97,13 +95,6 @@ def base_bytes(settings: Settings) -> tuple[int, bool]:
         folder = hub_cache(settings) / f"models--{base.replace('/', '--')}" / "snapshots"
     size = sum(path.stat().st_size for path in folder.glob("**/*.safetensors"))
     return (size, True) if size else (PHI35_BYTES, False)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the room on the disk that holds `path`, which need not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def _input_bytes(settings: Settings) -> float:

@@ -1,4 +1,4 @@
-"""Watching runs from another terminal: the stage, the step, the time left and the last losses of each."""
+"""Runs at work as a terminal shows them: the stage, the step, the time left and the last losses of each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from so8t_helpers.run.progress import STATUS_NAME, read_status
+from so8t_helpers.run.records import STATUS_NAME, Status, read_status
 from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import Settings, resolve
+
+QUIET_SECONDS = 30.0  # between lines where the output is no terminal, such as in a log file
 
 
 def print_status(settings: Settings, watch: bool = False, every: float = 2.0) -> int:
@@ -29,42 +28,28 @@ def print_status(settings: Settings, watch: bool = False, every: float = 2.0) ->
 
 def status_lines(root: Path) -> list[str]:
     """Return one line a run, those at work first."""
-    found = [(path.parent.name, read_status(path)) for path in root.glob(f"*/{STATUS_NAME}")]
-    runs = [(name, status, _at_work(status)) for name, status in found if status is not None]
-    runs.sort(key=lambda run: (not run[2], -run[1]["time"]))
+    found = [(path.parent.name, read_status(path.parent)) for path in root.glob(f"*/{STATUS_NAME}")]
+    runs = [(name, status, status.at_work()) for name, status in found if status is not None]
+    runs.sort(key=lambda run: (not run[2], -run[1].time))
     width = max((len(name) for name, _, _ in runs), default=0)
     return [f"{name:<{width}}  {_line(status, at_work)}" for name, status, at_work in runs]
 
 
-def _line(status: dict[str, Any], at_work: bool) -> str:
+def _line(status: Status, at_work: bool) -> str:
     if at_work:
-        return f"{status['stage']}: {describe(status)}"
-    ago = clock(time.time() - status["time"])
-    state = "died" if status["state"] == "running" else status["state"]
-    return f"{status['stage']}: {state} {ago} ago at {status['done']}/{status['total']} {status['unit']}"
-
-
-def _at_work(status: dict[str, Any]) -> bool:
-    """A run that was killed leaves "running" behind; its process is gone, or another has its number."""
-    if status["state"] != "running":
-        return False
-    try:
-        process = psutil.Process(status["pid"])
-        return bool(process.create_time() <= status["time"]) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-QUIET_SECONDS = 30.0  # between lines where the output is no terminal, such as in a log file
+        return f"{status.stage}: {describe(status)}"
+    state = "died" if status.state == "running" else status.state
+    ago = clock(time.time() - status.time)
+    return f"{status.stage}: {state} {ago} ago at {status.done}/{status.total} {status.unit}"
 
 
 class ProgressLine:
     """Context manager that shows a stage's progress on stderr while its notebook runs elsewhere."""
 
     def __init__(self, settings: Settings, stage: str, reason: str):
-        self.status_path = settings.run_dir / STATUS_NAME
+        self.run_dir, self.reason = settings.run_dir, reason
         self.title = f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {settings.run.name} {stage}"
-        self.reason, self.started = reason, time.time()
+        self.started = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._tty = sys.stderr.isatty()
@@ -82,22 +67,22 @@ class ProgressLine:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5 if self._tty else QUIET_SECONDS):
-            status = read_status(self.status_path)
-            fresh = status is not None and status["time"] >= self.started
+            status = read_status(self.run_dir)
+            fresh = status is not None and status.time >= self.started
             text = f"{self.title}: {describe(status) if status and fresh else 'starting'}"
             text += f" ({clock(time.time() - self.started)})"
             sys.stderr.write(f"\r\x1b[2K{text[:150]}" if self._tty else f"{text}\n")
             sys.stderr.flush()
 
 
-def describe(status: dict[str, Any]) -> str:
+def describe(status: Status) -> str:
     """Put a status into words: what, how far, last figures, time left."""
-    parts = [f"{status['what'] or status['stage']} {status['done']}/{status['total']} {status['unit']}"]
-    parts += [f"{name} {value:.4g}" for name, value in status["latest"].items()]
-    if status["state"] == "running" and status["seconds_left"] is not None:
-        parts.append(f"{clock(status['seconds_left'])} left")
-    elif status["state"] != "running":
-        parts.append(status["state"])
+    parts = [f"{status.what or status.stage} {status.done}/{status.total} {status.unit}"]
+    parts += [f"{name} {value:.4g}" for name, value in status.latest.items()]
+    if status.state != "running":
+        parts.append(status.state)
+    elif status.seconds_left is not None:
+        parts.append(f"{clock(status.seconds_left)} left")
     return ", ".join(parts)
 
 

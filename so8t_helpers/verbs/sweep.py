@@ -17,52 +17,48 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from so8t_helpers.report import index
-from so8t_helpers.report import stage as report_stage
-from so8t_helpers.run import records
+from so8t_helpers.report.index import write_run_index
+from so8t_helpers.report.stage import write_stage
 from so8t_helpers.run.files import atomic_directory, sha256_file, write_json, write_yaml
-from so8t_helpers.run.stage import STAGES, read_manifest, stage_settings, stale_reason
+from so8t_helpers.run.records import read_record, write_record
+from so8t_helpers.run.stage import (
+    MANIFEST,
+    STAGES,
+    executed_path,
+    manifest_path,
+    read_manifest,
+    stage_settings,
+    stale_reason,
+)
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, merge
 from so8t_helpers.verbs import batch
 
+LINK_BYTES = 2**20  # smaller files are copied: a program may append to a log, never to a weights file
 Task = tuple[list[str], str]  # a command, and the file its output is appended to
 Mapper = Callable[[list[Task]], Iterable[int]]
 
 
 @dataclass
 class Point:
-    """One point of the grid: its run, and what stopped it ("" while nothing did)."""
+    """One point of the grid: its run, what stopped it ("" while nothing did), and each stage's state."""
 
     settings: Settings
-    values: dict[str, Any]
     stopped: str = ""
     states: dict[str, str] = field(default_factory=dict)
 
+    def summary(self) -> str:
+        """Say what became of each stage."""
+        states = ", ".join(f"{stage[:2]} {state}" for stage, state in self.states.items())
+        return f"{self.settings.run.name}: {states}{'; ' + self.stopped if self.stopped else ''}"
 
-def parse_grid(texts: list[str]) -> dict[str, list[Any]]:
-    """Turn `section.key=1,2` (values in YAML) into {"section.key": [1, 2]}.
-
-    Raises:
-        SettingsError: if a text is not of that form or names a key twice.
-    """
-    grid: dict[str, list[Any]] = {}
-    for text in texts:
-        key, separator, values = text.partition("=")
-        if not separator or not re.fullmatch(r"\w+\.\w+", key.strip()) or key.strip() in grid:
-            raise SettingsError(f"--grid {text!r}: expected section.key=value,value once for each key")
-        try:
-            grid[key.strip()] = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as error:
-            raise SettingsError(f"--grid {text!r}: the values are not valid YAML: {error}") from error
-        if not grid[key.strip()]:
-            raise SettingsError(f"--grid {text!r}: no values")
-    return grid
+    def ended(self, stage: str, status: int) -> None:
+        """Take up the exit status of the command that carried a stage out."""
+        self.states[stage] = "failed" if status else "done"
+        self.stopped = f"{stage} ended with {status}" if status else ""
 
 
 def points(settings: Settings, grid: dict[str, list[Any]]) -> list[Point]:
@@ -77,7 +73,7 @@ def points(settings: Settings, grid: dict[str, list[Any]]) -> list[Point]:
         for key, value in chosen.items():
             section, _, inner = key.partition(".")
             overrides.setdefault(section, {})[inner] = value
-        found.append(Point(merge(settings, overrides), chosen))
+        found.append(Point(merge(settings, overrides)))
     return found
 
 
@@ -97,13 +93,11 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
         groups: dict[str, list[Point]] = {}
         for point in swept:
             if not point.stopped:
-                groups.setdefault(settings_key(point.settings, stage), []).append(point)
+                groups.setdefault(_settings_key(point.settings, stage), []).append(point)
         leaders = [_leader(group, stage) for group in groups.values()]
         due = [point for point in leaders if batch.due_reason(point.settings, stage) is not None]
         for point, status in zip(due, mapper([_task(point, stage) for point in due]), strict=True):
-            point.states[stage] = "done" if status == 0 else "failed"
-            if status != 0:
-                point.stopped = f"{stage} ended with {status}"
+            point.ended(stage, status)
         for leader, group in zip(leaders, groups.values(), strict=True):
             if leader.states.setdefault(stage, "fresh") == "fresh":
                 batch.complete_report(leader.settings, stage)
@@ -111,7 +105,7 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
                 if point is not leader:
                     _follow(point, leader, stage)
     for point in swept:
-        index.write_run_index(point.settings)
+        write_run_index(point.settings)
 
 
 def processes(count: int | None = None) -> Mapper:
@@ -160,7 +154,7 @@ def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
 
     Args:
         task: the command and the log's path.
-        environment: variables to set beside those of this process.
+        environment: variables to set, with those of this process.
     """
     command, log = task
     with open(log, "a", encoding="utf-8") as output:  # noqa: PTH123  # a str travels between hosts
@@ -190,9 +184,7 @@ def _follow(point: Point, leader: Point, stage: str) -> None:
     elif adopt(point.settings, stage, leader.settings):
         point.states[stage] = "shared"
     else:
-        status = run_command(_task(point, stage))
-        point.states[stage] = "done" if status == 0 else "failed"
-        point.stopped = "" if status == 0 else f"{stage} ended with {status}"
+        point.ended(stage, run_command(_task(point, stage)))
 
 
 def _task(point: Point, stage: str) -> Task:
@@ -214,17 +206,9 @@ def _name(run: str, chosen: dict[str, Any]) -> str:
     return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-LINK_BYTES = 2**20  # smaller files are copied: a program may append to a log, never to a weights file
-
-
-def settings_key(settings: Settings, stage: str) -> str:
-    """Return a hash of all settings that a stage and those before it depend on.
-
-    Runs with equal keys compute the same stage, as far as settings decide.
-    """
-    stages = STAGES[: STAGES.index(stage) + 1]
-    values = {name: stage_settings(settings, name) for name in stages}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _settings_key(settings: Settings, stage: str) -> str:
+    """All settings that a stage and those before it depend on; with equal ones runs compute the same."""
+    return json.dumps([stage_settings(settings, name) for name in STAGES[: STAGES.index(stage) + 1]])
 
 
 def adopt(settings: Settings, stage: str, donor: Settings) -> bool:
@@ -233,29 +217,24 @@ def adopt(settings: Settings, stage: str, donor: Settings) -> bool:
     The same means: equal settings of the stage, and equal hashes of every input. Large files are hard links
     where the disk allows.
     """
-    manifest = read_manifest(donor, stage)
-    record = records.record_data(donor, stage)
-    executed = donor.run_dir / "notebooks" / f"{stage}.ipynb"
-    if manifest is None or record is None or record["state"] != "done" or not executed.is_file():
+    manifest, record = read_manifest(donor, stage), read_record(donor, stage)
+    executed = executed_path(donor, stage)
+    if manifest is None or record is None or record.state != "done" or not executed.is_file():
         return False
-    if stale_reason(donor, stage) is not None:
-        return False
-    if stage_settings(settings, stage) != manifest["settings"]:
+    if stale_reason(donor, stage) is not None or stage_settings(settings, stage) != manifest["settings"]:
         return False
     inputs = _own_inputs(settings, donor, manifest)
     if inputs is None:
         return False
-    source = donor.run_dir / stage
     with atomic_directory(settings.run_dir / stage) as folder:
         for relative in manifest["outputs"]:
-            _link_or_copy(source / relative, folder / relative)
-        write_json(folder / "manifest.json", manifest | {"inputs": inputs, "adopted_from": donor.run.name})
-    target = settings.run_dir / "notebooks" / executed.name
+            _link_or_copy(donor.run_dir / stage / relative, folder / relative)
+        write_json(folder / MANIFEST, manifest | {"inputs": inputs, "adopted_from": donor.run.name})
+    target = executed_path(settings, stage)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(executed, target)
-    digest = sha256_file(settings.run_dir / stage / "manifest.json")
-    write_json(records.record_path(settings, stage), record | {"manifest": digest})
-    report_stage.write_stage(settings, stage)
+    write_record(settings, replace(record, manifest=sha256_file(manifest_path(settings, stage))))
+    write_stage(settings, stage)
     return True
 
 

@@ -1,8 +1,8 @@
-"""Where a model comes from: the hashes it carries, and the walk back from a GGUF file to the input lines.
+"""The walk back from a GGUF file to the input lines: each link of the chain is checked by its hashes.
 
-A model carries the hashes of `origin`. The rest of the chain stands in the stages' manifests: each
-names the hashes of what its stage read and wrote. A file read under the label "02_train/adapter/x" was made
-by the stage folder that has "adapter/x" in it, in this run or in another one that a setting named.
+A model carries the hashes of `run.origin`; each stage's manifest has those of all that it read and wrote. A
+file read under the label "02_train/adapter/x" was made by the stage folder that has "adapter/x" in it, in
+this run or in another one that a setting named.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 from so8t_helpers.dataset import reading
 from so8t_helpers.run.files import sha256_file
-from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes, maker, manifest_in
-from so8t_helpers.run.stage import STAGES
+from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes, maker
+from so8t_helpers.run.stage import MANIFEST, STAGES, manifest_in
 from so8t_helpers.settings import SettingsError
+from so8t_helpers.thinking.audit import verify_audit
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,23 @@ class Verification:
         """The first link that does not hold, None when all do."""
         return next((link for link in self.links if not link.holds), None)
 
+    def summary(self) -> tuple[bool, str]:
+        """Return whether all links hold, and what to say of them, a line a link."""
+        lines = [f"{'holds ' if link.holds else 'BROKEN'}  {link.name}: {link.found}" for link in self.links]
+        broken = self.broken
+        result = f"broken at {broken.name}: {broken.found}" if broken else f"all {len(self.links)} links hold"
+        return broken is None, "\n".join([*lines, f"{self.target}: {result}"])
 
-def verify(target: Path) -> Verification:
+
+def check_log(log: Path, head: str | None) -> tuple[bool, str]:
+    """Return whether every line of an audit log holds, up to `head` ("SEQ:MAC"), and what to say of it."""
+    verdict = verify_audit(log, head)
+    if verdict.ok:
+        return True, f"{log}: all {verdict.lines} lines hold; head {verdict.head}"
+    return False, f"{log}: line {verdict.line}: {verdict.problem}"
+
+
+def walk_back(target: Path) -> Verification:
     """Walk a run folder, or one of its GGUF files, back to the input lines; stop at the first broken link.
 
     Args:
@@ -55,9 +71,9 @@ def verify(target: Path) -> Verification:
     """
     target = target.resolve()
     if target.is_dir() and (target / "params.yaml").is_file():
-        walk = _Walk().run(target)
+        walk = _Walk().from_run(target)
     elif target.suffix == ".gguf" and target.is_file():
-        walk = _Walk().gguf(target)
+        walk = _Walk().from_gguf(target)
     else:
         raise SettingsError(f"{target}: expected a run folder (with params.yaml) or a .gguf file")
     links: list[Link] = []
@@ -87,12 +103,12 @@ class _Walk:
         self.digests: dict[Path, str] = {}
         self.carried: dict[str, Any] | None = None
 
-    def run(self, run: Path) -> Iterator[Link]:
+    def from_run(self, run: Path) -> Iterator[Link]:
         self.waiting = {run / stage for stage in STAGES if manifest_in(run / stage)}
         yield Link(f"{run.name}: stages", bool(self.waiting), ", ".join(sorted(f.name for f in self.waiting)))
         yield from self._folders()
 
-    def gguf(self, path: Path) -> Iterator[Link]:
+    def from_gguf(self, path: Path) -> Iterator[Link]:
         self.carried = gguf_provenance(path)
         found = f"run {self.carried['run']}" if self.carried else f"no key {GGUF_KEY}: not made by a run"
         yield Link(f"{path.name}: carries its provenance", self.carried is not None, found)
@@ -111,7 +127,7 @@ class _Walk:
             self.waiting.remove(folder)
             manifest = manifest_in(folder)
             if manifest is None:
-                yield Link(f"{folder.name}: manifest", False, f"no {folder / 'manifest.json'}")
+                yield Link(f"{folder.name}: manifest", False, f"no {folder / MANIFEST}")
                 return
             for name, expected in manifest["outputs"].items():
                 yield self._file(f"{folder.name}/{name}: as the stage left it", folder / name, expected)
@@ -127,10 +143,11 @@ class _Walk:
             yield self._file(f"{folder.name} read {label}: unchanged since", path, entry["sha256"])
             stage, _, name = label.partition("/")
             if stage in STAGES:
-                made = (manifest_in(maker(label, path)) or {"outputs": {}})["outputs"].get(name)
-                found = entry["sha256"] if made else f"{maker(label, path)} has no manifest that names it"
-                yield Link(f"{folder.name} read {label}: what {stage} made", made == entry["sha256"], found)
-                self.waiting.add(maker(label, path))
+                source, expected = maker(label, path), entry["sha256"]
+                made = (manifest_in(source) or {"outputs": {}})["outputs"].get(name)
+                found = expected if made else f"{source} has no manifest that names it"
+                yield Link(f"{folder.name} read {label}: what {stage} made", made == expected, found)
+                self.waiting.add(source)
 
     def _file(self, name: str, path: Path, expected: str) -> Link:
         if not path.is_file():
@@ -159,13 +176,13 @@ class _Walk:
 
     def _lines(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
         """Every row of the data set comes from the input line that it names."""
-        wanted: dict[str, dict[int, bytes]] = defaultdict(dict)
+        named: dict[str, dict[int, bytes]] = defaultdict(dict)
         for name in ("train.jsonl", "eval.jsonl"):
             with (folder / name).open(encoding="utf-8") as rows:
                 for row in map(json.loads, rows):
                     source = row["source"]
-                    wanted[source["file"]][source["line"]] = bytes.fromhex(source["sha256"])
-        for name, lines in wanted.items():
+                    named[source["file"]][source["line"]] = bytes.fromhex(source["sha256"])
+        for name, lines in named.items():
             entry = manifest["inputs"].get(f"input/{name}")
             if entry is None or not Path(entry["path"]).is_file():
                 yield Link(f"{name}: input file", False, "not among 01_dataset's inputs, or gone")

@@ -15,7 +15,7 @@ import pytest
 from so8t_helpers.run import files, origin
 from so8t_helpers.run import stage as run_stage
 from so8t_helpers.settings import Settings, SettingsError, validate
-from so8t_helpers.verbs.verify import verify
+from so8t_helpers.verbs.verify import walk_back
 
 LINES = ['{"instruction": "一"}', "broken", '{"instruction": "二"}', '{"instruction": "三"}']
 
@@ -119,7 +119,7 @@ def other_settings(run: Path) -> None:
 def test_an_untouched_run_and_its_gguf_hold(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for target in (run, run / "04_gguf" / "t-f16.gguf"):
-        result = verify(target)
+        result = walk_back(target)
         assert result.broken is None, result.broken
         assert result.links[-1].name == "01_dataset read input/records.jsonl: unchanged since"
         assert "records.jsonl: input lines" in {link.name for link in result.links}
@@ -161,15 +161,15 @@ def test_an_untouched_run_and_its_gguf_hold(tmp_path: Path) -> None:
 def test_the_first_broken_link_is_named(tmp_path: Path, change: Callable[[Path], None], first: str) -> None:
     run = make_run(tmp_path)
     change(run)
-    broken = verify(run / "04_gguf" / "t-f16.gguf").broken
+    broken = walk_back(run / "04_gguf" / "t-f16.gguf").broken
     assert broken is not None and broken.name.startswith(first), broken
-    assert verify(run).broken is not None
+    assert walk_back(run).broken is not None
 
 
 def test_a_changed_line_is_named_by_its_number(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     edit_line(run)
-    broken = verify(run).broken
+    broken = walk_back(run).broken
     assert broken is not None and broken.found == "line 4 is not the one that was read"
 
 
@@ -183,7 +183,7 @@ def test_a_gguf_of_another_run_in_place_is_found(tmp_path: Path) -> None:
     manifest = json.loads((run / "04_gguf/manifest.json").read_text())
     manifest["outputs"][path.name] = files.sha256_file(path)
     files.write_json(run / "04_gguf/manifest.json", manifest)
-    broken = verify(path).broken
+    broken = walk_back(path).broken
     assert broken is not None and broken.name == "GGUF key so8t.provenance: hash of adapter"
 
 
@@ -191,9 +191,9 @@ def test_files_without_a_run_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     stranger = tmp_path / "stranger.gguf"
     write_gguf(stranger, None)
-    assert "not made by a run" in str(verify(stranger).broken)
+    assert "not made by a run" in str(walk_back(stranger).broken)
     copy = tmp_path / "copy.gguf"
     shutil.copy(run / "04_gguf" / "t-f16.gguf", copy)
-    assert "where 04_gguf left it" in str(verify(copy).broken)
+    assert "where 04_gguf left it" in str(walk_back(copy).broken)
     with pytest.raises(SettingsError, match="expected a run folder"):
-        verify(tmp_path)
+        walk_back(tmp_path)

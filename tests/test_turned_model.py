@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from so8t_helpers.explore import figures as plots
-from so8t_helpers.explore.turned_model import POWERS, TurnedModel, quantisation_error, relative_change, turned
+from so8t_helpers.explore.turned_model import (
+    POWERS,
+    TurnedModel,
+    quantisation_error,
+    relative_change,
+    rotated,
+)
 from so8t_helpers.explore.widgets import WhatIf
 from so8t_helpers.run.files import StageError, write_yaml
 from so8t_helpers.settings import validate
@@ -46,11 +52,11 @@ def test_turning_a_baked_weight_gives_every_power_of_the_gate():
     free = rotation.initial_free(1, 32, 0.5, generator)[0]
     plain = torch.randn(6, 32, generator=generator)
     baked = rotation.bake_rotation(plain, rotation.rotation(free))
-    torch.testing.assert_close(turned(baked, free, 1.0), baked)
-    torch.testing.assert_close(turned(baked, free, 0.0), plain, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(rotated(baked, free, 1.0), baked)
+    torch.testing.assert_close(rotated(baked, free, 0.0), plain, atol=ROUNDING, rtol=0)
     twice = rotation.bake_rotation(baked, rotation.rotation(free))
-    torch.testing.assert_close(turned(baked, free, 2.0), twice, atol=ROUNDING, rtol=0)
-    half = turned(baked, free, 0.5)
+    torch.testing.assert_close(rotated(baked, free, 2.0), twice, atol=ROUNDING, rtol=0)
+    half = rotated(baked, free, 0.5)
     again = rotation.bake_rotation(half, rotation.rotation(free / 2))
     torch.testing.assert_close(again, baked, atol=ROUNDING, rtol=0)
 
@@ -71,7 +77,7 @@ def test_the_model_is_turned_and_turned_back(model: TurnedModel):
     place = model.engine.network.model.layers[1].self_attn.o_proj.weight
     other = model.engine.network.model.layers[0].self_attn.o_proj.weight
     trained, untouched = place.detach().clone(), other.detach().clone()
-    model.turn(0.0)
+    model.set_power(0.0)
     torch.testing.assert_close(
         rotation.bake_rotation(place.detach(), rotation.rotation(model.gates.free[0])),
         trained,
@@ -79,7 +85,7 @@ def test_the_model_is_turned_and_turned_back(model: TurnedModel):
         rtol=0,
     )
     assert relative_change(place.detach(), trained) > 0.1
-    model.turn(1.0)
+    model.set_power(1.0)
     assert torch.equal(place, trained)
     assert torch.equal(other, untouched)
 
