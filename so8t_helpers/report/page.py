@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -58,7 +58,7 @@ def scrub(text: str, settings: Settings) -> str:
     }
     spellings: dict[str, str] = {}
     for path, word in places.items():
-        for spelling in {*_spellings(str(path)), _quoted(path)}:
+        for spelling in {*_spellings(str(path)), path.as_uri().removeprefix("file://")}:
             spellings[html.escape(spelling).lower()] = word
     for spelling in _absolute_settings(settings):
         last = re.split(r"[/\\]+", spelling)[-1]
@@ -68,11 +68,6 @@ def scrub(text: str, settings: Settings) -> str:
     pattern = re.compile(rf"(data:[\w/+;,=-]+)|(?<![\w.])((?i:{alternatives}))(?![\w-])")
     text = pattern.sub(lambda m: m[1] or spellings[m[2].lower()], text)
     return re.sub(r"tmp/ipykernel_\d+/\d+\.py", "cell", text)
-
-
-def _quoted(path: PurePath) -> str:
-    """The path as it stands in a file:// address, "" where it has no such form."""
-    return path.as_uri().removeprefix("file://") if path.is_absolute() else ""
 
 
 def _absolute_settings(settings: Settings) -> Iterator[str]:

@@ -107,10 +107,6 @@ class Stage:
     def directory(self) -> Path:
         return self.settings.run_dir / self.name
 
-    @property
-    def manifest_path(self) -> Path:
-        return manifest_path(self.settings, self.name)
-
     def read_file(self, label: str, path: Path, made_by: str = "") -> Path:
         """Register an input file and return it.
 
@@ -129,7 +125,7 @@ def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
     """Carry out a stage: the old manifest goes first, the new one is written last and only on success."""
     stage = Stage(settings, name)
     stage.directory.mkdir(parents=True, exist_ok=True)
-    stage.manifest_path.unlink(missing_ok=True)
+    manifest_path(settings, name).unlink(missing_ok=True)
     write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
     started = time.time()
     yield stage
@@ -151,7 +147,7 @@ def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
         "finished": utc_now(),
         "seconds": round(time.time() - started, 2),
     }
-    write_json(stage.manifest_path, manifest)
+    write_json(manifest_path(settings, name), manifest)
 
 
 def utc_now() -> str:
