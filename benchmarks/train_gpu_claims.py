@@ -49,13 +49,7 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         ("8-bit: peak memory over Unsloth's", get(ours, peak) / get("unsloth int8", peak), False, 1, "x"),
         ("8-bit, everything recomputed (stretch, on an H200)", get(h200, speed), True, 20000, "tokens/s"),
-        (
-            "11 GiB over everything recomputed",
-            get("so8t int8, 11 GiB", speed) / best,
-            True,
-            1.12,
-            "x",
-        ),
+        ("11 GiB over everything recomputed", get("so8t int8, 11 GiB", speed) / best, True, 1.12, "x"),
         ("time for gates and PET", get(rest, speed) / best - 1, False, 0.03, "of the step"),
         ("memory for gates and PET", (get(ours, peak) - get(rest, peak)) * 1024, False, 150, "MiB"),
         (

@@ -65,11 +65,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     shape, machine = read_shape(config), look_at_machine(chosen)
     generator = torch.Generator(device="cuda").manual_seed(0)
     base = load_base(
-        shape,
-        lambda name: random_tensor(shape, name, generator),
-        chosen.model,
-        machine.device,
-        machine.dtype,
+        shape, lambda name: random_tensor(shape, name, generator), chosen.model, machine.device, machine.dtype
     )
     torch.cuda.empty_cache()
     packed, most = packed_sequences(length, shape.vocab_size, accumulation)

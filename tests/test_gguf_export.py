@@ -232,11 +232,7 @@ def test_provenance_names_the_models_files(model: Path, exported: tuple[Settings
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        ("phi3-so8t", "phi3-so8t"),
-        ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t"),
-        ("borea", "phi3-borea"),
-    ],
+    [("phi3-so8t", "phi3-so8t"), ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t"), ("borea", "phi3-borea")],
 )
 def test_general_name_is_one_that_llama_cpp_strips_for(name: str, expected: str) -> None:
     assert general_name(name) == expected

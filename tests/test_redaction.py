@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, parse
 from so8t_helpers.thinking.markers import WINDOW
-from so8t_helpers.thinking.redaction import (
-    REFUSAL_TEXT,
-    StreamingFinal,
-    final_of_separated,
-    final_only,
-)
+from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
 
 SPEC = importlib.util.spec_from_file_location(
     "redaction_benchmark", Path(__file__).parents[1] / "benchmarks" / "redaction.py"

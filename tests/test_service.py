@@ -133,11 +133,7 @@ def test_whole_answer(service, engine, script, decision):
     response = ask(service)
     assert response.status_code == 200
     body = response.json()
-    assert body == {
-        "request_id": response.headers["x-request-id"],
-        "answer": PUBLIC,
-        "decision": decision,
-    }
+    assert body == {"request_id": response.headers["x-request-id"], "answer": PUBLIC, "decision": decision}
     assert engine.prompts == ["<|user|>\n/think 9×8は?<|end|>\n<|assistant|>\n"]
 
 

@@ -29,10 +29,7 @@ _F16_LIMIT = rounds_to_infinity(torch.float16)
 
 
 def convert_rows(
-    place: TensorPlace,
-    start: int,
-    stop: int,
-    kinds: Sequence[tuple[GGMLQuantizationType, Rows | None]],
+    place: TensorPlace, start: int, stop: int, kinds: Sequence[tuple[GGMLQuantizationType, Rows | None]]
 ) -> list[Bytes]:
     """Read rows [start, stop) of a tensor once and return them in every type asked for.
 

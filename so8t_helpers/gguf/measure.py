@@ -74,10 +74,7 @@ class Measurements:
         return found
 
     def quality(
-        self,
-        plans: dict[str, PlannedFile],
-        importance: Importance,
-        gates: rotation.Gates | None,
+        self, plans: dict[str, PlannedFile], importance: Importance, gates: rotation.Gates | None
     ) -> dict[str, Any]:
         """Return the figures of every file, and of o_proj with and without its rotation, for quality.json."""
         texts = self._tokens(self.held_out, self.settings.gguf.quality_tokens)

@@ -23,11 +23,7 @@ def learning_rate(settings: TrainingSettings, step: int, total_steps: int) -> fl
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(total_steps - warmup, 1)
-    shape = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "constant": 1.0,
-    }
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
     return settings.learning_rate * shape[settings.schedule]
 
 
