@@ -253,11 +253,12 @@ for tokens in (1, 70, 600):
     x, grad = (torch.randn(tokens, 160, generator=generator).half()[:, :128] for _ in range(2))
     blocks = torch.randn(16, 8, 8, generator=generator)
     dense = torch.block_diag(*blocks.double())
-    back, outer = gate_kernel.turn_back(grad, x, blocks)
+    back, outer = gate_kernel.rotate_backward(grad, x, blocks)
     parts = [(t.double().unflatten(1, (16, 8)).permute(1, 2, 0)) for t in (grad, x)]
     wanted = parts[0] @ parts[1].transpose(1, 2)
     # Rounded once to fp16: half a unit in the last place, and a few 1e-7 before that of the float32 sums.
-    for found, exact in ((gate_kernel.turn(x, blocks), x.double() @ dense.T), (back, grad.double() @ dense)):
+    rotated = gate_kernel.rotate(x, blocks)
+    for found, exact in ((rotated, x.double() @ dense.T), (back, grad.double() @ dense)):
         assert ((found.double() - exact).abs() <= exact.abs() * 2.0**-11 + 1e-6).all()
     assert (outer.double() - wanted).norm() < 1e-6 * wanted.norm()
 """

@@ -1,7 +1,7 @@
 """Block-diagonal SO(8) rotations: the gate in front of o_proj, its angles, its file.
 
 A gate on d features is d/8 blocks. Block b holds 28 numbers a_b, the upper triangle (row by row) of a
-skew-symmetric 8x8 matrix A_b, and turns its eight features by R_b = exp(A_b), which lies in SO(8). The gate
+skew-symmetric 8x8 matrix A_b, and rotates its eight features by R_b = exp(A_b), which lies in SO(8). The gate
 maps a column x to R x, so a linear layer behind it sees W R x, and baking is exactly W' = W @ R.
 """
 
@@ -51,22 +51,22 @@ def rotation(free: Tensor) -> Tensor:
     return torch.matrix_exp(skew(free))
 
 
-def free_gradient(free: Tensor, slope: Tensor) -> Tensor:
+def free_gradient(free: Tensor, by_rotation: Tensor) -> Tensor:
     """Send a gradient by R = exp(A) back to the free numbers, exactly.
 
     The adjoint of exp's derivative is the upper right block of exp([[A^T, G], [0, A^T]]) (Mathias 1996, A
     chain rule for matrix functions), as in autograd; but a few layers' matrices at a time, since 32 layers of
-    the real size would take 150 MiB beside everything else at the end of a step.
+    the real size would take 150 MiB on top of everything else at the end of a step.
 
     Args:
-        free: (..., 28). slope: (..., 8, 8), G.
+        free: (..., 28). by_rotation: (..., 8, 8), G.
 
     Returns:
         (..., 28), the gradient by `free`.
     """
     parts = []
-    pairs = zip(free.flatten(0, -2).split(_AT_A_TIME), slope.flatten(0, -3).split(_AT_A_TIME), strict=True)
-    for numbers, gradient in pairs:
+    together = (free.flatten(0, -2).split(_AT_A_TIME), by_rotation.flatten(0, -3).split(_AT_A_TIME))
+    for numbers, gradient in zip(*together, strict=True):
         wide = free.new_zeros(len(numbers), 2 * BLOCK, 2 * BLOCK)
         wide[:, :BLOCK, :BLOCK] = wide[:, BLOCK:, BLOCK:] = skew(numbers).transpose(-1, -2)
         wide[:, :BLOCK, BLOCK:] = gradient
@@ -116,9 +116,9 @@ def principal_angles(free: Tensor) -> Tensor:
         (..., 4) float32.
     """
     sigma = torch.linalg.svdvals(skew(free.double()))[..., ::2]  # (..., 4): one of each equal pair
-    turn = 2 * torch.pi
-    folded = torch.remainder(sigma, turn)
-    folded = torch.minimum(folded, turn - folded)
+    circle = 2 * torch.pi
+    folded = torch.remainder(sigma, circle)
+    folded = torch.minimum(folded, circle - folded)
     return folded.sort(dim=-1, descending=True).values.float()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import Settings, SettingsError
+from so8t_helpers.train.pet import valid_positions
 
 IGNORE = -100  # target of a token that carries no loss
 
@@ -44,9 +45,9 @@ class PackedSequence:
 
     def counts(self) -> tuple[int, int, int]:
         """Return (tokens that are not padding, tokens with a target, positions that PET sees)."""
-        documents = self.documents
-        inner = (documents[:-2] == documents[2:]) & (documents[2:] >= 0)
-        return int((documents >= 0).sum()), int((self.targets != IGNORE).sum()), int(inner.sum())
+        counted = (self.documents >= 0, self.targets != IGNORE, valid_positions(self.documents))
+        tokens, targets, positions = (int(which.sum()) for which in counted)
+        return tokens, targets, positions
 
 
 def load_tokenizer(folder: Path) -> Any:

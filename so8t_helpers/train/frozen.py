@@ -53,9 +53,9 @@ class Nf4Weight(NamedTuple):
 
 
 class HeldWeight(NamedTuple):
-    """wide (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
+    """joined (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
 
-    wide: Tensor
+    joined: Tensor
 
 
 FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
@@ -107,70 +107,41 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).view(weight.shape.shape[:2])
 
 
-class _Int8Product(torch.autograd.Function):
-    """The product of `adapted_product` with int8 rows: dequantised in both directions, never kept so."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, low: Tensor, b: Tensor, rows: Tensor, scale: Tensor, s: float, wanted: bool
-    ) -> Tensor:
-        ctx.save_for_backward(low, b, rows, scale)
-        ctx.s = s
-        if not wanted:
-            return x.new_zeros(()).expand(len(x), len(rows))
-        return torch.cat((x, low), 1) @ _wide(Int8Weight(rows, scale), b, s, x.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        low, b, rows, scale = ctx.saved_tensors
-        both = grad @ _wide(Int8Weight(rows, scale), b, ctx.s, grad.dtype)
-        return *_split(both, grad, low, ctx.s), None, None, None, None
-
-
-class _Nf4Product(torch.autograd.Function):
-    """The same with NF4."""
+class _Product(torch.autograd.Function):
+    """The product of `adapted_product`: a stored weight is dequantised in both directions, never kept so."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        low: Tensor,
+        a_x: Tensor,
         b: Tensor,
-        packed: Tensor,
-        absmax: Tensor,
-        code: Tensor,
-        shape: Tensor,
         s: float,
-        wanted: bool,
+        value_needed: bool,
+        kind: type[Int8Weight | Nf4Weight | HeldWeight],
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(low, b, packed, absmax, code, shape)
-        ctx.s = s
-        if not wanted:
+        ctx.save_for_backward(a_x, b, *tensors)
+        ctx.s, ctx.kind = s, kind
+        if not value_needed:
             return x.new_zeros(()).expand(len(x), len(b))
-        return torch.cat((x, low), 1) @ _wide(Nf4Weight(packed, absmax, code, shape), b, s, x.dtype).t()
+        return torch.cat((x, a_x), 1) @ _joined(kind(*tensors), b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        low, b, packed, absmax, code, shape = ctx.saved_tensors
-        both = grad @ _wide(Nf4Weight(packed, absmax, code, shape), b, ctx.s, grad.dtype)
-        return *_split(both, grad, low, ctx.s), None, None, None, None, None, None
+        a_x, b, *tensors = ctx.saved_tensors
+        both = grad @ _joined(ctx.kind(*tensors), b, ctx.s, grad.dtype)
+        r = a_x.shape[1]
+        by_x, by_a_x = both.split((both.shape[1] - r, r), 1)
+        by_b = (grad.t() @ a_x).float() * ctx.s
+        return by_x, by_a_x, by_b, *[None] * (3 + len(tensors))
 
 
-class _HeldProduct(torch.autograd.Function):
-    """The same with [W | s B] as it is held."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, b: Tensor, wide: Tensor, s: float, wanted: bool) -> Tensor:
-        ctx.save_for_backward(low, wide)
-        ctx.s = s
-        if not wanted:
-            return x.new_zeros(()).expand(len(x), len(wide))
-        return torch.cat((x, low), 1) @ wide.t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        low, wide = ctx.saved_tensors
-        return *_split(grad @ wide, grad, low, ctx.s), None, None, None
+def _joined(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
+    """Return [W | s B], (out, in + r)."""
+    if isinstance(weight, HeldWeight):
+        return weight.joined
+    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
 
 
 def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
@@ -181,40 +152,23 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
     """
     if not isinstance(weight, Int8Weight | Nf4Weight):
         return weight
-    if b is None:
-        return HeldWeight(dequantize(weight, dtype))
-    return HeldWeight(_wide(weight, b, s, dtype))
-
-
-def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
-    """Put s B beside the dequantised W: (out, in + r)."""
-    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
-
-
-def _split(both: Tensor, grad: Tensor, low: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, low and b from grad [W | s B]."""
-    r = low.shape[1]
-    return both[:, : both.shape[1] - r], both[:, both.shape[1] - r :], (grad.t() @ low).float() * s
+    return HeldWeight(dequantize(weight, dtype) if b is None else _joined(weight, b, s, dtype))
 
 
 def adapted_product(
-    x: Tensor, low: Tensor, b: Tensor, weight: FrozenWeight, s: float, wanted: bool = True
+    x: Tensor, a_x: Tensor, b: Tensor, weight: FrozenWeight, s: float, value_needed: bool = True
 ) -> Tensor:
-    """Return y = W x + s B low, as one product [W | s B] [x; low].
+    """Return y = W x + s B A x; for int8 and NF4 as one product [W | s B] [x; A x].
 
     Args:
-        x: (T, in). low: (T, r), LoRA's A on its input.
+        x: (T, in). a_x: (T, r), LoRA's A on its input.
         b: (out, r) float32.
-        wanted: False where only gradients are needed, as for the last product of a layer that is recomputed;
+        value_needed: False where only gradients are, as for the last product of a layer that is recomputed;
             then the values returned mean nothing.
     """
-    if isinstance(weight, Int8Weight):
-        return _Int8Product.apply(x, low, b, weight.rows, weight.scale, s, wanted)
-    if isinstance(weight, Nf4Weight):
-        return _Nf4Product.apply(x, low, b, *weight, s, wanted)
-    if isinstance(weight, HeldWeight):
-        return _HeldProduct.apply(x, low, b, weight.wide, s, wanted)
-    return torch.addmm(frozen_linear(x, weight), low, b.to(x.dtype).t(), alpha=s)
+    if isinstance(weight, Int8Weight | Nf4Weight | HeldWeight):
+        return _Product.apply(x, a_x, b, s, value_needed, type(weight), *weight)
+    return torch.addmm(frozen_linear(x, weight), a_x, b.to(x.dtype).t(), alpha=s)
 
 
 def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
@@ -223,14 +177,8 @@ def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
         return functional.linear(x, weight.weight)
     if isinstance(weight, LlmInt8Weight):
         return _llm_int8(x, weight)
-    none = x.new_empty(len(x), 0)
-    return adapted_product(x, none, x.new_empty(_rows(weight), 0), weight, 1.0)
-
-
-def _rows(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
-    if isinstance(weight, HeldWeight):
-        return len(weight.wide)
-    return len(weight.rows) if isinstance(weight, Int8Weight) else weight.shape.shape[0]
+    out = len(weight.shape if isinstance(weight, Nf4Weight) else weight[0])
+    return adapted_product(x, x.new_empty(len(x), 0), x.new_empty(out, 0), weight, 1.0)
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:

@@ -17,7 +17,7 @@ _TRITON = importlib.util.find_spec("triton") is not None
 
 
 class _Gate(torch.autograd.Function):
-    """Turn x by R; backward: R^T on the gradient, and the sum over tokens of dy x^T, block by block."""
+    """R x; backward: R^T on the gradient, and the sum over tokens of dy x^T, block by block."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ class _Gate(torch.autograd.Function):
         if _has_kernel(x):
             from so8t_helpers.train import gate_kernel  # noqa: PLC0415  (Triton is not everywhere)
 
-            return gate_kernel.turn(x, blocks)
-        return _turn_groups(x, blocks)
+            return gate_kernel.rotate(x, blocks)
+        return _rotate_groups(x, blocks)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -34,14 +34,14 @@ class _Gate(torch.autograd.Function):
         if _has_kernel(x):
             from so8t_helpers.train import gate_kernel  # noqa: PLC0415
 
-            return gate_kernel.turn_back(grad, x, blocks)
-        return _turn_groups(grad, blocks.transpose(-1, -2)), _outer(grad, x)
+            return gate_kernel.rotate_backward(grad, x, blocks)
+        return _rotate_groups(grad, blocks.transpose(-1, -2)), _outer(grad, x)
 
 
 def gate(x: Tensor, blocks: Tensor) -> Tensor:
     """Apply a gate: y_b = R_b x_b, with float32 sums, returned in x's dtype.
 
-    16-bit activations on a card take `gate_triton`'s kernels where Triton is installed, anything else
+    16-bit activations on a card take `gate_kernel`'s kernels where Triton is installed, anything else
     matrix products.
 
     Args:
@@ -56,10 +56,10 @@ def _has_kernel(x: Tensor) -> bool:
     return _TRITON and x.is_cuda and small and x.shape[-1] % _GROUP == 0
 
 
-def _turn_groups(x: Tensor, blocks: Tensor) -> Tensor:
+def _rotate_groups(x: Tensor, blocks: Tensor) -> Tensor:
     groups = x.float().unflatten(-1, (-1, _group(x))).transpose(0, 1)  # (d/group, T, group)
-    turned = groups @ side_by_side(blocks, _group(x)).transpose(-1, -2)
-    return turned.transpose(0, 1).flatten(-2).to(x.dtype)
+    rotated = groups @ side_by_side(blocks, _group(x)).transpose(-1, -2)
+    return rotated.transpose(0, 1).flatten(-2).to(x.dtype)
 
 
 def _group(x: Tensor) -> int:
@@ -72,9 +72,9 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     left = grad.unflatten(-1, (-1, group)).permute(1, 2, 0)  # (d/group, group, T)
     right = x.unflatten(-1, (-1, group)).permute(1, 0, 2)  # (d/group, T, group)
     if x.is_cuda and x.dtype != torch.float32:
-        wide = torch.bmm(left, right, out_dtype=torch.float32)
+        products = torch.bmm(left, right, out_dtype=torch.float32)
     else:
-        wide = torch.bmm(left.float(), right.float())
+        products = torch.bmm(left.float(), right.float())
     count = group // BLOCK
-    blocks = wide.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
+    blocks = products.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
     return blocks.permute(0, 3, 1, 2).reshape(-1, BLOCK, BLOCK)

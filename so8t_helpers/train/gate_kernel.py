@@ -1,8 +1,8 @@
 """The gate's two kernels for 16-bit activations on a card: each reads its inputs once.
 
-A gate is bound by memory: at the real size its arithmetic is nothing beside the 12 MiB of activations that go
-in and come out. So eight blocks side by side make one 64 x 64 factor, seven eighths of it zeros, and the
-tensor cores do not mind. R is split into two 16-bit parts, R = high + low, whose products with 16-bit
+A gate is bound by memory: at the real size its arithmetic is nothing against the 12 MiB of activations that
+go in and come out. So eight blocks side by side make one 64 x 64 factor, seven eighths of it zeros, and the
+tensor cores do not mind. R is split into two 16-bit parts, R = high + rest, whose products with 16-bit
 activations are exact in the float32 sums: the result is that of float32 arithmetic, rounded once.
 """
 
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GROUP = 64  # features that one program turns: eight blocks
+GROUP = 64  # features that one program rotates: eight blocks
 _ROWS = 64  # tokens at a time
 _MOST_PARTS = 32  # partial sums over tokens that the rotations' gradient is added up from
 
@@ -32,23 +32,23 @@ def _factor(blocks, group, TRANSPOSE: tl.constexpr, GROUP: tl.constexpr):
 def _product(x, factor):
     """Multiply x (ROWS, GROUP), 16 bits, by a float32 factor, with float32 sums."""
     high = factor.to(x.dtype)
-    low = (factor - high.to(tl.float32)).to(x.dtype)
-    return tl.dot(x, low, acc=tl.dot(x, high))
+    rest = (factor - high.to(tl.float32)).to(x.dtype)
+    return tl.dot(x, rest, acc=tl.dot(x, high))
 
 
 @triton.jit
-def _turn_kernel(x, blocks, out, tokens, x_stride, out_stride, ROWS: tl.constexpr, GROUP: tl.constexpr):
+def _rotate_kernel(x, blocks, out, tokens, x_stride, out_stride, ROWS: tl.constexpr, GROUP: tl.constexpr):
     group = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = group * GROUP + tl.arange(0, GROUP)[None, :]
     inside = rows < tokens
     tile = tl.load(x + rows.to(tl.int64) * x_stride + columns, mask=inside, other=0.0)
-    turned = _product(tile, _factor(blocks, group, True, GROUP))  # a row times R^T is R x
-    tl.store(out + rows.to(tl.int64) * out_stride + columns, turned.to(tile.dtype), mask=inside)
+    rotated = _product(tile, _factor(blocks, group, True, GROUP))  # a row times R^T is R x
+    tl.store(out + rows.to(tl.int64) * out_stride + columns, rotated.to(tile.dtype), mask=inside)
 
 
 @triton.jit
-def _turn_back_kernel(
+def _rotate_backward_kernel(
     grad, x, blocks, out, parts, tokens, grad_stride, x_stride, out_stride, blocks_total,
     TILES: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -59,38 +59,38 @@ def _turn_back_kernel(
     for tile in range(TILES):
         rows = (tl.program_id(0) * TILES + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = rows < tokens
-        far = rows.to(tl.int64)
-        slope = tl.load(grad + far * grad_stride + columns, mask=inside, other=0.0)
-        seen = tl.load(x + far * x_stride + columns, mask=inside, other=0.0)
-        turned = _product(slope, factor)
-        tl.store(out + far * out_stride + columns, turned.to(slope.dtype), mask=inside)
-        total = tl.dot(tl.trans(slope), seen, acc=total)
+        row = rows.to(tl.int64)
+        grad_tile = tl.load(grad + row * grad_stride + columns, mask=inside, other=0.0)
+        x_tile = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
+        rotated = _product(grad_tile, factor)
+        tl.store(out + row * out_stride + columns, rotated.to(grad_tile.dtype), mask=inside)
+        total = tl.dot(tl.trans(grad_tile), x_tile, acc=total)
     i = tl.arange(0, GROUP)[:, None]
     j = tl.arange(0, GROUP)[None, :]
     block = tl.program_id(0) * blocks_total + group * (GROUP // 8) + i // 8
     tl.store(parts + block * 64 + (i % 8) * 8 + j % 8, total, mask=i // 8 == j // 8)
 
 
-@torch.library.custom_op("so8t::turn", mutates_args=())
-def turn(x: Tensor, blocks: Tensor) -> Tensor:
+@torch.library.custom_op("so8t::rotate", mutates_args=())
+def rotate(x: Tensor, blocks: Tensor) -> Tensor:
     """R x, block by block. x (T, d) fp16 or bf16, blocks (d/8, 8, 8) float32 -> (T, d)."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(len(x), _ROWS), x.shape[1] // GROUP)
-    _turn_kernel[grid](x, blocks, out, len(x), x.stride(0), out.stride(0), ROWS=_ROWS, GROUP=GROUP)
+    _rotate_kernel[grid](x, blocks, out, len(x), x.stride(0), out.stride(0), ROWS=_ROWS, GROUP=GROUP)
     return out
 
 
-@turn.register_fake
+@rotate.register_fake
 def _(x: Tensor, blocks: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("so8t::turn_back", mutates_args=())
-def turn_back(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("so8t::rotate_backward", mutates_args=())
+def rotate_backward(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """R^T on the gradient, and the sum over tokens of grad_b x_b^T.
 
     Args:
-        grad: (T, d) fp16 or bf16. x: (T, d), what the gate turned. blocks: (d/8, 8, 8) float32.
+        grad: (T, d) fp16 or bf16. x: (T, d), what the gate rotated. blocks: (d/8, 8, 8) float32.
 
     Returns:
         (T, d) in grad's dtype, (d/8, 8, 8) float32.
@@ -99,13 +99,13 @@ def turn_back(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     tiles = max(4, triton.cdiv(len(x), _ROWS * _MOST_PARTS))
     grid = (triton.cdiv(len(x), _ROWS * tiles), x.shape[1] // GROUP)
     parts = torch.empty((grid[0], *blocks.shape), dtype=torch.float32, device=x.device)
-    _turn_back_kernel[grid](
+    _rotate_backward_kernel[grid](
         grad, x, blocks, out, parts, len(x), grad.stride(0), x.stride(0), out.stride(0), len(blocks),
         TILES=tiles, ROWS=_ROWS, GROUP=GROUP,
     )  # fmt: skip
     return out, parts.sum(0)
 
 
-@turn_back.register_fake
+@rotate_backward.register_fake
 def _(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     return grad.new_empty(grad.shape), blocks.new_empty(blocks.shape)

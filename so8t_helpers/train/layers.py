@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from so8t_helpers.phi3.shape import Phi3Shape
 from so8t_helpers.train.frozen import FrozenWeight, adapted_product, frozen_linear
@@ -23,6 +24,12 @@ from so8t_helpers.train.gate import gate
 # Odd 32-bit factors as int32: lowbias32's two (0x7feb352d, 0x846ca68b), and two to spread small numbers.
 _MIX_1, _MIX_2 = 0x7FEB352D, -2073254261
 _GOLDEN, _COLUMN = -1640531527, 0x2C1B3C6D
+# Torch 2.11 says `is_causal=True`; later ones a window that looks back without limit.
+_CAUSAL: dict[str, Any] = (
+    {"is_causal": True}
+    if "is_causal" in inspect.signature(varlen_attn).parameters
+    else {"window_size": (-1, 0)}
+)
 
 
 class LoraFactors(NamedTuple):
@@ -128,23 +135,23 @@ def adapted_linear(
     packed: Packed,
     salt: Tensor,
     config: LayerConfig,
-    wanted: bool = True,
+    value_needed: bool = True,
 ) -> Tensor:
-    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `wanted` as in `adapted_product`."""
+    """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `value_needed` as in `adapted_product`."""
     if lora is None:
         return frozen_linear(x, weight)
-    seen = x
+    dropped = x
     if config.dropout:
         keep = keep_mask(packed.keys, salt, x.shape[-1], config.dropout)
-        seen = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
-    low = functional.linear(seen, lora.a.to(x.dtype))
-    return adapted_product(x, low, lora.b, weight, config.lora_scale, wanted)
+        dropped = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
+    a_x = functional.linear(dropped, lora.a.to(x.dtype))
+    return adapted_product(x, a_x, lora.b, weight, config.lora_scale, value_needed)
 
 
 def attention_half(
-    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, wanted: bool = True
+    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d); `wanted` as in `adapted_product`."""
+    """Return x + o_proj(gate(attention(norm(x)))). x and result (T, d)."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
     qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)
@@ -157,27 +164,29 @@ def attention_half(
     mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
     if layer.rotation is not None:
         mixed = gate(mixed, layer.rotation)
-    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, wanted)
+    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, value_needed)
 
 
 def mlp_half(
-    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, wanted: bool = True
+    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
     """Return x + down_proj(up * silu(gate)). x (T, d) -> (T, d)."""
     h = rms_norm(x, layer.norm2, config.shape.rms_eps)
     both = adapted_linear(h, layer.gate_up, layer.lora_gate_up, packed, layer.salt ^ 2, config)
     gated, up = both.chunk(2, dim=-1)
     inner = up * functional.silu(gated)
-    return x + adapted_linear(inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, wanted)
+    return x + adapted_linear(
+        inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, value_needed
+    )
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first rotary_dim features of each head. x (T, H, D); cos, sin (T, rotary_dim)."""
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned, rest), dim=-1)
+    rotary, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotary.chunk(2, dim=-1)
+    rotated = rotary * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((rotated, rest), dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Tensor:
@@ -189,7 +198,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Ten
     if varlen:
         group = q.shape[1] // k.shape[1]
         k, v = (t.repeat_interleave(group, dim=1) if group > 1 else t for t in (k, v))
-        return _varlen_attention(q, k, v, bounds)
+        out = varlen_attn(q, k, v, bounds, bounds, len(q), len(q), **_CAUSAL)
+        assert isinstance(out, Tensor)  # a tuple only with return_aux
+        return out
     parts = []
     borders = bounds.unique_consecutive().tolist()
     for start, end in itertools.pairwise(borders):
@@ -199,24 +210,3 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Ten
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  (absent before torch 2.10)
-
-    out = varlen_attn(q, k, v, bounds, bounds, len(q), len(q), **_CAUSAL)
-    assert isinstance(out, Tensor)  # a tuple only with return_aux
-    return out
-
-
-def _causal_argument() -> dict[str, Any]:
-    """Torch 2.10 and 2.11 say `is_causal=True`; later ones a window that looks back without limit."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
-    except ImportError:
-        return {}
-    named = inspect.signature(varlen_attn).parameters
-    return {"is_causal": True} if "is_causal" in named else {"window_size": (-1, 0)}
-
-
-_CAUSAL = _causal_argument()

@@ -39,12 +39,12 @@ def token_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor,
     """
     counted = targets != IGNORE
     index = torch.where(counted, targets, 0)[:, None]
-    wide = logits.float()
-    log_norm = wide.logsumexp(-1, keepdim=True)
-    total = ((log_norm - wide.gather(1, index))[:, 0] * counted).sum()
-    slope = wide.sub_(log_norm).exp_()
-    slope -= (torch.arange(slope.shape[1], device=slope.device) == index).float()
-    return total, slope.mul_((counted * factor)[:, None]).to(logits.dtype)
+    values = logits.float()
+    log_norm = values.logsumexp(-1, keepdim=True)
+    total = ((log_norm - values.gather(1, index))[:, 0] * counted).sum()
+    gradient = values.sub_(log_norm).exp_()
+    gradient -= (torch.arange(gradient.shape[1], device=gradient.device) == index).float()
+    return total, gradient.mul_((counted * factor)[:, None]).to(logits.dtype)
 
 
 class MicroStep:
@@ -103,17 +103,17 @@ class MicroStep:
         self.bounds[0] = 0
         self.rows = torch.arange(total, dtype=torch.int32, device=device)[:, None]
         self.seed = torch.zeros((), dtype=torch.int32, device=device)
-        self.per_target, self.per_bend, self.pet_lambda, self.loss_scale = (
+        self.per_target, self.per_pet_position, self.pet_lambda, self.loss_scale = (
             torch.ones((), device=device) for _ in range(4)
         )
         self.task_loss, self.pet_loss = (torch.zeros((), device=device) for _ in range(2))
         self.token_loss = token_loss
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def begin_step(self, targets: int, bends: int, pet_lambda: float, loss_scale: float) -> None:
+    def begin_step(self, targets: int, pet_positions: int, pet_lambda: float, loss_scale: float) -> None:
         """Set what holds for all micro-steps of one optimizer step: what the sums are divided by."""
         self.per_target.fill_(1 / max(targets, 1))
-        self.per_bend.fill_(1 / max(bends, 1))
+        self.per_pet_position.fill_(1 / max(pet_positions, 1))
         self.pet_lambda.fill_(pet_lambda)
         self.loss_scale.fill_(loss_scale)
         self.task_loss.zero_()
@@ -227,12 +227,14 @@ class MicroStep:
         for start in range(0, len(hidden), _LOSS_CHUNK):
             end = min(start + _LOSS_CHUNK, len(hidden))
             logits = hidden[start:end] @ self.base.head.t()  # (chunk, vocab)
-            task, slope = self.token_loss(logits, self.targets[start:end], self.per_target * self.loss_scale)
+            task, gradient = self.token_loss(
+                logits, self.targets[start:end], self.per_target * self.loss_scale
+            )
             self.task_loss += task * self.per_target
-            slope = slope @ self.base.head
+            gradient = gradient @ self.base.head
             if self.pet.enabled:
-                bend, bent = pet.penalty_and_gradient(hidden, valid, start, end, self.pet)
-                self.pet_loss += bend * self.per_bend
-                slope = slope + bent * (self.pet_lambda * self.per_bend * self.loss_scale)
-            grad[start:end] = slope
+                penalty, by_hidden = pet.penalty_and_gradient(hidden, valid, start, end, self.pet)
+                self.pet_loss += penalty * self.per_pet_position
+                gradient = gradient + by_hidden * (self.pet_lambda * self.per_pet_position * self.loss_scale)
+            grad[start:end] = gradient
         return grad

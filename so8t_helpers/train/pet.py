@@ -1,7 +1,7 @@
 """PET: a penalty on the second difference of the last hidden states, in three phases of training.
 
-A trajectory h_1 ... h_T that bends costs: P = mean over valid positions and features of
-rho(h_{t+1} - 2 h_t + h_{t-1}), with rho the square or the Huber function. A position is valid when its two
+P = mean over valid positions and features of rho(h_{t+1} - 2 h_t + h_{t-1}) for a trajectory h_1 ... h_T,
+with rho the square or the Huber function. A position is valid when its two
 neighbours belong to the same document, so padding and document borders never enter.
 """
 
@@ -54,7 +54,7 @@ def valid_positions(documents: Tensor) -> Tensor:
 def penalty_and_gradient(
     hidden: Tensor, valid: Tensor, start: int, end: int, settings: PetSettings
 ) -> tuple[Tensor, Tensor]:
-    """One stretch of tokens of the sum over valid positions of the mean over features of rho(bend).
+    """One stretch of the sum over valid positions of the mean over features of rho(second difference).
 
     With s_t the derivative of the sum by the second difference at t, its gradient by h_t is
     s_{t-1} - 2 s_t + s_{t+1}: a second difference once more. Stretch by stretch, float32 copies of the hidden
@@ -69,17 +69,18 @@ def penalty_and_gradient(
         Scalar float32, the cost of the stretch's positions (divide by the valid positions of the whole batch
         for the mean), and (end - start, d) float32, the whole sum's gradient by the stretch's hidden states.
     """
-    low, high = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles whose bend the stretch enters
-    states = hidden[low - 1 : high + 1].float()
-    bend = states[2:] - 2 * states[1:-1] + states[:-2]  # (high - low, d)
-    counted = valid[low - 1 : high - 1, None]
+    first, last = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles of differences it enters
+    states = hidden[first - 1 : last + 1].float()
+    difference = states[2:] - 2 * states[1:-1] + states[:-2]  # (last - first, d)
+    counted = valid[first - 1 : last - 1, None]
     if settings.penalty == "huber":
-        slope = bend.clamp(-settings.huber_delta, settings.huber_delta)
-        cost = slope * (bend - 0.5 * slope)
+        gradient = difference.clamp(-settings.huber_delta, settings.huber_delta)
+        cost = gradient * (difference - 0.5 * gradient)
     else:
-        slope, cost = 2 * bend, bend.square()
-    own = slice(max(start, low) - low, min(end, high) - low)
+        gradient, cost = 2 * difference, difference.square()
+    own = slice(max(start, first) - first, min(end, last) - first)
     total = (cost[own].mean(-1, keepdim=True) * counted[own]).sum()
-    slope = slope * (counted / hidden.shape[1])
-    slope = functional.pad(slope, (0, 0, low - start + 1, end + 1 - high))  # middles start - 1 ... end
-    return total, slope[2:] - 2 * slope[1:-1] + slope[:-2]
+    gradient = gradient * (counted / hidden.shape[1])
+    # Widened to the middles start - 1 ... end.
+    gradient = functional.pad(gradient, (0, 0, first - start + 1, end + 1 - last))
+    return total, gradient[2:] - 2 * gradient[1:-1] + gradient[:-2]

@@ -23,7 +23,7 @@ class Segment:
 
     Attributes:
         linears: names of the weights that it multiplies with, the one of its last product last.
-        hold: dequantises one of them for several products, see `int8_linear.hold`.
+        hold: dequantises one of them for several products, see `frozen.hold`.
     """
 
     function: Callable[..., Tensor]

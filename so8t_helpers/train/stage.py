@@ -153,12 +153,12 @@ class Loop:
         """One optimizer step: all its micro-steps, the update, one row of metrics."""
         started = time.perf_counter()
         sequences = [self._sequence(group) for group in self.schedule.steps[step]]
-        tokens, targets, bends = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
+        tokens, targets, pet_positions = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
         phase = pet.phase_at(self.settings.pet, step, self.total)
         rate = learning_rate(self.settings.training, step, self.total)
 
         self.adapters.zero_grad()
-        self.micro_step.begin_step(targets, bends, phase.weight, self.optimizer.loss_scale)
+        self.micro_step.begin_step(targets, pet_positions, phase.weight, self.optimizer.loss_scale)
         for number in range(self.workers.rank, len(sequences), self.workers.count):
             self.micro_step.load(sequences[number], self._seed(step, number))
             self.micro_step.run()
