@@ -49,7 +49,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     from so8t_helpers.phi3.shape import read_shape
     from so8t_helpers.train.adapters import Adapters
     from so8t_helpers.train.frozen import load_base
-    from so8t_helpers.train.machine import build_micro_step, look_at_machine
+    from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
     from so8t_helpers.train.optimizer import Optimizer
 
     workers = train_workers.join()
@@ -63,6 +63,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     chosen = settings.validate({"training": training, "lora": lora, **arguments}, "benchmark")
     length, accumulation = chosen.training.sequence_length, chosen.training.gradient_accumulation
     shape, machine = read_shape(config), look_at_machine(chosen)
+    prepare_allocator(chosen)
     generator = torch.Generator(device="cuda").manual_seed(0)
     base = load_base(
         shape, lambda name: random_tensor(shape, name, generator), chosen.model, machine.device, machine.dtype

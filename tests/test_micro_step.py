@@ -242,7 +242,7 @@ def test_gate_gradients_are_exact():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no wheel for this system")
-def test_the_kernels_rotate_as_float64_does():
+def test_the_kernels_turn_as_float64_does():
     """In Triton's interpreter, which needs no card; it knows fp16 but not bf16."""
     code = """
 import torch
@@ -257,8 +257,8 @@ for tokens in (1, 70, 600):
     parts = [(t.double().unflatten(1, (16, 8)).permute(1, 2, 0)) for t in (grad, x)]
     wanted = parts[0] @ parts[1].transpose(1, 2)
     # Rounded once to fp16: half a unit in the last place, and a few 1e-7 before that of the float32 sums.
-    forward = gate_kernel.rotate(x, blocks)
-    for found, exact in ((forward, x.double() @ dense.T), (back, grad.double() @ dense)):
+    rotated = gate_kernel.rotate(x, blocks)
+    for found, exact in ((rotated, x.double() @ dense.T), (back, grad.double() @ dense)):
         assert ((found.double() - exact).abs() <= exact.abs() * 2.0**-11 + 1e-6).all()
     assert (outer.double() - wanted).norm() < 1e-6 * wanted.norm()
 """

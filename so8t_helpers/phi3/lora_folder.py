@@ -1,26 +1,22 @@
-"""The LoRA adapter of a PEFT folder, matched to the base's tensors by name and shape."""
+"""PEFT's LoRA folder: written after a training, read back and matched to the base's tensors."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from so8t_helpers.phi3.shape import weight_path
 from so8t_helpers.phi3.weights import FLOATS, TensorPlace, read_header
-from so8t_helpers.run.files import StageError
-
-ADAPTER_FILE = "adapter_model.safetensors"
-
-
-def _peft_key(layer: int, linear: str, matrix: str) -> str:
-    return f"base_model.model.{weight_path(layer, linear)}.lora_{matrix.upper()}.weight"
-
+from so8t_helpers.run.files import StageError, atomic_path
+from so8t_helpers.settings import LoraSettings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -69,6 +65,55 @@ class StoredLora:
         return LoraUpdate(self.a.read().float(), self.b.read().float(), self.scale)
 
 
+def _key(layer: int, linear: str, side: str) -> str:
+    return f"base_model.model.{weight_path(layer, linear)}.lora_{side.upper()}.weight"
+
+
+def write_adapter(
+    folder: Path,
+    matrices: Mapping[tuple[int, str, str], Tensor],
+    lora: LoraSettings,
+    targets: list[str],
+    base: str,
+) -> None:
+    """Write a LoRA folder as PEFT does.
+
+    Args:
+        matrices: A (r, in) and B (out, r) by layer, linear, and "a" or "b".
+        targets: the linears that have a LoRA.
+        base: the base model's name or folder, as the profile gives it.
+    """
+    from peft import LoraConfig  # noqa: PLC0415  (its import takes seconds)
+
+    LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    tensors = {_key(*place): matrix.detach().cpu().contiguous() for place, matrix in matrices.items()}
+    with atomic_path(folder / WEIGHTS_FILE) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
+
+
+def read_matrices(path: Path) -> dict[tuple[str, str], TensorPlace]:
+    """Return where each matrix of an adapter's weights file lies, by module and "a" or "b".
+
+    Raises:
+        StageError: if a key is not that of a LoRA weight of a linear layer.
+    """
+    found = {}
+    for key, place in read_header(path).items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise StageError(f"{path}: key {key} is not a LoRA weight of a linear layer")
+        found[match["module"], match["side"].lower()] = place
+    return found
+
+
 def read_adapter(folder: Path, base: dict[str, TensorPlace]) -> dict[str, StoredLora]:
     """Return the update of each adapted base tensor, by the base tensor's name.
 
@@ -88,11 +133,8 @@ def read_adapter(folder: Path, base: dict[str, TensorPlace]) -> dict[str, Stored
                 f"{folder / CONFIG_FILE}: `{key}` is {config[key]!r}; only plain LoRA on linears is baked"
             )
     sides: dict[str, dict[str, TensorPlace]] = {}
-    for key, place in read_header(folder / WEIGHTS_FILE).items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise StageError(f"{folder / WEIGHTS_FILE}: key {key} is not a LoRA weight of a linear layer")
-        sides.setdefault(match["module"], {})[match["side"]] = place
+    for (module, side), place in read_matrices(folder / WEIGHTS_FILE).items():
+        sides.setdefault(module, {})[side] = place
     if not sides:
         raise StageError(
             f"{folder / WEIGHTS_FILE}: holds no LoRA weight; train again with lora.target_modules"
@@ -108,12 +150,13 @@ def _pair(
     base: dict[str, TensorPlace],
 ) -> StoredLora:
     where = f"{folder / WEIGHTS_FILE}: {module}"
-    if found.keys() != {"A", "B"}:
-        raise StageError(f"{where}: has lora_{'/'.join(sorted(found))} only; expected lora_A and lora_B")
+    if found.keys() != {"a", "b"}:
+        only = "/".join(sorted(found)).upper()
+        raise StageError(f"{where}: has lora_{only} only; expected lora_A and lora_B")
     target = base.get(f"{module}.weight")
     if target is None:
         raise StageError(f"{where}: the base has no such module; this adapter belongs to another base model")
-    a, b = found["A"], found["B"]
+    a, b = found["a"], found["b"]
     if len(target.shape) != 2 or (b.shape[0], a.shape[1]) != target.shape or a.shape[0] != b.shape[1]:
         raise StageError(
             f"{where}: B {b.shape} @ A {a.shape} does not fit the base's weight {target.shape}; "

@@ -47,8 +47,8 @@ def drift_distribution(history: AngleHistory) -> Figure:
     fig, (left, right) = new_figure(height=3.1, ncols=2)
     moved = np.abs(history.degrees - history.degrees[0])  # (S, L, B, 4)
     flat = moved.reshape(len(history.steps), -1)
-    for low, high, alpha in ((0, 100, 0.12), (5, 95, 0.22), (25, 75, 0.35)):
-        lower, upper = np.percentile(flat, [low, high], axis=1)
+    for percents, alpha in (((0, 100), 0.12), ((5, 95), 0.22), ((25, 75), 0.35)):
+        lower, upper = np.percentile(flat, percents, axis=1)
         left.fill_between(history.steps, lower, upper, color=COLORS["now"], alpha=alpha, linewidth=0)
     left.plot(history.steps, np.median(flat, axis=1), color=COLORS["now"])
     for percent, name in ((100, "largest"), (95, "95%"), (50, "median")):
@@ -62,10 +62,14 @@ def drift_distribution(history: AngleHistory) -> Figure:
             annotation_clip=False,
         )
     left.set(title="Over the training", xlabel="optimizer step", ylabel="|θ − θ(start)| (degrees)")
-    _draw_band(right, history.layers, moved[-1].reshape(len(history.layers), -1), COLORS["now"])
-    right.set(title="At the end, by layer", xlabel="layer")
-    for ax in (left, right):
-        ax.set_ylim(0, max(float(moved.max()) * 1.3, 1e-6))  # room for the legend
+    by_layer = moved[-1].reshape(len(history.layers), -1)
+    lower, middle, upper = np.percentile(by_layer, [5, 50, 95], axis=1)
+    right.vlines(history.layers, lower, upper, color=COLORS["now"], alpha=0.35, linewidth=4)
+    right.plot(history.layers, middle, "o", color=COLORS["now"], label="median")
+    right.plot(history.layers, by_layer.max(axis=1), "^", color=COLORS["accent_2"], label="largest")
+    right.set(title="At the end, by layer")
+    _finish_layers(right, float(moved.max()))
+    left.set_ylim(right.get_ylim())
     return fig
 
 
@@ -107,11 +111,9 @@ class AngleDistribution:
         )
         peak = float(max(self._density(s).max() for s in range(len(history.steps))))
         one_angle = 1 / (history.angles[0].size * 2.0)
-        ax.set(
-            yscale="log", ylim=(min(one_angle, 1e-3) / 2, peak * 4), xlim=(0, 183), xticks=range(0, 181, 30)
-        )
-        ax.set(title="All principal angles")
-        ax.set(xlabel="principal angle θ (degrees)", ylabel="density (1/degree)")
+        ax.set(yscale="log", ylim=(min(one_angle, 1e-3) / 2, peak * 4))
+        ax.set(xlim=(0, 183), xticks=range(0, 181, 30), xlabel="principal angle θ (degrees)")
+        ax.set(title="All principal angles", ylabel="density (1/degree)")
         ax.legend(loc="upper center")
         self.artists = [self.now]
 
@@ -146,33 +148,24 @@ class GeodesicByLayer:
         )
         (self.median,) = ax.plot(history.layers, nothing, "o-", color=COLORS["now"], label="median")
         (self.largest,) = ax.plot(history.layers, nothing, "^:", color=COLORS["accent_2"], label="most moved")
-        ax.set(
-            title="Geodesic distance from the start",
-            xlabel="layer",
-            ylabel=r"$\Vert\log(R_0^\top R_t)\Vert$ (rad)",
-        )
-        ax.set_ylim(0, max(float(history.distance.max()) * 1.3, 1e-6))  # room for the legend
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(loc="upper left", ncols=2)
+        ax.set(title="Geodesic distance from the start", ylabel=r"$\Vert\log(R_0^\top R_t)\Vert$ (rad)")
+        _finish_layers(ax, float(history.distance.max()), columns=2)
         self.artists = [self.band, self.median, self.largest]
 
     def update(self, snapshot: int) -> None:
         """Show another snapshot."""
         distance = self.history.distance[snapshot]  # (L, B)
-        low, middle, high = np.percentile(distance, [25, 50, 75], axis=1)
+        lower, middle, upper = np.percentile(distance, [25, 50, 75], axis=1)
         self.median.set_ydata(middle)
         self.largest.set_ydata(distance.max(axis=1))
-        self.band.set_data(self.history.layers, low, high)
+        self.band.set_data(self.history.layers, lower, upper)
 
 
-def _draw_band(ax: Axes, x: np.ndarray, values: np.ndarray, color: str) -> None:
-    """Draw median, 5 to 95 percent and largest of `values` (len(x), n)."""
-    low, middle, high = np.percentile(values, [5, 50, 95], axis=1)
-    ax.vlines(x, low, high, color=color, alpha=0.35, linewidth=4)
-    ax.plot(x, middle, "o", color=color, label="median")
-    ax.plot(x, values.max(axis=1), "^", color=COLORS["accent_2"], label="largest")
+def _finish_layers(ax: Axes, largest: float, columns: int = 1) -> None:
+    """Finish axes over the layers: whole numbers, and room for the legend above the largest value."""
+    ax.set(xlabel="layer", ylim=(0, max(largest * 1.3, 1e-6)))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", ncols=columns)
 
 
 def _snapshot_ticks(ax: Axes, history: AngleHistory) -> None:

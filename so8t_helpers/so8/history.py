@@ -46,8 +46,8 @@ class AngleHistory:
     @cached_property
     def distance(self) -> np.ndarray:
         """Geodesic distance of every block from its start, in radians, (S, L, B)."""
-        start = self.blocks(0)
-        return np.stack([_distance(start, self.blocks(snapshot)) for snapshot in range(len(self.steps))])
+        start, snapshots = self.blocks(0), range(len(self.steps))
+        return np.stack([rotation.geodesic_distance(start, self.blocks(s)).numpy() for s in snapshots])
 
     def blocks(self, snapshot: int) -> torch.Tensor:
         """Return the rotations of one snapshot, (L, B, 8, 8)."""
@@ -56,10 +56,6 @@ class AngleHistory:
     def matrix(self, snapshot: int, layer: int, block: int) -> np.ndarray:
         """Return one rotation, (8, 8); `layer` is the row in `layers`."""
         return rotation.rotation(torch.from_numpy(self.free[snapshot, layer, block])).numpy()
-
-
-def _distance(start: torch.Tensor, end: torch.Tensor) -> np.ndarray:
-    return rotation.geodesic_distance(start, end).numpy()
 
 
 def read_angles(path: Path) -> AngleHistory:

@@ -51,25 +51,25 @@ def rotation(free: Tensor) -> Tensor:
     return torch.matrix_exp(skew(free))
 
 
-def free_gradient(free: Tensor, gradient: Tensor) -> Tensor:
+def free_gradient(free: Tensor, by_rotation: Tensor) -> Tensor:
     """Send a gradient by R = exp(A) back to the free numbers, exactly.
 
     The adjoint of exp's derivative is the upper right block of exp([[A^T, G], [0, A^T]]) (Mathias 1996, A
     chain rule for matrix functions), as in autograd; but a few layers' matrices at a time, since 32 layers of
-    the real size would take 150 MiB beside everything else at the end of a step.
+    the real size would take 150 MiB on top of everything else at the end of a step.
 
     Args:
-        free: (..., 28). gradient: (..., 8, 8), G.
+        free: (..., 28). by_rotation: (..., 8, 8), G.
 
     Returns:
         (..., 28), the gradient by `free`.
     """
     parts = []
-    pairs = zip(free.flatten(0, -2).split(_AT_A_TIME), gradient.flatten(0, -3).split(_AT_A_TIME), strict=True)
-    for numbers, by_r in pairs:
+    together = (free.flatten(0, -2).split(_AT_A_TIME), by_rotation.flatten(0, -3).split(_AT_A_TIME))
+    for numbers, gradient in zip(*together, strict=True):
         wide = free.new_zeros(len(numbers), 2 * BLOCK, 2 * BLOCK)
         wide[:, :BLOCK, :BLOCK] = wide[:, BLOCK:, BLOCK:] = skew(numbers).transpose(-1, -2)
-        wide[:, :BLOCK, BLOCK:] = by_r
+        wide[:, :BLOCK, BLOCK:] = gradient
         by_a = torch.matrix_exp(wide)[:, :BLOCK, BLOCK:]
         parts.append(by_a[:, _ROWS, _COLS] - by_a[:, _COLS, _ROWS])
     return torch.cat(parts).view(free.shape)
@@ -116,9 +116,9 @@ def principal_angles(free: Tensor) -> Tensor:
         (..., 4) float32.
     """
     sigma = torch.linalg.svdvals(skew(free.double()))[..., ::2]  # (..., 4): one of each equal pair
-    whole = 2 * torch.pi
-    folded = torch.remainder(sigma, whole)
-    folded = torch.minimum(folded, whole - folded)
+    circle = 2 * torch.pi
+    folded = torch.remainder(sigma, circle)
+    folded = torch.minimum(folded, circle - folded)
     return folded.sort(dim=-1, descending=True).values.float()
 
 

@@ -6,16 +6,15 @@ over several cards and a checkpoint each handle one tensor. The matrices A and B
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from so8t_helpers.phi3.lora_folder import ADAPTER_FILE, _peft_key
-from so8t_helpers.phi3.shape import LINEARS, Phi3Shape
-from so8t_helpers.run.files import atomic_path
+from so8t_helpers.phi3.lora_folder import WEIGHTS_FILE, read_matrices, write_adapter
+from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
 from so8t_helpers.settings import LoraSettings, Settings, SettingsError
 from so8t_helpers.so8 import rotation
 from so8t_helpers.train.frozen import Base
@@ -62,6 +61,7 @@ class Adapters:
 
     Attributes:
         lora: (N,) float32, all A and B one after the other; `lora.grad` collects their gradients.
+        matrices: A (r, in) and B (out, r) by layer, linear, and "a" or "b": leaves that are views of `lora`.
         free: (gated layers, d/8, 28) float32, the free numbers of the rotations.
         rotations: (gated layers, d/8, 8, 8), exp of them, cut off from `free`: micro-steps see this matrix
             alone, and its gradient goes back through the exponential once an optimizer step.
@@ -72,52 +72,32 @@ class Adapters:
         self.targets = check_targets(settings.lora)
         self.layers = gated_layers(settings, shape)
         generator = torch.Generator().manual_seed(settings.run.seed)
-        spans = self._spans()
-        flat = torch.zeros(sum(rows * columns for *_, rows, columns in spans))
-        offset = 0
-        for *_, matrix, rows, columns in spans:
-            if (
-                matrix == "a"
-            ):  # as PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero
-                bound = 1 / math.sqrt(columns)
-                flat[offset : offset + rows * columns].uniform_(-bound, bound, generator=generator)
-            offset += rows * columns
-        self.lora = nn.Parameter(flat.to(device))
+        drawn: dict[tuple[int, str, str], Tensor] = {}
+        for layer, linear in itertools.product(range(shape.num_layers), self.targets):
+            out, into = shape.linear_shape(linear)
+            # As PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero.
+            bound, a = 1 / math.sqrt(into), torch.empty(settings.lora.r, into)
+            drawn[layer, linear, "a"] = a.uniform_(-bound, bound, generator=generator)
+            drawn[layer, linear, "b"] = torch.zeros(out, settings.lora.r)
+        self.lora = nn.Parameter(torch.cat([matrix.flatten() for matrix in drawn.values()]).to(device))
         self.lora.grad = torch.zeros_like(self.lora)
+        sizes = [matrix.numel() for matrix in drawn.values()]
+        self.matrices: dict[tuple[int, str, str], Tensor] = {}
+        parts = zip(self.lora.data.split(sizes), self.lora.grad.split(sizes), strict=True)
+        for (key, matrix), (values, grad) in zip(drawn.items(), parts, strict=True):
+            self.matrices[key] = values.view(matrix.shape).requires_grad_()
+            self.matrices[key].grad = grad.view(matrix.shape)
         free = (
             rotation.initial_free(len(self.layers), shape.hidden_size, settings.so8t.init_scale, generator)
             if self.layers
             else torch.zeros(0)
         )
         self.free = nn.Parameter(free.to(device))
-        self.matrices = self._views()
         self.rotations = rotation.rotation(self.free.detach()) if self.layers else self.free.detach().clone()
         self.rotations.grad = torch.zeros_like(self.rotations)
         self._leaves = [r.requires_grad_() for r in self.rotations.unbind()]
         for leaf, grad in zip(self._leaves, self.rotations.grad, strict=False):
             leaf.grad = grad
-
-    def _spans(self) -> list[tuple[int, str, str, int, int]]:
-        """List (layer, linear, "a" or "b", rows, columns) in the order of the flat vector."""
-        r = self.settings.lora.r
-        spans = []
-        for layer in range(self.shape.num_layers):
-            for linear in self.targets:
-                out, into = self.shape.linear_shape(linear)
-                spans += [(layer, linear, "a", r, into), (layer, linear, "b", out, r)]
-        return spans
-
-    def _views(self) -> dict[tuple[int, str, str], Tensor]:
-        """Cut the flat vector into leaves whose gradients lie in the flat gradient."""
-        views, offset = {}, 0
-        assert self.lora.grad is not None
-        for layer, linear, matrix, rows, columns in self._spans():
-            end = offset + rows * columns
-            view = self.lora.data[offset:end].view(rows, columns).requires_grad_()
-            view.grad = self.lora.grad[offset:end].view(rows, columns)
-            views[layer, linear, matrix] = view
-            offset = end
-        return views
 
     def refresh_rotations(self) -> None:
         """Compute R = exp(A) of all gates at once after a change of `free`, in place: graphs hold it."""
@@ -180,21 +160,7 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """Write a standard PEFT LoRA folder, with the gates in their own file beside it."""
-        from peft import LoraConfig  # noqa: PLC0415  (its import takes seconds)
-
-        lora = self.settings.lora
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=self.targets,
-            base_model_name_or_path=self.settings.model.base,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        ).save_pretrained(str(folder))
-        tensors = {_peft_key(*key): view.detach().cpu().contiguous() for key, view in self.matrices.items()}
-        with atomic_path(folder / ADAPTER_FILE) as scratch:
-            save_file(tensors, scratch, metadata={"format": "pt"})
+        write_adapter(folder, self.matrices, self.settings.lora, self.targets, self.settings.model.base)
         gates = self.gates()
         if gates:
             rotation.save_gates(folder / rotation.GATES_FILE, gates)
@@ -203,21 +169,21 @@ class Adapters:
         """Go on from such a folder.
 
         Raises:
-            SettingsError: a file is missing, or does not fit the model and the settings.
+            SettingsError, StageError: a file is missing, or does not fit the model and the settings.
         """
-        path = folder / ADAPTER_FILE
+        path = folder / WEIGHTS_FILE
         if not path.is_file():
-            raise SettingsError(f"training.continue_from: no {ADAPTER_FILE} in {folder}")
-        tensors = load_file(path)
-        wanted = {_peft_key(*key): view for key, view in self.matrices.items()}
-        wrong = [k for k, v in wanted.items() if k not in tensors or tensors[k].shape != v.shape]
-        if wrong or len(tensors) != len(wanted):
+            raise SettingsError(f"training.continue_from: no {WEIGHTS_FILE} in {folder}")
+        stored = read_matrices(path)
+        views = {(weight_path(i, linear), side): view for (i, linear, side), view in self.matrices.items()}
+        wrong = [key for key, view in views.items() if key not in stored or stored[key].shape != view.shape]
+        if wrong or len(stored) != len(views):
             raise SettingsError(
                 f"{path}: does not fit lora.r and lora.target_modules of this profile (first: {wrong[:1]})"
             )
         with torch.no_grad():
-            for key, view in wanted.items():
-                view.copy_(tensors[key])
+            for key, view in views.items():
+                view.copy_(stored[key].read())
             if self.layers:
                 gates = rotation.load_gates(folder / rotation.GATES_FILE)
                 if gates.layers != self.layers or gates.free.shape != self.free.shape:

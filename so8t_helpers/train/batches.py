@@ -15,7 +15,7 @@ from torch import Tensor
 
 from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import Settings, SettingsError
-from so8t_helpers.train import pet
+from so8t_helpers.train.pet import valid_positions
 
 IGNORE = -100  # target of a token that carries no loss
 
@@ -45,8 +45,9 @@ class PackedSequence:
 
     def counts(self) -> tuple[int, int, int]:
         """Return (tokens that are not padding, tokens with a target, positions that PET sees)."""
-        targets = int((self.targets != IGNORE).sum())
-        return int((self.documents >= 0).sum()), targets, pet.count_valid(self.documents)
+        counted = (self.documents >= 0, self.targets != IGNORE, valid_positions(self.documents))
+        tokens, targets, positions = (int(which.sum()) for which in counted)
+        return tokens, targets, positions
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -194,7 +195,7 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         raise SettingsError("train.jsonl holds no samples; look at 01_dataset's quarantine for the reasons")
     t = settings.training
     steps: list[list[list[list[int]]]] = []
-    count = t.max_steps
+    wanted = t.max_steps
     for epoch in itertools.count():
         bins = plan_epoch(samples, t.sequence_length, t.packing, settings.run.seed * 1009 + epoch)
         micro_steps = [bins[i : i + t.batch_size] for i in range(0, len(bins), t.batch_size)]
@@ -202,10 +203,10 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
             micro_steps[i : i + t.gradient_accumulation]
             for i in range(0, len(micro_steps), t.gradient_accumulation)
         ]
-        if count is None:
-            count = max(1, round(len(groups) * t.epochs))
+        if wanted is None:
+            wanted = max(1, round(len(groups) * t.epochs))
         steps += groups
-        if len(steps) >= count:
+        if len(steps) >= wanted:
             break
     real = sum(len(s.tokens) for s in samples)
     wasted = {
@@ -213,4 +214,4 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         "unpacked": 1 - real / (len(samples) * t.sequence_length),
     }
     most = max(len(chosen) for step in steps for group in step for chosen in group)
-    return Schedule(steps[:count], wasted, most)
+    return Schedule(steps[:wanted], wasted, most)

@@ -1,12 +1,45 @@
-"""Figures of 02_train's metrics: losses, learning rate, gradient norm, throughput."""
+"""What 02_train's notebook shows: chosen settings, metrics, losses, learning rate, throughput, drift."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from so8t_helpers.settings import Settings
 from so8t_helpers.show.style import COLORS, INK, log_where_wide, new_figure
+from so8t_helpers.so8.history import AngleHistory, read_angles
+
+
+def chosen(settings: Settings) -> pd.DataFrame:
+    """Return the settings that decide the course of the training, one a row."""
+    t, gates, phases = settings.training, settings.so8t, settings.pet
+    rows = {
+        "base": f"{settings.model.base}, {settings.model.quantization}",
+        "LoRA": f"r = {settings.lora.r}, α = {settings.lora.alpha}, dropout {settings.lora.dropout}",
+        "gates": f"layers {gates.layer_indices or 'all'}, start from N(0, {gates.init_scale}²)",
+        "PET λ": f"{phases.lambda_exploration}, {phases.lambda_transition}, {phases.lambda_stabilization}",
+        "step": f"{t.gradient_accumulation} × {t.batch_size} sequences of {t.sequence_length:,} tokens",
+    }
+    return pd.DataFrame(rows.items(), columns=["what", "setting"])
+
+
+def outcome(facts: dict[str, Any]) -> pd.DataFrame:
+    """Return what `stage.train` says of the training, one fact a row."""
+    return pd.DataFrame(facts.items(), columns=["what", "value"])
+
+
+def read_metrics(settings: Settings) -> pd.DataFrame:
+    """Return the metrics of a finished training, one optimizer step a row."""
+    return pd.read_parquet(settings.run_dir / "02_train" / "metrics.parquet")
+
+
+def read_history(settings: Settings) -> AngleHistory | None:
+    """Return what a finished training left of its rotations, None without gates."""
+    path = settings.run_dir / "02_train" / "angles.safetensors"
+    return read_angles(path) if settings.so8t.enabled else None
 
 
 def losses(metrics: pd.DataFrame) -> Figure:

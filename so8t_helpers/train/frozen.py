@@ -53,14 +53,12 @@ class Nf4Weight(NamedTuple):
 
 
 class HeldWeight(NamedTuple):
-    """wide (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
+    """joined (out, in + r): [W | s B] dequantised ahead, where several products with it follow at once."""
 
-    wide: Tensor
+    joined: Tensor
 
 
 FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
-# What `_Product` multiplies with; by name, since a compiled function takes tensors and plain values.
-_KINDS: dict[str, Any] = {"int8": Int8Weight, "nf4": Nf4Weight, "held": HeldWeight}
 
 NF4_BLOCK = 64
 
@@ -110,26 +108,40 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The product of `adapted_product`: [W | s B] is dequantised in both directions and never kept."""
+    """The product of `adapted_product`: a stored weight is dequantised in both directions, never kept so."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, ax: Tensor, b: Tensor, s: float, value_needed: bool, kind: str, *stored: Tensor
+        ctx: Any,
+        x: Tensor,
+        a_x: Tensor,
+        b: Tensor,
+        s: float,
+        value_needed: bool,
+        kind: type[Int8Weight | Nf4Weight | HeldWeight],
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(ax, b, *stored)
+        ctx.save_for_backward(a_x, b, *tensors)
         ctx.s, ctx.kind = s, kind
-        weight = _KINDS[kind](*stored)
         if not value_needed:
-            return x.new_zeros(()).expand(len(x), _out_features(weight))
-        return torch.cat((x, ax), 1) @ _wide(weight, b, s, x.dtype).t()
+            return x.new_zeros(()).expand(len(x), len(b))
+        return torch.cat((x, a_x), 1) @ _joined(kind(*tensors), b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        ax, b, *stored = ctx.saved_tensors
-        both = grad @ _wide(_KINDS[ctx.kind](*stored), b, ctx.s, grad.dtype)  # gradients of x and of A x
-        inputs = both.shape[1] - ax.shape[1]
-        by_b = (grad.t() @ ax).float() * ctx.s
-        return both[:, :inputs], both[:, inputs:], by_b, None, None, None, *([None] * len(stored))
+        a_x, b, *tensors = ctx.saved_tensors
+        both = grad @ _joined(ctx.kind(*tensors), b, ctx.s, grad.dtype)
+        r = a_x.shape[1]
+        by_x, by_a_x = both.split((both.shape[1] - r, r), 1)
+        by_b = (grad.t() @ a_x).float() * ctx.s
+        return by_x, by_a_x, by_b, *[None] * (3 + len(tensors))
+
+
+def _joined(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
+    """Return [W | s B], (out, in + r)."""
+    if isinstance(weight, HeldWeight):
+        return weight.joined
+    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
 
 
 def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
@@ -140,33 +152,23 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
     """
     if not isinstance(weight, Int8Weight | Nf4Weight):
         return weight
-    if b is None:
-        return HeldWeight(dequantize(weight, dtype))
-    return HeldWeight(_wide(weight, b, s, dtype))
-
-
-def _wide(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
-    """Put s B beside the dequantised W: (out, in + r)."""
-    if isinstance(weight, HeldWeight):
-        return weight.wide
-    return torch.cat((dequantize(weight, dtype), (b * s).to(dtype)), 1)
+    return HeldWeight(dequantize(weight, dtype) if b is None else _joined(weight, b, s, dtype))
 
 
 def adapted_product(
-    x: Tensor, ax: Tensor, b: Tensor, weight: FrozenWeight, s: float, value_needed: bool = True
+    x: Tensor, a_x: Tensor, b: Tensor, weight: FrozenWeight, s: float, value_needed: bool = True
 ) -> Tensor:
-    """Return y = W x + s B A x, as one product [W | s B] [x; A x].
+    """Return y = W x + s B A x; for int8 and NF4 as one product [W | s B] [x; A x].
 
     Args:
-        x: (T, in). ax: (T, r), LoRA's A on its input.
+        x: (T, in). a_x: (T, r), LoRA's A on its input.
         b: (out, r) float32.
         value_needed: False where only gradients are, as for the last product of a layer that is recomputed;
             then the values returned mean nothing.
     """
-    for kind, stored in _KINDS.items():
-        if isinstance(weight, stored):
-            return _Product.apply(x, ax, b, s, value_needed, kind, *weight)
-    return torch.addmm(frozen_linear(x, weight), ax, b.to(x.dtype).t(), alpha=s)
+    if isinstance(weight, Int8Weight | Nf4Weight | HeldWeight):
+        return _Product.apply(x, a_x, b, s, value_needed, type(weight), *weight)
+    return torch.addmm(frozen_linear(x, weight), a_x, b.to(x.dtype).t(), alpha=s)
 
 
 def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
@@ -175,12 +177,8 @@ def frozen_linear(x: Tensor, weight: FrozenWeight) -> Tensor:
         return functional.linear(x, weight.weight)
     if isinstance(weight, LlmInt8Weight):
         return _llm_int8(x, weight)
-    none = x.new_empty(len(x), 0)
-    return adapted_product(x, none, x.new_empty(_out_features(weight), 0), weight, 1.0)
-
-
-def _out_features(weight: Int8Weight | Nf4Weight | HeldWeight) -> int:
-    return len(weight.shape if isinstance(weight, Nf4Weight) else weight[0])
+    out = len(weight.shape if isinstance(weight, Nf4Weight) else weight[0])
+    return adapted_product(x, x.new_empty(len(x), 0), x.new_empty(out, 0), weight, 1.0)
 
 
 def _llm_int8(x: Tensor, weight: LlmInt8Weight) -> Tensor:

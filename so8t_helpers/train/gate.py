@@ -17,7 +17,7 @@ _TRITON = importlib.util.find_spec("triton") is not None
 
 
 class _Gate(torch.autograd.Function):
-    """Rotate x by R; backward: R^T on the gradient, and the sum over tokens of dy x^T, block by block."""
+    """R x; backward: R^T on the gradient, and the sum over tokens of dy x^T, block by block."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ def _outer(grad: Tensor, x: Tensor) -> Tensor:
     left = grad.unflatten(-1, (-1, group)).permute(1, 2, 0)  # (d/group, group, T)
     right = x.unflatten(-1, (-1, group)).permute(1, 0, 2)  # (d/group, T, group)
     if x.is_cuda and x.dtype != torch.float32:
-        wide = torch.bmm(left, right, out_dtype=torch.float32)
+        products = torch.bmm(left, right, out_dtype=torch.float32)
     else:
-        wide = torch.bmm(left.float(), right.float())
+        products = torch.bmm(left.float(), right.float())
     count = group // BLOCK
-    blocks = wide.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
+    blocks = products.view(-1, count, BLOCK, count, BLOCK).diagonal(dim1=1, dim2=3)  # (d/group, 8, 8, count)
     return blocks.permute(0, 3, 1, 2).reshape(-1, BLOCK, BLOCK)

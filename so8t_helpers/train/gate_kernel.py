@@ -1,8 +1,8 @@
 """The gate's two kernels for 16-bit activations on a card: each reads its inputs once.
 
-A gate is bound by memory: at the real size its arithmetic is nothing beside the 12 MiB of activations that go
-in and come out. So eight blocks side by side make one 64 x 64 factor, seven eighths of it zeros, and the
-tensor cores do not mind. R is split into two 16-bit parts, R = high + low, whose products with 16-bit
+A gate is bound by memory: at the real size its arithmetic is nothing against the 12 MiB of activations that
+go in and come out. So eight blocks side by side make one 64 x 64 factor, seven eighths of it zeros, and the
+tensor cores do not mind. R is split into two 16-bit parts, R = high + rest, whose products with 16-bit
 activations are exact in the float32 sums: the result is that of float32 arithmetic, rounded once.
 """
 
@@ -32,8 +32,8 @@ def _factor(blocks, group, TRANSPOSE: tl.constexpr, GROUP: tl.constexpr):
 def _product(x, factor):
     """Multiply x (ROWS, GROUP), 16 bits, by a float32 factor, with float32 sums."""
     high = factor.to(x.dtype)
-    low = (factor - high.to(tl.float32)).to(x.dtype)
-    return tl.dot(x, low, acc=tl.dot(x, high))
+    rest = (factor - high.to(tl.float32)).to(x.dtype)
+    return tl.dot(x, rest, acc=tl.dot(x, high))
 
 
 @triton.jit
@@ -59,12 +59,12 @@ def _rotate_backward_kernel(
     for tile in range(TILES):
         rows = (tl.program_id(0) * TILES + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = rows < tokens
-        far = rows.to(tl.int64)
-        incoming = tl.load(grad + far * grad_stride + columns, mask=inside, other=0.0)
-        seen = tl.load(x + far * x_stride + columns, mask=inside, other=0.0)
-        outgoing = _product(incoming, factor)
-        tl.store(out + far * out_stride + columns, outgoing.to(incoming.dtype), mask=inside)
-        total = tl.dot(tl.trans(incoming), seen, acc=total)
+        row = rows.to(tl.int64)
+        grad_tile = tl.load(grad + row * grad_stride + columns, mask=inside, other=0.0)
+        x_tile = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
+        rotated = _product(grad_tile, factor)
+        tl.store(out + row * out_stride + columns, rotated.to(grad_tile.dtype), mask=inside)
+        total = tl.dot(tl.trans(grad_tile), x_tile, acc=total)
     i = tl.arange(0, GROUP)[:, None]
     j = tl.arange(0, GROUP)[None, :]
     block = tl.program_id(0) * blocks_total + group * (GROUP // 8) + i // 8

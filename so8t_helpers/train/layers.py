@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from so8t_helpers.phi3.shape import Phi3Shape
 from so8t_helpers.train.frozen import FrozenWeight, adapted_product, frozen_linear
@@ -23,6 +24,12 @@ from so8t_helpers.train.gate import gate
 # Odd 32-bit factors as int32: lowbias32's two (0x7feb352d, 0x846ca68b), and two to spread small numbers.
 _MIX_1, _MIX_2 = 0x7FEB352D, -2073254261
 _GOLDEN, _COLUMN = -1640531527, 0x2C1B3C6D
+# Torch 2.11 says `is_causal=True`; later ones a window that looks back without limit.
+_CAUSAL: dict[str, Any] = (
+    {"is_causal": True}
+    if "is_causal" in inspect.signature(varlen_attn).parameters
+    else {"window_size": (-1, 0)}
+)
 
 
 class LoraFactors(NamedTuple):
@@ -133,18 +140,18 @@ def adapted_linear(
     """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `value_needed` as in `adapted_product`."""
     if lora is None:
         return frozen_linear(x, weight)
-    seen = x
+    dropped = x
     if config.dropout:
         keep = keep_mask(packed.keys, salt, x.shape[-1], config.dropout)
-        seen = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
-    ax = functional.linear(seen, lora.a.to(x.dtype))
-    return adapted_product(x, ax, lora.b, weight, config.lora_scale, value_needed)
+        dropped = torch.where(keep, x * (1.0 / (1.0 - config.dropout)), 0.0).to(x.dtype)
+    a_x = functional.linear(dropped, lora.a.to(x.dtype))
+    return adapted_product(x, a_x, lora.b, weight, config.lora_scale, value_needed)
 
 
 def attention_half(
     x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x, y (T, d); `value_needed` as in `adapted_product`."""
+    """Return x + o_proj(gate(attention(norm(x)))). x and result (T, d)."""
     shape = config.shape
     h = rms_norm(x, layer.norm1, shape.rms_eps)
     qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)
@@ -176,9 +183,9 @@ def mlp_half(
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first rotary_dim features of each head. x (T, H, D); cos, sin (T, rotary_dim)."""
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
-    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = rotated.chunk(2, dim=-1)
-    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    rotary, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = rotary.chunk(2, dim=-1)
+    rotated = rotary * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((rotated, rest), dim=-1)
 
 
@@ -191,7 +198,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Ten
     if varlen:
         group = q.shape[1] // k.shape[1]
         k, v = (t.repeat_interleave(group, dim=1) if group > 1 else t for t in (k, v))
-        return _varlen_attention(q, k, v, bounds)
+        out = varlen_attn(q, k, v, bounds, bounds, len(q), len(q), **_CAUSAL)
+        assert isinstance(out, Tensor)  # a tuple only with return_aux
+        return out
     parts = []
     borders = bounds.unique_consecutive().tolist()
     for start, end in itertools.pairwise(borders):
@@ -201,24 +210,3 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, varlen: bool) -> Ten
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
-
-
-def _varlen_attention(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  (absent before torch 2.10)
-
-    out = varlen_attn(q, k, v, bounds, bounds, len(q), len(q), **_CAUSAL)
-    assert isinstance(out, Tensor)  # a tuple only with return_aux
-    return out
-
-
-def _causal_argument() -> dict[str, Any]:
-    """Torch 2.10 and 2.11 say `is_causal=True`; later ones a window that looks back without limit."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
-    except ImportError:
-        return {}
-    named = inspect.signature(varlen_attn).parameters
-    return {"is_causal": True} if "is_causal" in named else {"window_size": (-1, 0)}
-
-
-_CAUSAL = _causal_argument()

@@ -38,7 +38,6 @@ class Machine:
     """
 
     device: torch.device
-    name: str
     dtype: torch.dtype
     mode: str
     varlen: bool
@@ -47,7 +46,7 @@ class Machine:
 
 
 def look_at_machine(settings: Settings) -> Machine:
-    """Choose device, dtype and speed by what the machine can do.
+    """Choose device, dtype and speed by what the machine can do; nothing is changed.
 
     Raises:
         SettingsError: if the settings ask for a speed or a precision that it cannot do.
@@ -58,43 +57,48 @@ def look_at_machine(settings: Settings) -> Machine:
     dtype = _DTYPES[training.precision]
     if not cuda and dtype == torch.float16:
         raise SettingsError("training.precision: fp16 needs a CUDA card; use fp32 (or bf16) on the CPU")
-    name = torch.cuda.get_device_name() if cuda else "CPU"
-    varlen, why_not = _varlen(device, dtype)
+    why_not_varlen = _why_not_varlen(device, dtype)
     triton = cuda and importlib.util.find_spec("triton") is not None
     if settings.model.quantization == "int8" and settings.model.int8_matmul == "llm_int8":
         best, reason = "plain", "LLM.int8's own product synchronises with the host"
-    elif not varlen:
-        best, reason = "plain", why_not
+    elif why_not_varlen:
+        best, reason = "plain", why_not_varlen
     else:
         best, reason = "graph", "compiled layers" if triton else "layers not compiled: no Triton here"
-    if cuda and _is_long(settings) and os.name == "posix":
-        # Long sequences need large tensors of many sizes; segments that grow hold them without the fragments
-        # that broke an 11 GiB limit at 49,152 tokens. Windows' driver cannot do it.
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     mode = best if training.speed == "auto" else training.speed
     if _SPEEDS.index(mode) > _SPEEDS.index(best):
         raise SettingsError(f"training.speed: {mode} is not possible here ({reason}); use auto")
     if mode == "compile" and not triton:
         raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
+    name = torch.cuda.get_device_name() if cuda else "CPU"
     summary = f"speed {mode} on {name} in {training.precision} ({reason})"
-    return Machine(device, name, dtype, mode, varlen, triton and mode != "plain", summary)
+    return Machine(device, dtype, mode, not why_not_varlen, triton and mode != "plain", summary)
+
+
+def _why_not_varlen(device: torch.device, dtype: torch.dtype) -> str:
+    """Say why the variable-length flash attention cannot be used; nothing where it can."""
+    if device.type != "cuda":
+        return "no CUDA card"
+    if dtype == torch.float32:
+        return "flash attention needs fp16 or bf16"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "flash attention needs compute capability 8.0"
+    return ""
+
+
+def prepare_allocator(settings: Settings) -> None:
+    """Let a card's memory segments grow where sequences are long; call it before anything is on the card.
+
+    Long sequences need large tensors of many sizes; segments that grow hold them without the fragments that
+    broke an 11 GiB limit at 49,152 tokens. Windows' driver cannot do it.
+    """
+    if torch.cuda.is_available() and _is_long(settings) and os.name == "posix":
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def _is_long(settings: Settings) -> bool:
     """Whether the MLP is recomputed in tiles of the tokens."""
     return settings.training.sequence_length * settings.training.batch_size > 2 * _TILE
-
-
-def _varlen(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    if device.type != "cuda":
-        return False, "no CUDA card"
-    if dtype == torch.float32:
-        return False, "flash attention needs fp16 or bf16"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return False, "flash attention needs compute capability 8.0"
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False, "this torch has no variable-length attention"
-    return True, ""
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,14 @@ def build_micro_step(
             step.compile()
         return step
 
-    if machine.device.type != "cuda":
+    if machine.device.type == "cuda":
+        plan = _measure_plan(make, base.shape, settings, adapters)
+        while (step := _start(make, plan, machine, adapters)) is None:
+            # The graph's own pool is packed less well than the trial's was.
+            plan = replace(plan, keep=max(0, plan.keep - 4))
+    else:
         plan = _host_plan(base.shape, settings)
-        log.info("%s", plan.describe(base.shape.num_layers))
-        return make(plan), plan
-    plan = _measure_plan(make, base.shape, settings, adapters)
-    while (step := _start(make, plan, machine, adapters)) is None:
-        # The graph's own pool is packed less well than the trial's was.
-        plan = replace(plan, keep=max(0, plan.keep - 4))
+        step = make(plan)
     log.info("%s", plan.describe(base.shape.num_layers))
     return step, plan
 
@@ -194,20 +198,19 @@ def _measure_plan(
     budget = float(free + torch.cuda.memory_reserved())
     if training.memory_gib != "auto":
         budget = min(budget, training.memory_gib * 2**30)
-    plan = MemoryPlan(0, tiles, False)
-    peak = _peak(make, plan, adapters)
-    if peak > budget:
-        plan = MemoryPlan(0, tiles, True)
+    for on_host in (False, True):
+        plan = MemoryPlan(0, tiles, on_host)
         peak = _peak(make, plan, adapters)
-        if peak > budget:
-            needed = f"{peak / 2**30:.1f} GiB" if peak < float("inf") else "more"
-            raise SettingsError(
-                f"training needs {needed} on the card with everything recomputed, "
-                f"{budget / 2**30:.1f} GiB are to be had; lower training.sequence_length, "
-                "training.batch_size, lora.r, or take model.quantization: nf4"
-            )
-        return plan
-    if tiles > 1:
+        if peak <= budget:
+            break
+    else:
+        needed = f"{peak / 2**30:.1f} GiB" if peak < float("inf") else "more"
+        raise SettingsError(
+            f"training needs {needed} on the card with everything recomputed, "
+            f"{budget / 2**30:.1f} GiB are to be had; lower training.sequence_length, "
+            "training.batch_size, lora.r, or take model.quantization: nf4"
+        )
+    if plan.on_host or tiles > 1:
         return plan
     # With few kept layers the peak may lie elsewhere; between four and eight it grows by what layers keep.
     four, eight = (_peak(make, MemoryPlan(2 * n, 1, False), adapters) for n in (4, 8))
@@ -228,6 +231,7 @@ def _peak(make: Callable[[MemoryPlan], MicroStep], plan: MemoryPlan, adapters: A
 
 
 def _run_once(step: MicroStep) -> float:
+    """A frame of its own: the step must be gone when `_peak` cleans up."""
     torch.cuda.reset_peak_memory_stats()
     step.run()
     torch.cuda.synchronize()

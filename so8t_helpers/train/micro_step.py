@@ -39,10 +39,10 @@ def token_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor,
     """
     counted = targets != IGNORE
     index = torch.where(counted, targets, 0)[:, None]
-    wide = logits.float()
-    log_norm = wide.logsumexp(-1, keepdim=True)
-    total = ((log_norm - wide.gather(1, index))[:, 0] * counted).sum()
-    gradient = wide.sub_(log_norm).exp_()
+    values = logits.float()
+    log_norm = values.logsumexp(-1, keepdim=True)
+    total = ((log_norm - values.gather(1, index))[:, 0] * counted).sum()
+    gradient = values.sub_(log_norm).exp_()
     gradient -= (torch.arange(gradient.shape[1], device=gradient.device) == index).float()
     return total, gradient.mul_((counted * factor)[:, None]).to(logits.dtype)
 

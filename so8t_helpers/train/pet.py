@@ -1,7 +1,7 @@
 """PET: a penalty on the second difference of the last hidden states, in three phases of training.
 
-A trajectory h_1 ... h_T costs by how it curves: P = mean over valid positions and features of
-rho(h_{t+1} - 2 h_t + h_{t-1}), with rho the square or the Huber function. A position is valid when its two
+P = mean over valid positions and features of rho(h_{t+1} - 2 h_t + h_{t-1}) for a trajectory h_1 ... h_T,
+with rho the square or the Huber function. A position is valid when its two
 neighbours belong to the same document, so padding and document borders never enter.
 """
 
@@ -51,19 +51,14 @@ def valid_positions(documents: Tensor) -> Tensor:
     return (left == middle) & (middle == right) & (middle >= 0)
 
 
-def count_valid(documents: Tensor) -> int:
-    """Return the number of valid positions of a sequence, what the sum of its penalty is divided by."""
-    return int(valid_positions(documents).sum())
-
-
 def penalty_and_gradient(
     hidden: Tensor, valid: Tensor, start: int, end: int, settings: PetSettings
 ) -> tuple[Tensor, Tensor]:
-    """One stretch of tokens of the sum over valid positions of the mean over features of rho(D_t).
+    """One stretch of the sum over valid positions of the mean over features of rho(second difference).
 
-    D_t = h_{t+1} - 2 h_t + h_{t-1} is the second difference. With g_t the derivative of the sum by D_t, its
-    gradient by h_t is g_{t-1} - 2 g_t + g_{t+1}: a second difference once more. Stretch by stretch, float32
-    copies of the hidden states exist for a few hundred tokens at a time.
+    With s_t the derivative of the sum by the second difference at t, its gradient by h_t is
+    s_{t-1} - 2 s_t + s_{t+1}: a second difference once more. Stretch by stretch, float32 copies of the hidden
+    states exist for a few hundred tokens at a time.
 
     Args:
         hidden: (T, d) output of the final norm, T >= 3.
@@ -74,17 +69,18 @@ def penalty_and_gradient(
         Scalar float32, the cost of the stretch's positions (divide by the valid positions of the whole batch
         for the mean), and (end - start, d) float32, the whole sum's gradient by the stretch's hidden states.
     """
-    first, last = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles whose D the stretch enters
+    first, last = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles of differences it enters
     states = hidden[first - 1 : last + 1].float()
     difference = states[2:] - 2 * states[1:-1] + states[:-2]  # (last - first, d)
     counted = valid[first - 1 : last - 1, None]
     if settings.penalty == "huber":
-        derivative = difference.clamp(-settings.huber_delta, settings.huber_delta)
-        cost = derivative * (difference - 0.5 * derivative)
+        gradient = difference.clamp(-settings.huber_delta, settings.huber_delta)
+        cost = gradient * (difference - 0.5 * gradient)
     else:
-        derivative, cost = 2 * difference, difference.square()
+        gradient, cost = 2 * difference, difference.square()
     own = slice(max(start, first) - first, min(end, last) - first)
     total = (cost[own].mean(-1, keepdim=True) * counted[own]).sum()
-    derivative = derivative * (counted / hidden.shape[1])
-    derivative = functional.pad(derivative, (0, 0, first - start + 1, end + 1 - last))  # start - 1 ... end
-    return total, derivative[2:] - 2 * derivative[1:-1] + derivative[:-2]
+    gradient = gradient * (counted / hidden.shape[1])
+    # Widened to the middles start - 1 ... end.
+    gradient = functional.pad(gradient, (0, 0, first - start + 1, end + 1 - last))
+    return total, gradient[2:] - 2 * gradient[1:-1] + gradient[:-2]

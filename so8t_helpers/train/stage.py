@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -33,18 +34,18 @@ from so8t_helpers.run.files import (
     read_jsonl,
     sha256_file,
 )
-from so8t_helpers.run.progress import Progress, progress
+from so8t_helpers.run.progress import progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input, stage_settings
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 from so8t_helpers.so8.rotation import principal_angles
 from so8t_helpers.train import batches, pet, resume
-from so8t_helpers.train import workers as train_workers
 from so8t_helpers.train.adapters import Adapters, check_targets, gated_layers
 from so8t_helpers.train.batches import Schedule, plan
 from so8t_helpers.train.frozen import load_base
-from so8t_helpers.train.machine import build_micro_step, look_at_machine
+from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.optimizer import Optimizer, learning_rate
+from so8t_helpers.train.workers import Workers, join, launch, launched
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,9 @@ def train(settings: Settings) -> dict[str, Any]:
     Raises:
         SettingsError, StageError: before any long work, when something does not fit.
     """
-    if settings.run.processes > 1 and not train_workers.launched():
-        return train_workers.launch(settings, "so8t_helpers.train.stage", "02_train")
-    workers = train_workers.join()
+    if settings.run.processes > 1 and not launched():
+        return launch(settings)
+    workers = join()
     with _open(settings, workers) as stage:
         data = stage_input(settings, settings.training.dataset_dir, "01_dataset")
         made_by = "run 01_dataset first, or set training.dataset_dir"
@@ -69,6 +70,7 @@ def train(settings: Settings) -> dict[str, Any]:
         gated_layers(settings, shape)
         machine = look_at_machine(settings)
         log.info("%s", machine.summary)
+        prepare_allocator(settings)
 
         tokenizer = batches.load_tokenizer(folder)
         samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
@@ -91,7 +93,7 @@ def train(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _open(settings: Settings, workers: train_workers.Workers) -> Iterator[Stage]:
+def _open(settings: Settings, workers: Workers) -> Iterator[Stage]:
     """Open the stage in the first worker; the others read, and begin when it has made what is missing."""
     if workers.main:
         with open_stage(settings, "02_train") as stage:
@@ -103,54 +105,51 @@ def _open(settings: Settings, workers: train_workers.Workers) -> Iterator[Stage]
         yield Stage(settings, "02_train")
 
 
+@dataclass
 class Loop:
     """The training loop and what it keeps between optimizer steps."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        stage: Stage,
-        workers: train_workers.Workers,
-        samples: list[batches.Document],
-        schedule: Schedule,
-        adapters: Adapters,
-        micro_step: MicroStep,
-        pad_token: int,
-    ):
-        self.settings, self.stage, self.samples, self.schedule = settings, stage, samples, schedule
-        self.workers = workers
-        self.adapters, self.micro_step, self.pad_token = adapters, micro_step, pad_token
-        self.total = len(schedule.steps)
-        self.optimizer = Optimizer(adapters, settings.training, settings.training.precision == "fp16")
+    settings: Settings
+    stage: Stage
+    workers: Workers
+    samples: list[batches.Document]
+    schedule: Schedule
+    adapters: Adapters
+    micro_step: MicroStep
+    pad_token: int
+
+    def __post_init__(self) -> None:
+        t = self.settings.training
+        self.total = len(self.schedule.steps)
+        self.optimizer = Optimizer(self.adapters, t, t.precision == "fp16")
         self.metrics: list[dict[str, Any]] = []
-        self.snapshots: dict[int, Tensor] = {}
-        count = min(settings.training.angle_snapshots, self.total + 1)
+        self.snapshots: dict[int, Tensor] = {}  # the gates' free numbers by optimizer step
+        count = min(t.angle_snapshots, self.total + 1)
         self.snapshot_steps = {round(i * self.total / (count - 1)) for i in range(count)}
-        self.checkpoint_dir = stage.directory / "checkpoints"
+        self.checkpoint_dir = self.stage.directory / "checkpoints"
         self.fingerprint = self._fingerprint()
 
     def run(self) -> None:
         """Train from the newest usable checkpoint, or from the start, to the last step."""
         first = self._resume()
         self.workers.agree("the step to go on from", first)
-        settings = self.settings.training
-        saved_at = time.monotonic()
-        shown = self.workers.main
-        with progress(self.settings, "02_train", self.total, "step", "training", shown) as bar:
+        t, main, saved_at = self.settings.training, self.workers.main, time.monotonic()
+        with progress(self.settings, "02_train", self.total, "step", "training", main) as bar:
             bar.skip(first)
             self._snapshot(first)
-            for step in range(first, self.total):
-                self._one_step(step, bar)
-                self._snapshot(step + 1)
-                minutes = (time.monotonic() - saved_at) / 60
-                due = settings.checkpoint_steps and (step + 1) % settings.checkpoint_steps == 0
-                late = settings.checkpoint_minutes and minutes >= settings.checkpoint_minutes
-                if (due or late) and step + 1 < self.total and self.workers.main:
-                    self._save(step + 1)
+            for done in range(first + 1, self.total + 1):
+                row = self._one_step(done - 1)
+                self.metrics.append(row)
+                bar.update(1, loss=row["task_loss"], pet=row["pet_loss"], tokens_per_s=row["tokens_per_s"])
+                self._snapshot(done)
+                by_steps = t.checkpoint_steps and done % t.checkpoint_steps == 0
+                by_time = t.checkpoint_minutes and time.monotonic() - saved_at >= 60 * t.checkpoint_minutes
+                if (by_steps or by_time) and done < self.total and main:
+                    self._save(done)
                     saved_at = time.monotonic()
 
-    def _one_step(self, step: int, bar: Progress) -> None:
-        """One optimizer step: all its micro-steps, the update, one row of metrics."""
+    def _one_step(self, step: int) -> dict[str, Any]:
+        """Carry out one optimizer step, all its micro-steps and the update; return its row of metrics."""
         started = time.perf_counter()
         sequences = [self._sequence(group) for group in self.schedule.steps[step]]
         tokens, targets, pet_positions = (sum(c) for c in zip(*(s.counts() for s in sequences), strict=True))
@@ -167,7 +166,7 @@ class Loop:
         norm, orthogonality = self.optimizer.step(rate)
 
         seconds = time.perf_counter() - started
-        row = {
+        return {
             "step": step + 1,
             "epoch": (step + 1) / self.total * self.settings.training.epochs,
             "task_loss": self.micro_step.task_loss.item(),
@@ -182,22 +181,14 @@ class Loop:
             "seconds": seconds,
             "loss_scale": scale,
         }
-        self.metrics.append(row)
-        bar.update(1, loss=row["task_loss"], pet=row["pet_loss"], tokens_per_s=row["tokens_per_s"])
 
     def _sequence(self, group: list[list[int]]) -> batches.PackedSequence:
-        """Build one micro-step's sequences and join them."""
-        t = self.settings.training
+        """Build one micro-step's sequences and join them; a batch that is not full gets padding."""
+        t, most = self.settings.training, self.schedule.most_documents
+        documents = [[self.samples[i] for i in chosen] for chosen in group]
+        documents += [[]] * (t.batch_size - len(group))
         return batches.join(
-            [
-                batches.build_sequence(
-                    [self.samples[i] for i in chosen],
-                    t.sequence_length,
-                    self.pad_token,
-                    self.schedule.most_documents,
-                )
-                for chosen in group + [[]] * (t.batch_size - len(group))
-            ]
+            [batches.build_sequence(d, t.sequence_length, self.pad_token, most) for d in documents]
         )
 
     def _seed(self, step: int, number: int) -> int:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # Where the launcher's own traceback begins, which says nothing of the worker's error.
 _LAUNCHER = re.compile(r"^Traceback [^\n]*\n(?:  [^\n]*\n)*?[^\n]*accelerate.commands.launch", re.MULTILINE)
+_STAGE, _MODULE = "02_train", "so8t_helpers.train.stage"
 _TOLD = 40  # last lines of the workers' output that an error shows
 
 
@@ -87,8 +88,8 @@ def launcher(count: int) -> list[str]:
     return [*arguments, "--main_process_port", "0"]
 
 
-def launch(settings: Settings, module: str, stage: str) -> dict[str, Any]:
-    """Run `python -m module PROFILE` in `run.processes` workers; show a bar, return the stage's facts.
+def launch(settings: Settings) -> dict[str, Any]:
+    """Run 02_train in `run.processes` workers; show a bar, return the stage's facts.
 
     Raises:
         StageError: there are fewer cards than workers, or a worker failed; the message holds its last words.
@@ -98,24 +99,24 @@ def launch(settings: Settings, module: str, stage: str) -> dict[str, Any]:
         raise StageError(f"run.processes: {count} workers want a card each, this machine has {cards}")
     profile = settings.run_dir / "params.yaml"
     write_yaml(profile, settings.model_dump())
-    command = [sys.executable, *launcher(count), "-m", module, str(profile)]
-    log.info("training in %d processes: accelerate launch -m %s", count, module)
+    command = [sys.executable, *launcher(count), "-m", _MODULE, str(profile)]
+    log.info("training in %d processes: accelerate launch -m %s", count, _MODULE)
     output = settings.run_dir / ".workers.log"
-    (settings.run_dir / stage / "manifest.json").unlink(missing_ok=True)
+    (settings.run_dir / _STAGE / "manifest.json").unlink(missing_ok=True)
     # The bar is drawn here; theirs would be lines without end in the log.
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     with output.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         try:
-            _follow(process, settings, stage)
+            _follow(process, settings)
         finally:
             process.terminate()
             process.wait()
-    manifest = read_manifest(settings, stage)
+    manifest = read_manifest(settings, _STAGE)
     if process.returncode != 0 or manifest is None:
         text = output.read_text(encoding="utf-8", errors="replace")
         said = _LAUNCHER.split(text)[0].splitlines()[-_TOLD:]
-        raise StageError(f"{stage}: a worker failed (all it said: {output}):\n" + "\n".join(said))
+        raise StageError(f"{_STAGE}: a worker failed (all it said: {output}):\n" + "\n".join(said))
     output.unlink()
     facts: dict[str, Any] = manifest["facts"]
     log.info("%s", facts["speed"])
@@ -123,14 +124,14 @@ def launch(settings: Settings, module: str, stage: str) -> dict[str, Any]:
     return facts
 
 
-def _follow(process: subprocess.Popen[bytes], settings: Settings, stage: str) -> None:
+def _follow(process: subprocess.Popen[bytes], settings: Settings) -> None:
     """Draw the bar of the worker that writes the run's status file, until the workers have ended."""
     begun = time.time()
     with tqdm(desc="training", unit="step", mininterval=1.0) as bar:
         while process.poll() is None:
             time.sleep(0.5)
             status = read_status(settings.run_dir)
-            if status and status.stage == stage and status.time >= begun:
+            if status and status.stage == _STAGE and status.time >= begun:
                 bar.total = status.total
                 bar.update(status.done - bar.n)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in status.latest.items()}, refresh=False)
