@@ -1,8 +1,4 @@
-"""What every engine can do: write text after a prompt, say its token ids, score a given text.
-
-An engine is one loaded model in one program: `transformers` in this process, llama.cpp in a subprocess, or an
-Ollama server. The evaluation and the /think service know this interface alone.
-"""
+"""What every engine can do; the evaluation and the /think service know this interface alone."""
 
 from __future__ import annotations
 
@@ -36,35 +32,24 @@ class Piece:
     Attributes:
         text: new visible text; in raw mode the model's own text, markers and all.
         thinking: new thinking text, where the engine itself keeps it apart from `text` (Ollama).
-        done: True for the last piece.
-        tokens: tokens generated in all, the one that ended the turn included where the engine counts it.
-        prompt_tokens: tokens of the prompt.
-        first_token_s: seconds from the request to the first token.
-        seconds: seconds from the request to the end.
-        stopped: True where the model ended by itself, False where `max_tokens` cut it.
+        tokens: generated in all, the one that ended the turn included where the engine counts it.
+        first_token_s, seconds: from the request to the first token, and to the end.
+        stopped: the model ended by itself; `max_tokens` did not cut it.
     """
 
     text: str = ""
-    thinking: str = ""
-    done: bool = False
-    tokens: int | None = None
-    prompt_tokens: int | None = None
-    first_token_s: float | None = None
-    seconds: float | None = None
-    stopped: bool | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
-
-    text: str
     thinking: str = ""
     tokens: int = 0
     prompt_tokens: int = 0
     first_token_s: float | None = None
     seconds: float = 0.0
-    stopped: bool = True
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Completion(Piece):
+    """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
+
     token_ids: list[int] = field(default_factory=list)
 
 
@@ -83,11 +68,10 @@ class Closing:
 
 
 class Engine(Closing, ABC):
-    """One model, ready to write.
+    """One loaded model in one program: transformers in this process, llama.cpp in a subprocess, or Ollama.
 
     Attributes:
-        name: "transformers", "llama.cpp" or "Ollama".
-        version: the program's version.
+        name, version: of the program.
         model: what it has loaded.
         parallel: prompts it works on at once.
         think_command: what stands before a question that is to be thought about.
@@ -176,13 +160,6 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think
 def collect(pieces: Iterator[Piece]) -> Completion:
     """Put a streamed answer together."""
     found = list(pieces)
-    last = found[-1] if found else Piece()
-    return Completion(
-        text="".join(piece.text for piece in found),
-        thinking="".join(piece.thinking for piece in found),
-        tokens=last.tokens or 0,
-        prompt_tokens=last.prompt_tokens or 0,
-        first_token_s=last.first_token_s,
-        seconds=last.seconds or 0.0,
-        stopped=bool(last.stopped),
-    )
+    last = vars(found[-1]) if found else {}
+    texts = {name: "".join(getattr(piece, name) for piece in found) for name in ("text", "thinking")}
+    return Completion(**{**last, **texts})
