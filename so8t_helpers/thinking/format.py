@@ -27,14 +27,7 @@ _DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.
 
 @dataclass(slots=True)
 class ThinkText:
-    """An assistant's turn in parts.
-
-    Attributes:
-        style: "seed" or "quadruple".
-        final: the answer, all that may leave.
-        thinking: the seed format's private part.
-        task, safety, policy: the quadruple format's private parts.
-    """
+    """An assistant's turn in parts: `thinking` is the seed format's private one, the rest the quadruple's."""
 
     style: str
     final: str
