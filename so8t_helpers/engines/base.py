@@ -46,6 +46,9 @@ class Piece:
     stopped: bool = False
 
 
+Pieces = Iterator[Piece]
+
+
 @dataclass(frozen=True)
 class Completion(Piece):
     """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
@@ -89,7 +92,7 @@ class Engine(Closing, ABC):
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         """Answer a chat, streamed; `think` puts the think command before the last question.
 
         Closing the iterator early ends the generation.
@@ -98,9 +101,7 @@ class Engine(Closing, ABC):
         return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     @abstractmethod
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt whose special tokens count as such, streamed."""
 
     def complete_many(
@@ -112,10 +113,7 @@ class Engine(Closing, ABC):
         seed: int = 0,
         on_done: Callable[[Completion], None] | None = None,
     ) -> list[Completion]:
-        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order.
-
-        The first error ends the rest.
-        """
+        """Go on after many prompts, `parallel` at once; answers in their order. An error ends the rest."""
 
         def answer(prompt: str) -> Completion:
             return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
@@ -157,7 +155,7 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think
     return render(turns, add_generation_prompt=True)
 
 
-def collect(pieces: Iterator[Piece]) -> Completion:
+def collect(pieces: Pieces) -> Completion:
     """Put a streamed answer together."""
     found = list(pieces)
     last = vars(found[-1]) if found else {}

@@ -16,13 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, threads_for
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, Pieces, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.phi3.chat import STOPS
 from so8t_helpers.settings import PROJECT_ROOT
@@ -37,9 +36,7 @@ class LlamaCpp(HttpEngine):
         super().__init__("llama.cpp", version, gguf.name, process.url, timeout, parallel)
         self.client.headers["Authorization"] = f"Bearer {process.secret}"
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         started, first = time.perf_counter(), None
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, "seed": seed}
         # Without the cache an answer does not depend on what was asked before it.

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import Chat, EngineError, Piece
+from so8t_helpers.engines.base import Chat, EngineError, Piece, Pieces
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.engines.ollama_server import OllamaServer
 from so8t_helpers.phi3.chat import STOPS
@@ -35,20 +35,18 @@ class Ollama(HttpEngine):
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         """Answer a chat, streamed; with `think` the server puts the command and parts off the thinking."""
         options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
         return self._stream("/api/chat", {"messages": messages, "think": think, "options": options})
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""
         options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, "stop": list(STOPS)}
         body = {"prompt": prompt, "raw": True, "think": False, "options": options}
         return self._stream("/api/generate", body)
 
-    def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Piece]:
+    def _stream(self, path: str, body: dict[str, Any]) -> Pieces:
         started, first = time.perf_counter(), None
         # A prompt that does not fit must be an error: Ollama would cut its head off in silence.
         common = {"model": self.model, "stream": True, "truncate": False, "shift": False}

@@ -62,12 +62,10 @@ def find_ollama(settings: Settings) -> OllamaServer | None:
     Raises:
         EngineError: the server is too old, or the binary does not start.
     """
-    version = server_version(settings.eval.ollama_url)
-    if version is not None:
+    if (version := server_version(settings.eval.ollama_url)) is not None:
         check_version(version, settings.eval.ollama_url)
         return OllamaServer(settings.eval.ollama_url, version)
-    binary = find_binary()
-    if binary is None:
+    if (binary := find_binary()) is None:
         return None
     store = None if settings.eval.keep_in_ollama else settings.run_dir / ".ollama" / "models"
     return start_server(binary, settings.run_dir / ".ollama", store, parallel=settings.eval.parallel)
@@ -79,8 +77,7 @@ def find_binary() -> Path | None:
     Raises:
         EngineError: SO8T_OLLAMA names no file.
     """
-    named = os.environ.get("SO8T_OLLAMA")
-    if named:
+    if named := os.environ.get("SO8T_OLLAMA"):
         path = Path(named).expanduser()
         if not path.is_file():
             raise EngineError(f"SO8T_OLLAMA={named}: no such file; name Ollama's program, or unset it")
@@ -161,8 +158,7 @@ def _start(binary: Path, log_path: Path, store: Path | None, parallel: int) -> O
                 words = log_path.read_text("utf-8", "replace").strip().splitlines()
                 kind = _PortTakenError if "address already in use" in " ".join(words[-3:]) else EngineError
                 raise kind(f"{binary} serve ended with status {process.returncode}: {' | '.join(words[-3:])}")
-            version = server_version(url)
-            if version is not None:
+            if (version := server_version(url)) is not None:
                 check_version(version, url)
                 server.version = version
                 return server

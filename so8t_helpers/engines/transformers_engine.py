@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece
+from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pieces
 from so8t_helpers.phi3.chat import STOPS
 
 
@@ -28,9 +28,7 @@ class Transformers(Engine):
         known = tokenizer.get_vocab()
         self.stop_ids = torch.tensor([known[stop] for stop in STOPS if stop in known], device=model.device)
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         started, first = time.perf_counter(), None
         ids = self.tokenize(prompt)
         written: list[int] = []

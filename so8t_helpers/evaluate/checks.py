@@ -57,11 +57,7 @@ _SAMPLE = 24
 
 
 class TokenParity:
-    """Compares each engine's token ids of the prompts with those of the first one.
-
-    Attributes:
-        found: for `scores.json`: the engine taken as the measure, and on how many prompts each agreed.
-    """
+    """Compares each engine's token ids with those of the first, and counts in `found` where they agreed."""
 
     def __init__(self, prompts: list[Prompt]):
         self.prompts = prompts[:_SAMPLE]

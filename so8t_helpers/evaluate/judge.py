@@ -87,8 +87,7 @@ def is_correct(answer: str, check: dict[str, str]) -> bool:
     if check["kind"] in {"contains", "refusal"}:
         return bool(value) and value in text
     if check["kind"] == "number":
-        found, expected = (
-            [float(n.replace(",", "")) for n in _NUMBER.findall(part)] for part in (text, value)
-        )
-        return found == expected != []
+        numbers = (_NUMBER.findall(part)[-1:] for part in (text, value))
+        found, required = ([float(number.replace(",", "")) for number in last] for last in numbers)
+        return found == required != []
     raise ValueError(f"check kind {check['kind']!r}: expected exact, contains, number or refusal")

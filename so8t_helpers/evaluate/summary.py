@@ -73,12 +73,9 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     """Compare two models' answers prompt by prompt, share by share."""
     draws: Ints = statistics.resamples(len(before), samples, seed)
     a, b = indicators(before), indicators(after)
-    found: dict[str, Any] = {
-        name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES
-    }
+    found = {name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES}
     same: Floats = (before["text_hmac"].to_numpy() == after["text_hmac"].to_numpy()).astype(float)
-    found["same_text"] = {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}
-    return found
+    return found | {"same_text": {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}}
 
 
 def pairs(models: list[str]) -> list[tuple[str, str]]:

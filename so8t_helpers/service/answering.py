@@ -73,10 +73,8 @@ class Answering:
         self.model_sha256 = model_sha256
         self.pending = 0
         self.failing = False
-        self._capacity = engine.parallel + settings.serve.queue_length
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
-        self._style = parted_style(settings)
 
     def submit(self, question: Question) -> Future[ThinkAnswer]:
         """Queue a question.
@@ -85,7 +83,7 @@ class Answering:
             AnswerError: 503, the queue is full.
         """
         with self._lock:
-            if self.pending >= self._capacity:
+            if self.pending >= self.engine.parallel + self.settings.serve.queue_length:
                 wait = self.metrics.mean_seconds * self.pending / self.engine.parallel
                 raise AnswerError(503, "busy", "the queue is full; try again later", max(1.0, wait))
             self.pending += 1
@@ -105,7 +103,7 @@ class Answering:
         """Write, release and audit one answer, in a thread of the pool."""
         started = time.monotonic()
         self._audit_asked(question)
-        draft = _Draft(question, self._style)
+        draft = _Draft(question, parted_style(self.settings))
         try:
             draft.write(self.engine, self._prompt(question))
         except AnswerError as error:

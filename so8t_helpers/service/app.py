@@ -71,8 +71,7 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         summary="Ask; get the final part of the answer and the decision",
     )
     async def think(body: Limited, request: Request) -> Response:
-        wait = limit.wait(body.user_id)
-        if wait:
+        if wait := limit.wait(body.user_id):
             raise AnswerError(429, "rate_limit", "too many requests from this user", wait)
         call = _Call(settings, answering, body, request.state.request_id)
         if body.options.stream:

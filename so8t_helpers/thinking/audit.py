@@ -66,9 +66,8 @@ class AuditLog:
             with path.open("rb") as file:
                 problem = _line_problem(file.readline()[:-1], 1, NO_LINE, self._key)
             if problem:
-                raise AuditError(
-                    f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log"
-                )
+                hint = "bring the key that wrote it, or start a new log"
+                raise AuditError(f"{path}: line 1: {problem}; {hint}")
 
     @property
     def head(self) -> str:
@@ -79,7 +78,7 @@ class AuditLog:
         """Write one entry, on the disk when this returns; give back the new head.
 
         Raises:
-            AuditError: the entry uses a field of the chain, or could not be written; no part of it is left then.
+            AuditError: the entry uses a field of the chain, or cannot be written; no part of it is left.
         """
         if used := _OWN_FIELDS & entry.keys():
             raise AuditError(f"audit entry: {', '.join(sorted(used))} belong to the chain")
@@ -104,8 +103,7 @@ class AuditLog:
                 _flush(file)
             seq, mac = (last["seq"], last["mac"]) if last else (-1, NO_LINE)
             self._last, self._size = (seq, mac), end
-        kept = _read_head(self.path)
-        if kept is not None and kept[0] > seq:
+        if (kept := _read_head(self.path)) is not None and kept[0] > seq:
             raise AuditError(
                 f"{self.path}: its last line is number {seq}, but {_sibling(self.path, 'head')} knows "
                 f"{kept[0]}: the tail was cut; keep both files as evidence and start a new log elsewhere"
@@ -154,11 +152,9 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
     torn = False
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            torn = not raw.endswith(b"\n")
-            if torn:
+            if torn := not raw.endswith(b"\n"):
                 break
-            problem = _line_problem(raw[:-1], number, codes[-1] if codes else NO_LINE, key)
-            if problem:
+            if problem := _line_problem(raw[:-1], number, codes[-1] if codes else NO_LINE, key):
                 return _verdict(codes, number, problem)
             codes.append(json.loads(raw)["mac"])
     kept = _read_head(path)
