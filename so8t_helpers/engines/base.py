@@ -1,8 +1,4 @@
-"""What every engine can do: write text after a prompt, say its token ids, score a given text.
-
-An engine is one loaded model in one program: `transformers` in this process, llama.cpp in a subprocess, or an
-Ollama server. The evaluation and the /think service know this interface alone.
-"""
+"""What every engine can do; the evaluation and the /think service know this interface alone."""
 
 from __future__ import annotations
 
@@ -36,35 +32,27 @@ class Piece:
     Attributes:
         text: new visible text; in raw mode the model's own text, markers and all.
         thinking: new thinking text, where the engine itself keeps it apart from `text` (Ollama).
-        done: True for the last piece.
-        tokens: tokens generated in all, the one that ended the turn included where the engine counts it.
-        prompt_tokens: tokens of the prompt.
-        first_token_s: seconds from the request to the first token.
-        seconds: seconds from the request to the end.
-        stopped: True where the model ended by itself, False where `max_tokens` cut it.
+        tokens: generated in all, the one that ended the turn included where the engine counts it.
+        first_token_s, seconds: from the request to the first token, and to the end.
+        stopped: the model ended by itself; `max_tokens` did not cut it.
     """
 
     text: str = ""
-    thinking: str = ""
-    done: bool = False
-    tokens: int | None = None
-    prompt_tokens: int | None = None
-    first_token_s: float | None = None
-    seconds: float | None = None
-    stopped: bool | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
-
-    text: str
     thinking: str = ""
     tokens: int = 0
     prompt_tokens: int = 0
     first_token_s: float | None = None
     seconds: float = 0.0
-    stopped: bool = True
+    stopped: bool = False
+
+
+Pieces = Iterator[Piece]
+
+
+@dataclass(frozen=True)
+class Completion(Piece):
+    """A whole answer: the pieces put together, with `token_ids` where the engine tells them."""
+
     token_ids: list[int] = field(default_factory=list)
 
 
@@ -83,11 +71,10 @@ class Closing:
 
 
 class Engine(Closing, ABC):
-    """One model, ready to write.
+    """One loaded model in one program: transformers in this process, llama.cpp in a subprocess, or Ollama.
 
     Attributes:
-        name: "transformers", "llama.cpp" or "Ollama".
-        version: the program's version.
+        name, version: of the program.
         model: what it has loaded.
         parallel: prompts it works on at once.
         think_command: what stands before a question that is to be thought about.
@@ -105,7 +92,7 @@ class Engine(Closing, ABC):
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         """Answer a chat, streamed; `think` puts the think command before the last question.
 
         Closing the iterator early ends the generation.
@@ -114,9 +101,7 @@ class Engine(Closing, ABC):
         return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     @abstractmethod
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt whose special tokens count as such, streamed."""
 
     def complete_many(
@@ -128,10 +113,7 @@ class Engine(Closing, ABC):
         seed: int = 0,
         on_done: Callable[[Completion], None] | None = None,
     ) -> list[Completion]:
-        """Go on after many rendered prompts, `parallel` at once; answers in the prompts' order.
-
-        The first error ends the rest.
-        """
+        """Go on after many prompts, `parallel` at once; answers in their order. An error ends the rest."""
 
         def answer(prompt: str) -> Completion:
             return collect(self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed))
@@ -173,16 +155,9 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think
     return render(turns, add_generation_prompt=True)
 
 
-def collect(pieces: Iterator[Piece]) -> Completion:
+def collect(pieces: Pieces) -> Completion:
     """Put a streamed answer together."""
     found = list(pieces)
-    last = found[-1] if found else Piece()
-    return Completion(
-        text="".join(piece.text for piece in found),
-        thinking="".join(piece.thinking for piece in found),
-        tokens=last.tokens or 0,
-        prompt_tokens=last.prompt_tokens or 0,
-        first_token_s=last.first_token_s,
-        seconds=last.seconds or 0.0,
-        stopped=bool(last.stopped),
-    )
+    last = vars(found[-1]) if found else {}
+    texts = {name: "".join(getattr(piece, name) for piece in found) for name in ("text", "thinking")}
+    return Completion(**{**last, **texts})

@@ -18,9 +18,6 @@ from so8t_helpers.settings import Settings
 class GgufHost(Closing):
     """The program that `eval.engine` leads to; it opens GGUF files one after another.
 
-    Args:
-        settings: the profile; `eval` decides.
-
     Attributes:
         server: the Ollama server, None for the embedded llama.cpp.
         name, version: of the program, for the report.

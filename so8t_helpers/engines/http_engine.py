@@ -12,31 +12,12 @@ from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
 
 
 class HttpEngine(Engine):
-    """A model behind a server on this machine or another; subclasses say how it is asked.
+    """A model behind a server on this machine or another; `timeout` is in seconds, for the next byte."""
 
-    Args:
-        name: "llama.cpp" or "Ollama".
-        version: the program's version.
-        model: what it has loaded.
-        url: where the server is.
-        timeout: seconds to wait for the next byte of an answer.
-        parallel: prompts asked at once.
-        headers: sent with every request.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        model: str,
-        url: str,
-        timeout: float,
-        parallel: int,
-        headers: dict[str, str] | None = None,
-    ):
+    def __init__(self, name: str, version: str, model: str, url: str, timeout: float, parallel: int):
         self.name, self.version, self.model = name, version, model
         self.url, self.timeout, self.parallel = url, timeout, parallel
-        self.client = http_client(url, timeout, headers)
+        self.client = http_client(url, timeout)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Send JSON and return the JSON of the answer."""
@@ -90,12 +71,11 @@ class HttpEngine(Engine):
         self.client.close()
 
 
-def http_client(url: str, timeout: float, headers: dict[str, str] | None = None) -> httpx.Client:
+def http_client(url: str, timeout: float) -> httpx.Client:
     """A client for one server; on loopback a proxy from the environment would be wrong."""
     loopback = httpx.URL(url).host in {"127.0.0.1", "localhost", "::1"}
     return httpx.Client(
         base_url=url,
-        headers=headers,
         timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
         trust_env=not loopback,
         # llama.cpp's server closes idle connections without a word; a reused one then breaks a request.

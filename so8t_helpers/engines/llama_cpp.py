@@ -16,13 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, threads_for
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, Pieces, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.phi3.chat import STOPS
 from so8t_helpers.settings import PROJECT_ROOT
@@ -33,21 +32,16 @@ class LlamaCpp(HttpEngine):
 
     def __init__(self, process: _Process, gguf: Path, timeout: float, parallel: int, think_command: str):
         self.process, self.think_command = process, think_command
-        secret = {"Authorization": f"Bearer {process.secret}"}
-        version = importlib.metadata.version("xllamacpp")
-        super().__init__(
-            "llama.cpp", f"xllamacpp {version}", gguf.name, process.url, timeout, parallel, secret
-        )
+        version = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+        super().__init__("llama.cpp", version, gguf.name, process.url, timeout, parallel)
+        self.client.headers["Authorization"] = f"Bearer {process.secret}"
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         started, first = time.perf_counter(), None
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, "seed": seed}
         # Without the cache an answer does not depend on what was asked before it.
-        for data in self.lines(
-            "/completion", {**body, "stream": True, "stop": list(STOPS), "cache_prompt": False}
-        ):
+        body |= {"stream": True, "stop": list(STOPS), "cache_prompt": False}
+        for data in self.lines("/completion", body):
             now = time.perf_counter() - started
             if first is None and data.get("tokens_predicted"):
                 first = now
@@ -56,10 +50,9 @@ class LlamaCpp(HttpEngine):
                 continue
             tokens, prompt_tokens = data["tokens_predicted"], data["tokens_evaluated"]
             stopped = data.get("stop_type") in {"eos", "word"}
-            yield Piece(data["content"], "", True, tokens, prompt_tokens, first, now, stopped)
+            yield Piece(data["content"], "", tokens, prompt_tokens, first, now, stopped)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids as llama.cpp sees the text, special tokens parsed, no BOS added."""
         body = {"content": text, "add_special": False, "parse_special": True}
         return [int(token) for token in self.post("/tokenize", body)["tokens"]]
 
@@ -87,7 +80,7 @@ class LlamaCpp(HttpEngine):
         )
 
     def failure(self, error: httpx.HTTPError) -> EngineError:
-        """A request that got no answer; a hanging or dead subprocess is ended with it."""
+        """End a hanging subprocess with its request; add a dead one's last words."""
         found = super().failure(error)
         if isinstance(found, EngineTimeoutError):
             self.process.stop()
@@ -149,34 +142,25 @@ class _Process:
 
     def stop(self) -> None:
         """End the process: kindly, then by force; safe to call twice."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.process.stdout.close()
 
 
 def open_llama_cpp(
-    gguf: Path,
-    *,
-    num_ctx: int = 4096,
-    timeout: float = 600.0,
-    parallel: int = 4,
-    think_command: str = "/think",
+    gguf: Path, *, num_ctx: int = 4096, timeout: float = 600, parallel: int = 4, think_command: str = "/think"
 ) -> LlamaCpp:
     """Load a GGUF into llama.cpp in a subprocess of its own.
 
     Args:
-        gguf: the file.
         num_ctx: tokens of context for each prompt; over 4096 llama.cpp takes the long rope factors.
         timeout: seconds for loading, and to wait for the next piece of an answer.
-        parallel: prompts worked on at once.
-        think_command: what stands before a question that is to be thought about.
 
     Raises:
         EngineError: no such file, not a GGUF that llama.cpp loads, not enough memory.

@@ -29,13 +29,9 @@ def serve(options: dict[str, Any], answer: TextIO) -> None:
     # Each slot gets `num_ctx` of its own: llama.cpp takes longrope's long factors by a slot's context.
     params.n_parallel = options["parallel"]
     params.n_ctx = options["num_ctx"] * options["parallel"]
-    params.kv_unified = False
-    params.ctx_shift = False
-    params.warmup = False
-    params.fit_params = False
-    params.ui = False
+    params.kv_unified = params.ctx_shift = params.warmup = False
+    params.fit_params = params.ui = params.use_jinja = False
     params.verbosity = 0
-    params.use_jinja = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"]
     server = xllamacpp.Server(params)
     answer.write(json.dumps({"url": server.listening_address}) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import Chat, EngineError, Piece
+from so8t_helpers.engines.base import Chat, EngineError, Piece, Pieces
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.engines.ollama_server import OllamaServer
 from so8t_helpers.phi3.chat import STOPS
@@ -35,21 +35,18 @@ class Ollama(HttpEngine):
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
-    ) -> Iterator[Piece]:
+    ) -> Pieces:
         """Answer a chat, streamed; with `think` the server puts the command and parts off the thinking."""
-        body = {"messages": messages, "think": think}
         options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
-        return self._stream("/api/chat", {**body, "options": options})
+        return self._stream("/api/chat", {"messages": messages, "think": think, "options": options})
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""
-        body = {"prompt": prompt, "raw": True, "think": False}
         options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, "stop": list(STOPS)}
-        return self._stream("/api/generate", {**body, "options": options})
+        body = {"prompt": prompt, "raw": True, "think": False, "options": options}
+        return self._stream("/api/generate", body)
 
-    def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Piece]:
+    def _stream(self, path: str, body: dict[str, Any]) -> Pieces:
         started, first = time.perf_counter(), None
         # A prompt that does not fit must be an error: Ollama would cut its head off in silence.
         common = {"model": self.model, "stream": True, "truncate": False, "shift": False}
@@ -65,7 +62,7 @@ class Ollama(HttpEngine):
                 continue
             tokens, prompt_tokens = data.get("eval_count", 0), data.get("prompt_eval_count", 0)
             stopped = data.get("done_reason") == "stop"
-            yield Piece(text, thinking, True, tokens, prompt_tokens, first, now, stopped)
+            yield Piece(text, thinking, tokens, prompt_tokens, first, now, stopped)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as Ollama sees the text.
@@ -130,12 +127,9 @@ def open_ollama(
     """Import a finished GGUF into Ollama and return it ready to answer.
 
     Args:
-        server: from `find_ollama`.
         gguf: the file; it is sent to the server once and known by its digest.
         name: of the model in Ollama, e.g. "so8t-demo:q4_k_m".
-        modelfile: template, stops, parameters.
         timeout: seconds to wait for the next piece of an answer.
-        parallel: prompts asked at once.
         keep: leave the model in Ollama at the end.
         on_bytes: told how many more bytes were sent, for a progress bar.
 
@@ -208,9 +202,8 @@ class Modelfile:
         style: the think format that Ollama is to part, "seed" or "quadruple".
         think_command: put before the last question unless `think` is false.
         num_ctx: tokens of context; over 4096 llama.cpp takes the long rope factors.
-        system: system turn for chats that bring none; null for none.
-        temperature: default of the model in Ollama.
-        threads: of the CPU; null leaves the choice to Ollama.
+        system: system turn for chats that bring none.
+        threads: of the CPU; None leaves the choice to Ollama.
     """
 
     style: str = "seed"
@@ -242,8 +235,7 @@ class Modelfile:
             "num_ctx": self.num_ctx,
             "temperature": self.temperature,
             "repeat_penalty": 1.0,
-            **({"num_thread": self.threads} if self.threads else {}),
-        }
+        } | ({"num_thread": self.threads} if self.threads else {})
 
     def text(self, gguf_name: str) -> str:
         """The same as a Modelfile for `ollama create`, for a GGUF of that path."""

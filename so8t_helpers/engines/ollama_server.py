@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,7 +10,6 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import httpx
 import psutil
@@ -27,28 +27,20 @@ _TRIES = 3
 
 @dataclass
 class OllamaServer(Closing):
-    """A server that answers.
-
-    Attributes:
-        url: where.
-        version: what it calls itself.
-        own: True for one that we started, and that `close` ends.
-    """
+    """A server that answers; `own` is one that we started, and that `close` ends."""
 
     url: str
     version: str
     own: bool = False
     process: subprocess.Popen[bytes] | None = None
-    log: IO[bytes] | None = None
 
     def close(self) -> None:
         """End a server of our own, with its runners; leave any other alone."""
         if self.process is None:
             return
-        try:
-            family = [*psutil.Process(self.process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            family = []
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -58,8 +50,6 @@ class OllamaServer(Closing):
         for child in family:
             if child.is_running():
                 child.kill()
-        if self.log is not None:
-            self.log.close()
         self.process = None
 
 
@@ -72,12 +62,10 @@ def find_ollama(settings: Settings) -> OllamaServer | None:
     Raises:
         EngineError: the server is too old, or the binary does not start.
     """
-    version = server_version(settings.eval.ollama_url)
-    if version is not None:
+    if (version := server_version(settings.eval.ollama_url)) is not None:
         check_version(version, settings.eval.ollama_url)
         return OllamaServer(settings.eval.ollama_url, version)
-    binary = find_binary()
-    if binary is None:
+    if (binary := find_binary()) is None:
         return None
     store = None if settings.eval.keep_in_ollama else settings.run_dir / ".ollama" / "models"
     return start_server(binary, settings.run_dir / ".ollama", store, parallel=settings.eval.parallel)
@@ -89,8 +77,7 @@ def find_binary() -> Path | None:
     Raises:
         EngineError: SO8T_OLLAMA names no file.
     """
-    named = os.environ.get("SO8T_OLLAMA")
-    if named:
+    if named := os.environ.get("SO8T_OLLAMA"):
         path = Path(named).expanduser()
         if not path.is_file():
             raise EngineError(f"SO8T_OLLAMA={named}: no such file; name Ollama's program, or unset it")
@@ -128,12 +115,10 @@ def check_version(version: str, url: str) -> None:
 
 
 def start_server(binary: Path, folder: Path, store: Path | None, parallel: int = 1) -> OllamaServer:
-    """Start `ollama serve` on a free port of loopback.
+    """Start `ollama serve` on a free port of loopback, with its log in `folder`.
 
     Args:
-        binary: Ollama's program.
-        folder: for its log.
-        store: for its models; null for the user's own store.
+        store: for its models; None for the user's own store.
         parallel: prompts that one model works on at once.
 
     Raises:
@@ -141,34 +126,31 @@ def start_server(binary: Path, folder: Path, store: Path | None, parallel: int =
         EngineTimeoutError: it does not answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for attempt in range(_TRIES):
-        try:
-            return _start(binary, folder / "serve.log", store, parallel, _free_port())
-        except _PortTakenError:
-            # Another program took the port between our look and Ollama's; any other will do.
-            if attempt == _TRIES - 1:
-                raise
-    raise AssertionError("unreachable")
+    # Another program may take the port between our look and Ollama's; any other will do.
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(_PortTakenError):
+            return _start(binary, folder / "serve.log", store, parallel)
+    return _start(binary, folder / "serve.log", store, parallel)
 
 
 class _PortTakenError(EngineError):
     pass
 
 
-def _start(binary: Path, log_path: Path, store: Path | None, parallel: int, port: int) -> OllamaServer:
-    url = f"http://127.0.0.1:{port}"
+def _start(binary: Path, log_path: Path, store: Path | None, parallel: int) -> OllamaServer:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://{address}"
     # What the user set for a server of their own must not decide what ours does.
     env = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
-    env |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NUM_PARALLEL": str(parallel), "OLLAMA_NO_CLOUD": "1"}
-    if store is not None:
-        env["OLLAMA_MODELS"] = str(store)
-    elif "OLLAMA_MODELS" in os.environ:
-        env["OLLAMA_MODELS"] = os.environ["OLLAMA_MODELS"]
-    log = log_path.open("wb")
-    process = subprocess.Popen(
-        [str(binary), "serve"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    )
-    server = OllamaServer(url, "", True, process, log)
+    env |= {"OLLAMA_HOST": address, "OLLAMA_NUM_PARALLEL": str(parallel), "OLLAMA_NO_CLOUD": "1"}
+    if models := store or os.environ.get("OLLAMA_MODELS"):
+        env["OLLAMA_MODELS"] = str(models)
+    command = [str(binary), "serve"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    server = OllamaServer(url, "", True, process)
     until = time.monotonic() + _START_SECONDS
     try:
         while time.monotonic() < until:
@@ -176,8 +158,7 @@ def _start(binary: Path, log_path: Path, store: Path | None, parallel: int, port
                 words = log_path.read_text("utf-8", "replace").strip().splitlines()
                 kind = _PortTakenError if "address already in use" in " ".join(words[-3:]) else EngineError
                 raise kind(f"{binary} serve ended with status {process.returncode}: {' | '.join(words[-3:])}")
-            version = server_version(url)
-            if version is not None:
+            if (version := server_version(url)) is not None:
                 check_version(version, url)
                 server.version = version
                 return server
@@ -186,9 +167,3 @@ def _start(binary: Path, log_path: Path, store: Path | None, parallel: int, port
     except (StageError, KeyboardInterrupt):
         server.close()
         raise
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

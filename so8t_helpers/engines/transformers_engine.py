@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece
+from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pieces
 from so8t_helpers.phi3.chat import STOPS
 
 
@@ -29,9 +28,7 @@ class Transformers(Engine):
         known = tokenizer.get_vocab()
         self.stop_ids = torch.tensor([known[stop] for stop in STOPS if stop in known], device=model.device)
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[Piece]:
+    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         started, first = time.perf_counter(), None
         ids = self.tokenize(prompt)
         written: list[int] = []
@@ -48,7 +45,7 @@ class Transformers(Engine):
                 shown = text
         rest = self._decode(written)[len(shown) :]
         seconds = time.perf_counter() - started
-        yield Piece(rest, "", True, len(written), len(ids), first, seconds, stopped)
+        yield Piece(rest, "", len(written), len(ids), first, seconds, stopped)
 
     def complete_many(
         self,
@@ -112,16 +109,14 @@ class Transformers(Engine):
         rows, cache = torch.arange(len(prompts), device=device), None
         generator = torch.Generator(device=device).manual_seed(seed)
         for _ in range(max_tokens):
-            out = self.network(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = out.past_key_values
-            chosen = _choose(out.logits[:, -1], temperature, generator)  # (B,)
+            places = {"attention_mask": mask, "position_ids": position, "past_key_values": cache}
+            out = self.network(input_ids=ids, **places, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[:, -1]  # (B, V)
+            if temperature > 0:
+                share = (logits.float() / temperature).softmax(-1)
+                chosen = torch.multinomial(share, 1, generator=generator)[:, 0]
+            else:
+                chosen = logits.argmax(-1)
             yield rows.tolist(), chosen.tolist()
             going = ~torch.isin(chosen, self.stop_ids)
             if not bool(going.any()):
@@ -136,14 +131,6 @@ class Transformers(Engine):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Return the next token of each row: the likeliest, or a draw at a temperature above 0."""
-    if temperature <= 0:
-        return logits.argmax(-1)
-    share = (logits.float() / temperature).softmax(-1)
-    return torch.multinomial(share, 1, generator=generator)[:, 0]
-
-
 def open_transformers(
     folder: Path, *, parallel: int = 32, think_command: str = "/think", device: str | None = None
 ) -> Transformers:
@@ -152,8 +139,7 @@ def open_transformers(
     Args:
         folder: config, safetensors and tokenizer, as transformers writes them.
         parallel: prompts in a batch.
-        think_command: what stands before a question that is to be thought about.
-        device: "cpu", "cuda", …; null takes a GPU where there is one.
+        device: "cpu", "cuda", …; None takes a GPU where there is one.
 
     Raises:
         EngineError: the folder holds no model that transformers loads without code of its own.

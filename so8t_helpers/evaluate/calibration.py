@@ -18,13 +18,7 @@ _LINE = "判定: "
 
 @dataclass(frozen=True)
 class Stated:
-    """A decision in an answer.
-
-    Attributes:
-        before: prompt and answer up to where the label stands.
-        decision: the label stated.
-        correct: it is the record's label.
-    """
+    """A decision in an answer: the text `before` its label, the label, whether that is the record's."""
 
     before: str
     decision: str
@@ -48,19 +42,15 @@ def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> 
     over ten equal bins (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3), both with bootstrap
     intervals over the decisions; that of the error lies high, since in a sample chance adds to every gap.
 
-    Args:
-        engine: one that can score; None is returned for any other, and where nothing was stated.
-        stated: from `find_stated`.
-        samples, seed: of the bootstrap.
+    None is returned for an engine that cannot score, and where nothing was stated.
     """
     if not engine.can_score or not stated:
         return None
     sure = np.array([_confidence(engine, one) for one in stated])
     right = np.array([one.correct for one in stated], dtype=float)
-    which = _bin(sure)
-    bins = []
-    for i in sorted(set(which.tolist())):
-        chosen = which == i
+    squares = (sure - right) ** 2
+    which, bins = _bin(sure), []
+    for chosen in (which == i for i in np.unique(which)):
         confidence, accuracy = float(sure[chosen].mean()), float(right[chosen].mean())
         bins.append({"n": int(chosen.sum()), "confidence": confidence, "accuracy": accuracy})
     draws = resamples(len(stated), samples, seed)
@@ -68,10 +58,10 @@ def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> 
         "n": len(stated),
         "confidence": float(sure.mean()),
         "accuracy": float(right.mean()),
-        "brier": float(np.mean((sure - right) ** 2)),
+        "brier": float(squares.mean()),
         "ece": _ece(sure, right),
         "ci": {
-            "brier": percentiles(((sure - right) ** 2)[draws].mean(axis=1)),
+            "brier": percentiles(squares[draws].mean(axis=1)),
             "ece": percentiles(np.array([_ece(sure[draw], right[draw]) for draw in draws])),
         },
         "bins": bins,
@@ -79,7 +69,6 @@ def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> 
 
 
 def _bin(sure: Floats) -> NDArray[np.int64]:
-    """The bin of each confidence."""
     return np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
 
 

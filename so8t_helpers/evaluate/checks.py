@@ -19,15 +19,13 @@ def check_native(
     """Ask some prompts as any client would, streamed, with thinking and without.
 
     Args:
-        settings: the profile.
-        engine: the served model; None is returned where the engine does not part thinking.
-        prompts: all prompts.
-        rows: the model's judged answers to them from the raw text.
+        rows: the model's judged answers to all prompts, from the raw text.
 
     Returns:
         Shares over the prompts asked: `same_prompt` (the engine's template renders what we render),
         `separated` (thinking and content both there, no mark in the content), `same_final` (the content is
-        the final part that our parser releases), `plain_clean` (with `think: false` no mark and no thinking).
+        the final part that our parser releases), `plain_clean` (with `think: false` no mark and no thinking);
+        None where the engine does not part thinking.
     """
     if not engine.separates:
         return None
@@ -59,11 +57,7 @@ _SAMPLE = 24
 
 
 class TokenParity:
-    """Compares each engine's token ids of the prompts with those of the first one.
-
-    Attributes:
-        found: for `scores.json`: the engine taken as the measure, and on how many prompts each agreed.
-    """
+    """Compares each engine's token ids with those of the first, and counts in `found` where they agreed."""
 
     def __init__(self, prompts: list[Prompt]):
         self.prompts = prompts[:_SAMPLE]

@@ -22,11 +22,7 @@ _SHARES = {
 
 
 def shares(scores: dict[str, Any]) -> Figure:
-    """One panel a share, a dot a model with its 95% bootstrap interval.
-
-    Args:
-        scores: scores.json.
-    """
+    """One panel a share, a dot a model with its 95% bootstrap interval."""
     models = scores["models"]
     height = 0.24 * len(models) + 0.75
     fig, axes = new_figure(height=height * 4, ncols=2, nrows=4, sharex=True, sharey=True)
@@ -40,12 +36,10 @@ def shares(scores: dict[str, Any]) -> Figure:
             ax.plot([value], [y], "o", color=color)
         ax.set(title=title, xlim=(-4, 104), ylim=(len(models) - 0.4, -0.6))
         ax.set_yticks(range(len(models)), list(models))
-        ax.set_xlabel("% of prompts" if key in {"refusal", "over_refusal"} else "")
-    for ax in list(axes.flat)[len(_SHARES) :]:
-        ax.set_axis_off()
-    axes[-1, 0].tick_params(labelbottom=True)
-    axes[-2, 1].tick_params(labelbottom=True)
-    axes[-2, 1].set_xlabel("% of prompts")
+    for ax in (axes[-1, 0], axes[-2, 1]):  # the lowest of each column: the last place stays empty
+        ax.set_xlabel("% of prompts")
+        ax.tick_params(labelbottom=True)
+    axes[-1, 1].set_axis_off()
     return fig
 
 
@@ -109,11 +103,7 @@ def speed(scores: dict[str, Any]) -> Figure:
 
 
 def calibration(found: dict[str, Any]) -> Figure:
-    """How often stated labels are right over how sure the model is of them; dots grow with their number.
-
-    Args:
-        found: `calibration` of scores.json.
-    """
+    """How often stated labels are right over how sure the model is of them; dots grow with their number."""
     fig, ax = new_figure(width=4.4, height=3.4)
     ax.plot([0, 100], [0, 100], color=COLORS["muted"], linestyle=":", linewidth=1.2)
     for part in found["bins"]:

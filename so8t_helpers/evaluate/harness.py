@@ -1,9 +1,4 @@
-"""Standard tasks: lm-evaluation-harness against the server that runs the GGUF, in a process of its own.
-
-The harness speaks to the OpenAI-compatible endpoint that Ollama and llama.cpp both have. Neither gives the
-log-probabilities of a given text there, so only tasks of output type `generate_until` can run. The model is
-asked as a plain chat model, without the think command.
-"""
+"""Standard tasks: lm-evaluation-harness against the server that runs the GGUF, in a process of its own."""
 
 from __future__ import annotations
 
@@ -37,12 +32,11 @@ def check_harness(settings: Settings) -> None:
 
 
 def run_harness(settings: Settings, engine: Engine) -> dict[str, dict[str, float]]:
-    """Run `eval.harness_tasks` on a served model; return each task's figures.
+    """Run `eval.harness_tasks` on a served model, without the think command; return each task's figures.
 
-    Args:
-        settings: `eval.harness_tasks` names tasks, `eval.harness_dir` a folder with task files of one's own,
-            from which their `data_files` are taken.
-        engine: of the served model; one behind HTTP.
+    The OpenAI-compatible endpoint that Ollama and llama.cpp both have gives no log-probabilities of a given
+    text, so only tasks of output type `generate_until` can run. `eval.harness_dir` may hold further tasks;
+    their `data_files` are relative to it.
 
     Raises:
         StageError: the harness fails; the message ends with its last words.

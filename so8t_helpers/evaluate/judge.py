@@ -31,12 +31,10 @@ class Score:
 
     Attributes:
         final: what would be released: the final part, or the fixed refusal where there is none.
-        thinking: the private part, empty where there is none.
         well_formed: the text is exactly one of the two think formats.
         separated: there is a thinking part and a final part.
         correct: the answer passes the record's check; None where the record has none.
         decision: the label that the thinking states.
-        refused: the answer declines.
         leaked: the released text holds a mark or the line of the decision.
     """
 
@@ -84,18 +82,12 @@ def is_correct(answer: str, check: dict[str, str]) -> bool:
     """
     text, value = (unicodedata.normalize("NFKC", part).strip() for part in (answer, check["value"]))
     if check["kind"] == "exact":
-        return _bare(text) == _bare(value)
+        bare, expected = (part.removesuffix("。").removesuffix("です").strip() for part in (text, value))
+        return bare == expected
     if check["kind"] in {"contains", "refusal"}:
         return bool(value) and value in text
     if check["kind"] == "number":
-        found, expected = _NUMBER.findall(text), _NUMBER.findall(value)
-        return bool(found) and bool(expected) and _as_number(found[-1]) == _as_number(expected[-1])
+        numbers = (_NUMBER.findall(part)[-1:] for part in (text, value))
+        found, required = ([float(number.replace(",", "")) for number in last] for last in numbers)
+        return found == required != []
     raise ValueError(f"check kind {check['kind']!r}: expected exact, contains, number or refusal")
-
-
-def _bare(text: str) -> str:
-    return text.removesuffix("。").removesuffix("です").strip()
-
-
-def _as_number(text: str) -> float:
-    return float(text.replace(",", ""))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from so8t_helpers.phi3.chat import render
 from so8t_helpers.run.files import StageError, read_jsonl
@@ -13,12 +14,7 @@ from so8t_helpers.run.stage import Stage, stage_input
 
 @dataclass(frozen=True)
 class Prompt:
-    """A held-out record as a question.
-
-    Attributes:
-        row: the record of 01_dataset/eval.jsonl.
-        text: the rendered chat up to where the assistant begins, as every engine is given it.
-    """
+    """A held-out record (`row`) as a question: its `text` is the chat up to where the assistant begins."""
 
     row: dict[str, Any]
     text: str
@@ -46,14 +42,9 @@ def choose_prompts(stage: Stage) -> list[Prompt]:
     if not rows:
         raise StageError(f"{path} holds no record; raise dataset.eval_share")
     count = min(settings.eval.prompts or len(rows), len(rows))
-    by_label: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        by_label[row["label"]].append(row)
+    labels = pd.Series([row["label"] for row in rows])
     # Each record's place within its label as a share; the smallest places keep the labels' proportions.
-    place = {
-        row["id"]: ((i + 0.5) / len(group), label)
-        for label, group in by_label.items()
-        for i, row in enumerate(group)
-    }
-    chosen = sorted(rows, key=lambda row: place[row["id"]])[:count]
+    place = (labels.groupby(labels).cumcount() + 0.5) / labels.map(labels.value_counts())
+    order = pd.DataFrame({"place": place, "label": labels}).sort_values(["place", "label"]).index
+    chosen = [rows[i] for i in order[:count]]
     return [Prompt(row, render(row["messages"][:-1], add_generation_prompt=True)) for row in chosen]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from so8t_helpers.engines.base import Completion, Engine
 from so8t_helpers.engines.host import GgufHost, find_gguf, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
-from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
+from so8t_helpers.evaluate.calibration import calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity, check_native
 from so8t_helpers.evaluate.harness import check_harness, run_harness
 from so8t_helpers.evaluate.judge import score
@@ -50,6 +50,9 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         parity = TokenParity(prompts)
         total = len(prompts) * len(sources)
         samples, seed = settings.eval.bootstrap_samples, settings.run.seed
+        served = _served(settings)
+        # The tuned model in full precision: its confidence is measured, undisturbed by quantisation.
+        tuned = next((name for name in sources if name != "base"), None)
         with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
             for name, source in sources.items():
                 tracker.status.what = name
@@ -60,10 +63,14 @@ def evaluate(settings: Settings) -> dict[str, Any]:
                         _row(name, prompt, done, audit, settings.eval.show_thinking)
                         for prompt, done in zip(prompts, completions, strict=True)
                     ]
-                    if name == _tuned(settings):
-                        stated = _stated(prompts, rows, completions)
+                    if name == tuned:
+                        found = (
+                            find_stated(prompt.text, done.text, row["decision"], row["label"])
+                            for prompt, done, row in zip(prompts, completions, rows, strict=True)
+                        )
+                        stated = [decision for decision in found if decision is not None]
                         scores["calibration"] = calibrate(engine, stated, samples, seed)
-                    if name == _served(settings):
+                    if name == served:
                         scores["native"] = check_native(settings, engine, prompts, rows)
                         _log(audit, engine, rows)
                         if settings.eval.harness_tasks:
@@ -80,9 +87,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         scores["audit_head"] = audit.head
         write_jsonl(stage.directory / "answers.jsonl", lines)
         write_json(stage.directory / "scores.json", scores)
-        served = sources.get(_served(settings) or "")
         if served is not None:
-            text = modelfile_of(settings, served).text(f"../04_gguf/{served.name}")
+            text = modelfile_of(settings, sources[served]).text(f"../04_gguf/{sources[served].name}")
             write_text(stage.directory / "Modelfile", text)
         stage.facts["engine"] = f"{scores['engine']['name']} {scores['engine']['version']}"
         stage.facts["prompts"] = len(prompts)
@@ -95,11 +101,10 @@ def _source(stage: Stage, name: str) -> Path:
     """The folder or file of a model, its files registered as inputs of the stage."""
     settings = stage.settings
     if name in _FOLDERS:
-        folder = (
-            base_folder(settings)
-            if name == "base"
-            else stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
-        )
+        if name == "base":
+            folder = base_folder(settings)
+        else:
+            folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
         stage.read_file(f"{name}/config.json", folder / "config.json", "run stage 03_bake first")
         for weights in sorted(folder.glob("*.safetensors")):
             stage.read_file(f"{name}/{weights.name}", weights)
@@ -130,37 +135,19 @@ def _served(settings: Settings) -> str | None:
     return settings.serve.model if settings.serve.model in files else files[-1] if files else None
 
 
-def _tuned(settings: Settings) -> str | None:
-    """The tuned model in full precision: its confidence is measured, undisturbed by quantisation."""
-    return next((name for name in settings.eval.models if name != "base"), None)
-
-
 def _answer(
     settings: Settings, engine: Engine, prompts: list[Prompt], tracker: Progress
 ) -> tuple[list[Completion], float]:
     """Let a model answer all prompts; return the answers and the seconds that they took."""
-
-    def count(completion: Completion) -> None:
-        tracker.update(1, tokens=completion.tokens)
-
     started = time.perf_counter()
     completions = engine.complete_many(
         [prompt.text for prompt in prompts],
         max_tokens=settings.eval.max_new_tokens,
         temperature=settings.eval.temperature,
         seed=settings.run.seed,
-        on_done=count,
+        on_done=lambda completion: tracker.update(1, tokens=completion.tokens),
     )
     return completions, time.perf_counter() - started
-
-
-def _stated(prompts: list[Prompt], rows: list[dict[str, Any]], completions: list[Completion]) -> list[Stated]:
-    """The decisions that stand in the answers."""
-    found = [
-        find_stated(prompt.text, done.text, row["decision"], row["label"])
-        for prompt, row, done in zip(prompts, rows, completions, strict=True)
-    ]
-    return [stated for stated in found if stated is not None]
 
 
 def _row(name: str, prompt: Prompt, done: Completion, audit: AuditLog, show: bool) -> dict[str, Any]:

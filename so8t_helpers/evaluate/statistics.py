@@ -88,15 +88,11 @@ def macro_f1_interval(truth: list[str], stated: list[str | None], draws: Ints) -
 
 
 def paired(before: Floats, after: Floats, draws: Ints) -> dict[str, Any]:
-    """Compare two models on the same prompts, prompt by prompt.
-
-    Args:
-        before, after: 0 or 1 for each prompt, NaN where it does not count.
-        draws: from `resamples`.
+    """Compare two models prompt by prompt: 0 or 1 for each, NaN where it does not count.
 
     Returns:
-        `difference` of the means with its bootstrap interval `ci`, prompts `gained` and `lost`, and the
-        two-sided exact p-value of McNemar's test on those two counts.
+        `difference` of the means with its bootstrap interval `ci`, prompts `gained` and `lost`, and `mcnemar`
+        of those two counts.
     """
     both = np.isfinite(before) & np.isfinite(after)
     change = np.where(both, after - before, np.nan)

@@ -37,13 +37,9 @@ def indicators(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: int) -> dict[str, Any]:
-    """Return the entry of one model in `scores.json`.
+    """Return the entry of one model in `scores.json` from its rows of answers.jsonl.
 
-    Args:
-        answers: its rows of answers.jsonl.
-        wall_seconds: what the whole pass took.
-        samples: of the bootstrap.
-        seed: of the bootstrap; the same for all models, so that their samples are paired.
+    The bootstrap's seed must be the same for all models, so that their samples are paired.
     """
     n = len(answers)
     draws = statistics.resamples(n, samples, seed)
@@ -52,9 +48,8 @@ def summarise(answers: pd.DataFrame, wall_seconds: float, samples: int, seed: in
     table = statistics.confusion(truth, stated)
     first, tokens = answers["first_token_s"].to_numpy(float), answers["tokens"].to_numpy(float)
     leaks, rate = int(answers["leaked"].sum()), float(tokens.sum() / wall_seconds)
-    entry: dict[str, Any] = {name: statistics.mean(shares[name].to_numpy()) for name in SHARES}
     return {
-        **entry,
+        **{name: statistics.mean(shares[name].to_numpy()) for name in SHARES},
         "label_f1": statistics.macro_f1(table),
         "leaks": leaks,
         "tokens_per_s": rate,
@@ -78,12 +73,9 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, samples: int, seed: int) 
     """Compare two models' answers prompt by prompt, share by share."""
     draws: Ints = statistics.resamples(len(before), samples, seed)
     a, b = indicators(before), indicators(after)
-    found: dict[str, Any] = {
-        name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES
-    }
+    found = {name: statistics.paired(a[name].to_numpy(), b[name].to_numpy(), draws) for name in SHARES}
     same: Floats = (before["text_hmac"].to_numpy() == after["text_hmac"].to_numpy()).astype(float)
-    found["same_text"] = {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}
-    return found
+    return found | {"same_text": {"mean": statistics.mean(same), "ci": statistics.interval(same, draws)}}
 
 
 def pairs(models: list[str]) -> list[tuple[str, str]]:

@@ -43,9 +43,8 @@ class Question:
     """One accepted request on its way.
 
     Attributes:
-        body: what was asked, by whom.
         max_tokens: of the answer, the service's own limit where the body names none.
-        deadline: when it must be answered, by `time.monotonic`.
+        deadline, accepted: by `time.monotonic`.
         release: called with each piece of released text, in the engine's thread.
         dropped: set when nobody waits for the answer any more.
     """
@@ -74,15 +73,8 @@ class Answering:
         self.model_sha256 = model_sha256
         self.pending = 0
         self.failing = False
-        self._capacity = engine.parallel + settings.serve.queue_length
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
-        self._style = parted_style(settings)
-
-    @property
-    def waiting(self) -> int:
-        """Questions in the queue."""
-        return max(0, self.pending - self.engine.parallel)
 
     def submit(self, question: Question) -> Future[ThinkAnswer]:
         """Queue a question.
@@ -91,7 +83,7 @@ class Answering:
             AnswerError: 503, the queue is full.
         """
         with self._lock:
-            if self.pending >= self._capacity:
+            if self.pending >= self.engine.parallel + self.settings.serve.queue_length:
                 wait = self.metrics.mean_seconds * self.pending / self.engine.parallel
                 raise AnswerError(503, "busy", "the queue is full; try again later", max(1.0, wait))
             self.pending += 1
@@ -111,7 +103,7 @@ class Answering:
         """Write, release and audit one answer, in a thread of the pool."""
         started = time.monotonic()
         self._audit_asked(question)
-        draft = _Draft(question, self._style)
+        draft = _Draft(question, parted_style(self.settings))
         try:
             draft.write(self.engine, self._prompt(question))
         except AnswerError as error:
@@ -163,10 +155,8 @@ class Answering:
         self.audit.append(entry)
 
     def _audit_outcome(self, question: Question, draft: _Draft, started: float) -> None:
-        ended = time.monotonic()
-        answered = draft.outcome == "answered"
-        decision = draft.decision if answered else None
-        refused = draft.answer == REFUSAL_TEXT
+        ended, answered = time.monotonic(), draft.outcome == "answered"
+        decision, refused = draft.decision if answered else None, draft.answer == REFUSAL_TEXT
         self.metrics.answer(draft.outcome, decision, ended - started, draft.tokens, refused)
         self.audit.append(
             {
@@ -199,21 +189,17 @@ class _Draft:
 
     @property
     def answer(self) -> str:
-        """What was released."""
         return "".join(self._released)
 
     @property
     def thinking(self) -> str:
-        """The private part, the engine's own first."""
         return "".join(self._parted) or parse("".join(self._text)).thinking
 
     @property
     def decision(self) -> Decision:
         """The label stated in the thinking; without one, a person should look at the answer."""
         stated = decision_of(self.thinking)
-        if stated is not None:
-            return cast(Decision, stated)
-        return "REFUSE" if self.answer == REFUSAL_TEXT else "ESCALATION"
+        return cast(Decision, stated or ("REFUSE" if self.answer == REFUSAL_TEXT else "ESCALATION"))
 
     def write(self, engine: Engine, prompt: str) -> None:
         """Let the engine write until the final part is over.
@@ -222,8 +208,8 @@ class _Draft:
             AnswerError: nobody waits any more, or the time is up.
             EngineError: from the engine.
         """
-        limit, options = self._question.max_tokens, self._question.body.options
         self._check()
+        limit, options = self._question.max_tokens, self._question.body.options
         pieces = engine.complete(prompt, max_tokens=limit, temperature=options.temperature, seed=options.seed)
         try:
             for piece in pieces:

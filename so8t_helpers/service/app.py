@@ -33,19 +33,13 @@ _KEEP_ALIVE_SECONDS = 10.0
 
 
 def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256: str = "") -> FastAPI:
-    """Return the service over an open engine and log.
-
-    Args:
-        settings: `serve` has the limits, `dataset` the think command and system prompt.
-        engine: answers `engine.parallel` questions at once.
-        audit: gets two entries for each question.
-        model_sha256: digest of the model's file, for log and health.
+    """Return the service over an open engine and log; `model_sha256` is of the model's file.
 
     The environment variable SO8T_TOKEN, where set, is the bearer token that every call but /healthz needs.
     """
     metrics = Metrics()
     answering = Answering(settings, engine, audit, metrics, model_sha256)
-    metrics.watch(lambda: answering.pending, lambda: answering.waiting)
+    metrics.watch(lambda: answering.pending, lambda: max(0, answering.pending - engine.parallel))
     limit = RateLimit(settings.serve.requests_per_minute)
     token = os.environ.get(TOKEN_VARIABLE)
 
@@ -77,8 +71,7 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
         summary="Ask; get the final part of the answer and the decision",
     )
     async def think(body: Limited, request: Request) -> Response:
-        wait = limit.wait(body.user_id)
-        if wait:
+        if wait := limit.wait(body.user_id):
             raise AnswerError(429, "rate_limit", "too many requests from this user", wait)
         call = _Call(settings, answering, body, request.state.request_id)
         if body.options.stream:
@@ -92,12 +85,8 @@ def create_app(settings: Settings, engine: Engine, audit: AuditLog, model_sha256
     async def healthz() -> Health:
         if answering.failing:
             raise AnswerError(503, "engine", "the engine broke off at the last question")
-        return Health(
-            engine=f"{engine.name} {engine.version}",
-            model=engine.model,
-            model_sha256=model_sha256,
-            audit_head=audit.head,
-        )
+        name = f"{engine.name} {engine.version}"
+        return Health(engine=name, model=engine.model, model_sha256=model_sha256, audit_head=audit.head)
 
     @app.get(
         "/metrics",

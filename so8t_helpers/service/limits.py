@@ -14,12 +14,7 @@ _USERS = 10_000
 
 
 class RateLimit:
-    """A token bucket for each user: `per_minute` requests at once, refilled evenly.
-
-    Args:
-        per_minute: requests a minute.
-        clock: seconds, monotonic.
-    """
+    """A token bucket for each user: `per_minute` requests at once, refilled evenly; `clock` is in seconds."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._size = float(per_minute)

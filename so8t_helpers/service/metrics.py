@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -24,7 +25,6 @@ class Metrics:
         )
 
     def request(self, status: int) -> None:
-        """Count a request by its HTTP status."""
         self._requests.labels(status).inc()
 
     def answer(self, outcome: str, decision: str | None, seconds: float, tokens: int, refused: bool) -> None:
@@ -38,11 +38,9 @@ class Metrics:
 
     def watch(self, pending: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Add gauges of the questions in hand, read whenever the text is asked for."""
-        for name, what, read in (
-            ("so8t_questions_pending", "Questions at work and waiting.", pending),
-            ("so8t_questions_waiting", "Questions waiting.", waiting),
-        ):
-            Gauge(name, what, registry=self.registry).set_function(read)
+        gauge = partial(Gauge, registry=self.registry)
+        gauge("so8t_questions_pending", "Questions at work and waiting.").set_function(pending)
+        gauge("so8t_questions_waiting", "Questions waiting.").set_function(waiting)
 
     @property
     def mean_seconds(self) -> float:
@@ -52,5 +50,4 @@ class Metrics:
         return (total or 0.0) / count if count else 1.0
 
     def text(self) -> bytes:
-        """All counters and gauges."""
         return generate_latest(self.registry)

@@ -81,9 +81,8 @@ def question_model(limits: ServeSettings) -> type[ThinkQuestion]:
     options = create_model(
         "ThinkOptionsLimited", __base__=ThinkOptions, __doc__="How to answer.", max_tokens=(limit, None)
     )
-    query = Annotated[
-        str, Field(min_length=1, max_length=limits.max_query_chars, pattern=r"\S", examples=["9×8は?"])
-    ]
+    size = {"min_length": 1, "max_length": limits.max_query_chars}
+    query = Annotated[str, Field(**size, pattern=r"\S", examples=["9×8は?"])]
     return create_model(
         "ThinkRequest",
         __base__=ThinkQuestion,

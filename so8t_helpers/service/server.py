@@ -52,12 +52,8 @@ def serve(settings: Settings) -> None:
     ):
         audit = AuditLog(service_log(settings))
         app = create_app(settings, engine, audit, sha256_file(gguf))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(chosen.timeout_seconds)),
-        )
+        grace = max(1, round(chosen.timeout_seconds))
+        config = uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=grace)
         port = listener.getsockname()[1]
         name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
@@ -73,9 +69,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise StageError(
-            f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
-        ) from error
+        message = f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
+        raise StageError(message) from error
 
 
 @contextlib.contextmanager

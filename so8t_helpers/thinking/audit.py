@@ -1,10 +1,9 @@
 """The audit log: who asked what and what was decided, in a file that shows every change made to it later.
 
-One JSON object a line, canonical, numbered, carrying the authentication code (HMAC-SHA256, RFC 2104) of the
-line before and its own; the key lies outside of the repository. A chain alone cannot show that its tail was
-cut: the head ("12:9f3c…", number and code of the last line) is kept next to the log and published by the
-service and the report, and `verify_audit` holds the log against it. The thinking is never written, only its
-HMAC, so that a text shown later can be proven to be the one that was thought.
+One canonical JSON object a line, numbered, with the authentication code (HMAC-SHA256, RFC 2104) of the line
+before and its own. A chain alone cannot show that its tail was cut: the head ("12:9f3c…", number and code of
+the last line) is kept next to the log and published by the service and the report. Of the thinking only the
+HMAC is written, so that a text shown later can be proven to be the one that was thought.
 """
 
 from __future__ import annotations
@@ -32,14 +31,9 @@ _OWN_FIELDS = frozenset({"seq", "time", "previous", "mac"})
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify_audit` found.
+    """What `verify_audit` found: how many `lines` hold, the `head` of the last ("seq:mac"), the bad `line`.
 
-    Attributes:
-        ok: nothing was edited, taken out, put in, reordered or cut.
-        lines: whole lines that hold, from the first.
-        head: number and code of the last of them, "seq:mac".
-        line: the first bad line (from 1), None where there is none.
-        problem: what is wrong there, None where nothing is.
+    Lines count from 1; `ok` says that nothing was edited, taken out, put in, reordered or cut.
     """
 
     ok: bool
@@ -50,11 +44,7 @@ class Verdict:
 
 
 class AuditLog:
-    """An append-only log; threads and processes may write to the same one.
-
-    Args:
-        path: the log, `*.jsonl`; `*.head` and `*.lock` lie in the same folder.
-        key: for the authentication codes; by default from the environment or the user's key file.
+    """An append-only log with its `*.head` and `*.lock`; threads and processes may write to the same one.
 
     Raises:
         AuditError: another key wrote the log, or its tail was cut.
@@ -76,9 +66,8 @@ class AuditLog:
             with path.open("rb") as file:
                 problem = _line_problem(file.readline()[:-1], 1, NO_LINE, self._key)
             if problem:
-                raise AuditError(
-                    f"{path}: line 1: {problem}; bring the key that wrote it, or start a new log"
-                )
+                hint = "bring the key that wrote it, or start a new log"
+                raise AuditError(f"{path}: line 1: {problem}; {hint}")
 
     @property
     def head(self) -> str:
@@ -89,8 +78,7 @@ class AuditLog:
         """Write one entry, on the disk when this returns; give back the new head.
 
         Raises:
-            AuditError: the entry uses a field of the chain, or the disk does not take it; nothing is left
-                behind then.
+            AuditError: the entry uses a field of the chain, or cannot be written; no part of it is left.
         """
         if used := _OWN_FIELDS & entry.keys():
             raise AuditError(f"audit entry: {', '.join(sorted(used))} belong to the chain")
@@ -115,16 +103,14 @@ class AuditLog:
                 _flush(file)
             seq, mac = (last["seq"], last["mac"]) if last else (-1, NO_LINE)
             self._last, self._size = (seq, mac), end
-        kept = _read_head(self.path)
-        if kept is not None and kept[0] > seq:
+        if (kept := _read_head(self.path)) is not None and kept[0] > seq:
             raise AuditError(
                 f"{self.path}: its last line is number {seq}, but {_sibling(self.path, 'head')} knows "
                 f"{kept[0]}: the tail was cut; keep both files as evidence and start a new log elsewhere"
             )
         if torn:
-            self._write(
-                {"event": "recovered", "bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}
-            )
+            digest = hashlib.sha256(torn).hexdigest()
+            self._write({"event": "recovered", "bytes": len(torn), "sha256": digest})
 
     def _write(self, entry: dict[str, Any]) -> None:
         seq, previous = self._last
@@ -152,7 +138,6 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
     """Check every line of a log, and its end against a head.
 
     Args:
-        path: the log.
         head: as published ("seq:mac", or the code alone); older ones hold too. The file next to the log is
             checked in any case, but whoever cuts the log can cut that too.
         key: by default from the environment or the user's key file.
@@ -167,18 +152,14 @@ def verify_audit(path: Path, head: str | None = None, key: bytes | None = None) 
     torn = False
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            torn = not raw.endswith(b"\n")
-            if torn:
+            if torn := not raw.endswith(b"\n"):
                 break
-            problem = _line_problem(raw[:-1], number, codes[-1] if codes else NO_LINE, key)
-            if problem:
+            if problem := _line_problem(raw[:-1], number, codes[-1] if codes else NO_LINE, key):
                 return _verdict(codes, number, problem)
             codes.append(json.loads(raw)["mac"])
     kept = _read_head(path)
-    for source, published in (
-        (str(_sibling(path, "head")), kept),
-        ("the head given", _parse_head(head, codes)),
-    ):
+    heads = {str(_sibling(path, "head")): kept, "the head given": _parse_head(head, codes)}
+    for source, published in heads.items():
         if published is None:
             continue
         seq, mac = published

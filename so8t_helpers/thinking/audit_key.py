@@ -26,8 +26,7 @@ def load_key(create: bool = True) -> bytes:
     Raises:
         AuditError: the key is too short, others may read its file, or there is none and `create` is false.
     """
-    text = os.environ.get(KEY_VARIABLE)
-    if text is not None:
+    if (text := os.environ.get(KEY_VARIABLE)) is not None:
         if len(text) < KEY_BYTES:
             raise AuditError(f"{KEY_VARIABLE}: expected at least {KEY_BYTES} characters, got {len(text)}")
         return text.encode()

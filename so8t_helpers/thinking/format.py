@@ -27,14 +27,7 @@ _DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.
 
 @dataclass(slots=True)
 class ThinkText:
-    """An assistant's turn in parts.
-
-    Attributes:
-        style: "seed" or "quadruple".
-        final: the answer, all that may leave.
-        thinking: the seed format's private part.
-        task, safety, policy: the quadruple format's private parts.
-    """
+    """An assistant's turn in parts: `thinking` is the seed format's private one, the rest the quadruple's."""
 
     style: str
     final: str
@@ -100,16 +93,12 @@ def parse(text: str) -> Parsed:
     private = {name: piece.strip() for name, piece in parts.items()}
     thinking = "\n".join(piece for piece in private.values() if piece)
     task, safety, policy = (private.get(tag, "") for tag in THINK_TAGS)
-    if scanner.style is None or final is None:
-        return Parsed(scanner.style, thinking, final, False, decision_of(thinking), task, safety, policy)
-    seed = scanner.style == "seed"
-    again = (
-        ThinkText("seed", final, thinking)
-        if seed
-        else ThinkText("quadruple", final, "", task, safety, policy)
-    )
-    filled = bool(final) and (bool(thinking) if seed else all((task, safety, policy)))
-    well_formed = filled and join(again) == text.strip()
+    answer = final or ""
+    if scanner.style == "seed":
+        filled, again = bool(thinking), ThinkText("seed", answer, thinking)
+    else:
+        filled, again = all((task, safety, policy)), ThinkText("quadruple", answer, "", task, safety, policy)
+    well_formed = filled and bool(answer) and join(again) == text.strip()
     return Parsed(scanner.style, thinking, final, well_formed, decision_of(thinking), task, safety, policy)
 
 

@@ -47,12 +47,11 @@ _EARLY_LETTERS = frozenset("tfrhie")
 
 
 class Marker(NamedTuple):
-    """One mark found in a text.
+    """One mark found in a text; `exact` ones alone may open a final part or close a block.
 
     Attributes:
         kind: "open", "close" (a thinking block), "final", "final_close", "special" (`<|end|>` and the like).
         name: the block's name: "think-task", "seed" for a heading, "final".
-        exact: whether it may open a final part or close a block; an inexact mark only takes permission away.
         length: characters from the first of the mark to the end of what belongs to it.
     """
 
@@ -74,7 +73,6 @@ def find_marker(window: str, at_end: bool, line: str) -> Marker | More | None:
 
     Args:
         window: at most `WINDOW` characters; fewer only where the text (so far) ends.
-        at_end: no more text will come.
         line: what stands before it on its line, at least the first `LINE_START` characters.
     """
     if canonical := _CANONICAL.match(window):

@@ -1,8 +1,4 @@
-"""What may leave: text of a final part, or one fixed refusal, and nothing else.
-
-Two ways in, by what the engine hands over: the raw text (as a stream or whole), or an answer that the engine
-itself parted into thinking and content.
-"""
+"""What may leave: text of a final part, or one fixed refusal, and nothing else."""
 
 from __future__ import annotations
 

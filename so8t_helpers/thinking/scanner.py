@@ -27,7 +27,6 @@ class Scanner:
 
     Attributes:
         style: "seed" or "quadruple" by the first mark, None so far.
-        marks: how many marks were met.
         state: "outside" (thinking included), "final" or "ended".
     """
 
