@@ -33,7 +33,7 @@ from so8t_helpers.run.files import (
     read_jsonl,
     sha256_file,
 )
-from so8t_helpers.run.progress import Progress, progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input, stage_settings
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 from so8t_helpers.so8.rotation import principal_angles
@@ -136,7 +136,7 @@ class Loop:
         settings = self.settings.training
         saved_at = time.monotonic()
         shown = self.workers.main
-        with progress(self.settings, "02_train", self.total, "step", "training", shown) as bar:
+        with Progress(self.settings, "02_train", self.total, "step", "training", shown) as bar:
             bar.skip(first)
             self._snapshot(first)
             for step in range(first, self.total):

@@ -159,12 +159,9 @@ class _Walk:
 
     def _hashes_carried(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
         """The hashes in the baked folder, and in the GGUF if one is verified, are those of the manifests."""
-        read = {label: entry["sha256"] for label, entry in manifest["inputs"].items()}
-        training = None
-        for label, entry in manifest["inputs"].items():
-            if label.startswith("02_train/"):
-                training = manifest_in(maker(label, Path(entry["path"])))
-        expected = hashes(read, training)
+        inputs = manifest["inputs"]
+        paths = {label: Path(entry["path"]) for label, entry in inputs.items()}
+        expected = hashes({label: entry["sha256"] for label, entry in inputs.items()}, paths)
         sources = {f"03_bake/model/{FILE}": json.loads((folder / "model" / FILE).read_text(encoding="utf-8"))}
         if self.carried is not None:
             sources[f"GGUF key {GGUF_KEY}"] = self.carried
