@@ -63,11 +63,7 @@ def check_log(log: Path, head: str | None) -> tuple[bool, str]:
 def walk_back(target: Path) -> Verification:
     """Walk a run folder, or one of its GGUF files, back to the input lines; stop at the first broken link.
 
-    Args:
-        target: a run folder, or a .gguf file where its run left it (a copy cannot be walked without its run).
-
-    Raises:
-        SettingsError: if the target is neither.
+    The file lies where its run left it: a copy cannot be walked. Raises SettingsError: neither of both.
     """
     target = target.resolve()
     if target.is_dir() and (target / "params.yaml").is_file():
@@ -82,14 +78,6 @@ def walk_back(target: Path) -> Verification:
         if not link.holds:
             break
     return Verification(target, links)
-
-
-def gguf_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what a GGUF file says of its origin, None where it says nothing."""
-    from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
-
-    field = GGUFReader(path).get_field(GGUF_KEY)
-    return json.loads(field.contents()) if field is not None else None
 
 
 class _Walk:
@@ -109,7 +97,10 @@ class _Walk:
         yield from self._folders()
 
     def from_gguf(self, path: Path) -> Iterator[Link]:
-        self.carried = gguf_provenance(path)
+        from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
+
+        field = GGUFReader(path).get_field(GGUF_KEY)
+        self.carried = json.loads(field.contents()) if field is not None else None
         found = f"run {self.carried['run']}" if self.carried else f"no key {GGUF_KEY}: not made by a run"
         yield Link(f"{path.name}: carries its provenance", self.carried is not None, found)
         manifest = manifest_in(path.parent)
