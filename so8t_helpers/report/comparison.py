@@ -135,12 +135,10 @@ def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
     if len(files) != len(runs) or not common:
         return [], 0
     answers = [{row["id"]: row for row in rows if row["model"] == common[0]} for rows in files]
-    asked = [
-        [found[key] for found in answers] for key in answers[0] if all(key in found for found in answers)
-    ]
+    in_all = [key for key in answers[0] if all(key in found for found in answers)]
     changed = [
         {"prompt": rows[0]["prompt"], "model": common[0], "rows": rows}
-        for rows in asked
+        for rows in ([found[key] for found in answers] for key in in_all)
         if len({row["final"] for row in rows}) > 1
     ]
     # Those that turned right or wrong come first.
@@ -185,7 +183,7 @@ def drift(angles: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def shares(scores: Mapping[str, Mapping[str, Mapping[str, float]]], key: str, label: str) -> Figure:
-    """One share (`key`) of the evaluation for each model of each run, as dots; `scores`: run -> model -> shares."""
+    """One share of the evaluation, `scores[run][model][key]`, as dots: a row a model, a colour a run."""
     models = list(dict.fromkeys(model for run in scores.values() for model in run))
     fig, ax = style.new_figure(height=0.9 + 0.42 * len(models))
     colors = run_colors(list(scores))
