@@ -129,7 +129,7 @@ def bake_and_prove(folder: Path, out: Path, count: int) -> dict[str, float]:
     from so8t_helpers.bake import rows as bake_rows
     from so8t_helpers.phi3 import lora_folder, weights
     from so8t_helpers.phi3.stream import read_config
-    from so8t_helpers.run.progress import progress
+    from so8t_helpers.run.progress import Progress
     from so8t_helpers.settings import validate
     from so8t_helpers.so8 import rotation
 
@@ -141,7 +141,7 @@ def bake_and_prove(folder: Path, out: Path, count: int) -> dict[str, float]:
     config = read_config(folder / "base")
     texts = torch.randint(0, VOCABULARY, (count, PROOF_TOKENS)).tolist()
     settings = validate({"run": {"name": "bench", "root": str(out)}}, "benchmark")
-    with progress(settings, "03_bake", config.num_hidden_layers, "layer", "prove") as bar:
+    with Progress(settings, "03_bake", config.num_hidden_layers, "layer", "prove") as bar:
         facts = proof.prove(config, base, changes, gates, weights.read_checkpoint(out), texts, bar)
     return {
         "seconds": time.perf_counter() - started,

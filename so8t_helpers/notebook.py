@@ -14,14 +14,10 @@ from so8t_helpers.settings import Settings, load_settings
 
 
 def settings(variables: dict[str, Any]) -> Settings:
-    """Return the profile that a notebook's variables name; what the demo needs is made if it is missing.
+    """Return the profile that a notebook's `globals()` name; what the demo needs is made if it is missing.
 
-    Args:
-        variables: the notebook's `globals()`. `profile` names the profile; a variable with a section's name
-            is a dictionary laid over it, for example `training = {"max_steps": 20}`.
-
-    Raises:
-        SettingsError: an unknown profile or key, or a value of the wrong type.
+    `profile` names the profile; a variable with a section's name is a dictionary laid over it, such as
+    `training = {"max_steps": 20}`. Raises SettingsError: unknown profile or key, a value of the wrong type.
     """
     chosen = from_parameters(variables)
     demo.prepare(chosen)

@@ -11,14 +11,14 @@ import pytest
 
 from so8t_helpers.__main__ import main
 from so8t_helpers.run.files import StageError
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.records import STATUS_NAME
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.verbs.status import clock, status_lines
 
 
 def test_a_run_at_work_shows_step_losses_and_time_left(scratch_settings: Settings):
-    with progress(scratch_settings, "02_train", 200, "step", "training") as tracker:
+    with Progress(scratch_settings, "02_train", 200, "step", "training") as tracker:
         tracker.status.time = 0.0  # the file is written at most once a second
         tracker.update(50, task_loss=1.25, pet_loss=0.5)
         (line,) = status_lines(Path(scratch_settings.run.root))
@@ -28,9 +28,9 @@ def test_a_run_at_work_shows_step_losses_and_time_left(scratch_settings: Setting
 
 def test_ended_and_failed_runs_say_so(scratch_settings: Settings):
     other = merge(scratch_settings, {"run": {"name": "other"}})
-    with progress(scratch_settings, "03_bake", 3, "layer") as tracker:
+    with Progress(scratch_settings, "03_bake", 3, "layer") as tracker:
         tracker.update(3)
-    with pytest.raises(StageError), progress(other, "03_bake", 3, "layer"):
+    with pytest.raises(StageError), Progress(other, "03_bake", 3, "layer"):
         raise StageError("no")
     lines = dict(line.split(maxsplit=1) for line in status_lines(Path(scratch_settings.run.root)))
     assert lines["demo"].startswith("03_bake: done 0:0")
@@ -58,7 +58,7 @@ def test_the_verb_prints_what_there_is(scratch_settings: Settings, capsys: pytes
     root = ["--set", f"run.root={scratch_settings.run.root}"]
     assert main(["status", *root]) == 0
     assert capsys.readouterr().out.startswith("no run has worked in ")
-    with progress(scratch_settings, "03_bake", 1, "layer"):
+    with Progress(scratch_settings, "03_bake", 1, "layer"):
         pass
     assert main(["status", *root]) == 0
     assert "demo  03_bake: done" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
 from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, write_json
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
@@ -55,11 +55,11 @@ def bake(settings: Settings) -> BakeResult:
         check_disk(stage.directory, size, "the baked model")
         with atomic_directory(stage.directory / "model") as scratch:
             model_folder.write_side_files(base, scratch)
-            with progress(settings, STAGE, size // 2**20, "MiB", "bake") as bar:
+            with Progress(settings, STAGE, size // 2**20, "MiB", "bake") as bar:
                 shard_bytes = int(settings.bake.max_shard_gib * 2**30)
                 stored = bake_checkpoint(weights, changes, scratch, shard_bytes, bar.update_bytes)
             config = read_config(scratch)
-            with progress(settings, STAGE, config.num_hidden_layers, "layer", "prove") as bar:
+            with Progress(settings, STAGE, config.num_hidden_layers, "layer", "prove") as bar:
                 proof = prove(config, weights, changes, gates, stored, texts, bar)
             proof = _against_bounds(proof, settings)
             write_json(stage.directory / "proof.json", proof)

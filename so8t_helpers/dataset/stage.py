@@ -18,7 +18,7 @@ from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.dataset.teacher import cache_path
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.run.files import HashCache, StageError, check_disk, write_json
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
@@ -78,7 +78,7 @@ def build(settings: Settings) -> Built:
         work.mkdir()
         workers = settings.dataset.workers or os.cpu_count() or 1
         results: list[ChunkResult] = []
-        with progress(settings, STAGE, lines, "lines", "records") as bar:
+        with Progress(settings, STAGE, lines, "lines", "records") as bar:
             for result in first_pass(plan, chunks, work, workers):
                 results.append(result)
                 bar.update(result.lines, kept=sum(r.kept for r in results))

@@ -22,7 +22,7 @@ from so8t_helpers.demo.records import pretraining_talks
 from so8t_helpers.demo.scenes import Draft
 from so8t_helpers.demo.tokenizer import ADDED_TOKENS, END_OF_TEXT, VOCAB_SIZE, write_tokenizer
 from so8t_helpers.phi3 import chat
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking import format as think_format
 
@@ -146,7 +146,7 @@ def pretrain(settings: Settings, folder: Path, steps: int) -> dict[str, Tensor]:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, LEARNING_RATE, steps, pct_start=min(0.5, WARMUP / steps), cycle_momentum=False
         )
-        with progress(settings, "demo", steps, "step", "pre-training the demo's base") as tracker:
+        with Progress(settings, "demo", steps, "step", "pre-training the demo's base") as tracker:
             for ids, labels in batches(folder, pretraining_talks(steps * BATCH)):
                 # The output matrix is needed where an answer is predicted, a fifth of the places.
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]

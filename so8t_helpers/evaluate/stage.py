@@ -21,7 +21,7 @@ from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.run.files import write_json, write_jsonl, write_text
-from so8t_helpers.run.progress import Progress, progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
@@ -53,7 +53,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         served = _served(settings)
         # The tuned model in full precision: its confidence is measured, undisturbed by quantisation.
         tuned = next((name for name in sources if name != "base"), None)
-        with GgufHost(settings) as host, progress(settings, STAGE, total, "answers") as tracker:
+        with GgufHost(settings) as host, Progress(settings, STAGE, total, "answers") as tracker:
             for name, source in sources.items():
                 tracker.status.what = name
                 with open_source(settings, host, name, source) as engine:

@@ -14,9 +14,7 @@ from PIL import Image
 class Blitted:
     """A figure kept as a picture without its moving artists, which are drawn over it (blitting).
 
-    Args:
-        figure: for `style.show`, which draws everything; its layout is fixed at the first drawing.
-        moving: artists whose data change; all else must stay as it is.
+    All else must stay as it is; the layout is fixed at the first drawing.
     """
 
     def __init__(self, figure: Figure, moving: Iterable[Artist]):

@@ -22,16 +22,13 @@ from so8t_helpers.so8.history import AngleHistory
 
 ANGLE_COLORS = tuple(COLORS[f"theta_{i}"] for i in (1, 2, 3, 4))
 ANGLE_NAMES = ("θ₁", "θ₂", "θ₃", "θ₄")
+LINE_SIZE = 9.0  # points
 
 
 def block(history: AngleHistory, snapshot: int, layer: int, block: int) -> Figure:
     """One block at one snapshot: matrix, unit circle, and the way of its angles.
 
-    Args:
-        history: from `read_angles`.
-        snapshot: index into `history.steps`.
-        layer: index into `history.layers`.
-        block: index of the block within the layer.
+    Snapshot and layer are indices into `history.steps` and `history.layers`.
     """
     fig, (left, middle, right) = new_figure(width=9.6, height=3.3, ncols=3, width_ratios=(1.1, 1, 1.3))
     RotationMatrix(left).update(history.matrix(snapshot, layer, block))
@@ -47,10 +44,6 @@ class RotationMatrix:
 
     The values are one collection of outlines, each kept. With 64 text artists a redraw takes 70 ms in place
     of 15; JupyterLab's own 60 would bring it over the bound of 100 (benchmarks/explorer.py).
-
-    Attributes:
-        values: the numbers, row by row, as outlines.
-        artists: what `update` changes.
     """
 
     def __init__(self, ax: Axes):
@@ -83,21 +76,21 @@ def outlines(ax: Axes, places: ArrayLike, color: str | None = None) -> PathColle
     return added
 
 
-def _line_outline(text: str, size: float = 9.0) -> Path:
+def _line_outline(text: str) -> Path:
     """Return the outline of a number in points, made of its characters' (they are alike in width)."""
-    advance = 0.636 * size  # of DejaVu Sans' digits
+    advance = 0.636 * LINE_SIZE  # of DejaVu Sans' digits
     parts, x = [], 0.0
     for character in text:
-        parts.append(_character(character, size).transformed(Affine2D().translate(x, 0)))
+        parts.append(_character(character).transformed(Affine2D().translate(x, 0)))
         x += advance / 2 if character == "." else advance
     return Path.make_compound_path(*parts)
 
 
 @lru_cache(maxsize=64)
-def _character(character: str, size: float) -> Path:
+def _character(character: str) -> Path:
     """Return one character's outline in points, on the line that goes through the middle of digits."""
     font = FontProperties(family=mpl.rcParams["font.family"])
-    return TextPath((0, -0.36 * size), character, size=size, prop=font)
+    return TextPath((0, -0.36 * LINE_SIZE), character, size=LINE_SIZE, prop=font)
 
 
 @lru_cache(maxsize=256)
@@ -119,10 +112,6 @@ class UnitCircle:
     """The eigenvalues exp(+-i theta) of one rotation, full ones, and of the one it is compared with, hollow.
 
     The four angles stand below as outlines too: text artists would add 6 ms to a redraw.
-
-    Attributes:
-        readings: the angles as they are written.
-        artists: what `update` changes.
     """
 
     def __init__(self, ax: Axes, hollow: str = "start"):
@@ -138,7 +127,6 @@ class UnitCircle:
         for (x, y), color, name in zip(places, ANGLE_COLORS, ANGLE_NAMES, strict=True):
             ax.plot([x], [y], "o", color=color, ms=6)
             ax.text(x + 0.1, y, name, fontsize=9, va="center")
-        self.readings: list[str] = []
         self.values = outlines(ax, [(x + 0.32, y) for x, y in places], color=INK)
         ax.set(title=f"Eigenvalues (○ {hollow})", xlim=(-1.15, 1.15), ylim=(-1.85, 1.1), aspect="equal")
         ax.set(xticks=(), yticks=())
@@ -157,11 +145,7 @@ class UnitCircle:
 
 
 class AngleWay:
-    """The four angles of one block over the training, with a line at the step in view.
-
-    Attributes:
-        artists: what `update` changes.
-    """
+    """The four angles of one block over the training, with a line at the step in view."""
 
     def __init__(self, ax: Axes, history: AngleHistory):
         self.history = history

@@ -18,12 +18,7 @@ from so8t_helpers.so8.history import AngleHistory
 
 
 class ExplorerFigure(Blitted):
-    """One block among all the rotations of its run.
-
-    Args:
-        history: the run's rotations.
-        others: runs that are looked at together with this one: all get the same axes.
-    """
+    """One block among all the rotations of its run; `others` are runs that get the same axes."""
 
     def __init__(self, history: AngleHistory, others: Sequence[AngleHistory] = ()):
         self.history = history
@@ -66,11 +61,7 @@ SHOWN_ROWS = 24  # outputs of o_proj in the picture of its change
 
 
 def curves(measured: pd.DataFrame) -> Figure:
-    """What all gates at R(t) do, over t: change of o_proj, 4-bit error, perplexity.
-
-    Args:
-        measured: from `TurnedModel.measure`.
-    """
+    """What all gates at R(t) do, over t, as `TurnedModel.measure` found it."""
     fig, axes = new_figure(width=10.5, height=2.9, ncols=3)
     for ax, column in zip(axes, CURVES, strict=True):
         _draw_curve(ax, measured, column)
@@ -139,11 +130,9 @@ class WhatIfFigure(Blitted):
         trained: np.ndarray,
         change: np.ndarray,
     ) -> None:
-        """Show another t, layer (its number in the model) or block.
+        """Show another measured t, layer (its number in the model) or block.
 
         Args:
-            t: one of the measured powers.
-            layer: decoder layer.
             matrix: (8, 8) R(t) of the block.
             angles: (4,) its principal angles, radians.
             trained: (4,) those at t = 1.

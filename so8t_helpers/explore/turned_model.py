@@ -43,8 +43,7 @@ def relative_change(weight: Tensor, reference: Tensor) -> float:
 def quantisation_error(weight: Tensor) -> float:
     """Return the relative error that four bits leave: Q4_K, or Q4_0 where 256 does not divide a row.
 
-    Args:
-        weight: (out, d); at most 256 evenly spaced rows are measured.
+    weight (out, d); at most 256 evenly spaced rows are measured.
     """
     step = max(1, len(weight) // _MEASURED_ROWS)
     rows = np.ascontiguousarray(weight[::step].float().cpu().numpy())
@@ -57,12 +56,7 @@ def quantisation_error(weight: Tensor) -> float:
 class TurnedModel:
     """A run's baked model, its gates at any power t; loaded once, changed in place.
 
-    Attributes:
-        gates: the run's trained gates.
-        engine: the model as transformers runs it.
-        texts: held-out texts, as the chat template renders them.
-        questions: their questions.
-        t: where the gates stand now.
+    It carries some held-out texts, as the chat template renders them, and their questions.
     """
 
     def __init__(self, run_dir: Path, texts: int = 24):
@@ -86,8 +80,7 @@ class TurnedModel:
 
     def weight(self, row: int, t: float) -> Tensor:
         """Return W(t) of the layer at `row` of the gates, (out, d) float32."""
-        baked = self._baked[row]
-        return rotated(baked, self.gates.free[row].to(baked.device), t)
+        return rotated(self._baked[row], self.gates.free[row].to(self._baked[row].device), t)
 
     def block_change(self, row: int, block: int, t: float) -> Tensor:
         """Return W(t) - W(0) in the eight columns of one block, (out, 8) float32."""
@@ -132,11 +125,10 @@ class TurnedModel:
         return pd.DataFrame(rows)
 
     def measure(self, tick: Callable[[], None] = lambda: None) -> pd.DataFrame:
-        """Measure every t of `POWERS`; `tick` is called after each.
+        """Measure every t of `POWERS`, one row a t and layer; `tick` is called after each t.
 
-        Returns:
-            One row a t and layer: t, layer, change (of o_proj, against t = 0), largest_change (of one
-            weight), quantisation_error, perplexity (of the whole model, the same in every layer's row).
+        Changes are of o_proj against t = 0, `largest_change` of one weight of it; the perplexity is the whole
+        model's in every layer's row.
         """
         rows = []
         still = [self.weight(row, 0.0) for row in range(len(self.gates.layers))]

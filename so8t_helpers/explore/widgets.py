@@ -28,11 +28,7 @@ body[data-jp-theme-light="false"] :is(.explorer, .what-if) img { filter: invert(
 
 
 def runs_with_angles(root: Path) -> list[str]:
-    """Return the names of the runs under `root` that have rotations to look at.
-
-    Raises:
-        StageError: there is none.
-    """
+    """Return the names of the runs under `root` that have rotations. Raises StageError: there is none."""
     names = sorted(p.parents[1].name for p in root.glob(f"*/{ANGLES.as_posix()}"))
     if not names:
         raise StageError(f"{root}: no run with {ANGLES.as_posix()}; run 02_train first: so8t run demo")
@@ -48,6 +44,10 @@ def load_history(root: Path, run: str) -> AngleHistory:
     """Return a run's rotations, from memory where the file has not changed."""
     path = root / run / ANGLES
     return _history(path, path.stat().st_mtime_ns) if path.is_file() else read_angles(path)
+
+
+def _row(*children: w.Widget) -> w.HBox:
+    return w.HBox(children, layout=w.Layout(flex_flow="row wrap"))
 
 
 class _View(w.VBox):
@@ -74,9 +74,7 @@ class _View(w.VBox):
 class Explorer(w.VBox):
     """Choose run, layer, block and step; see the rotation and where it stands among all others.
 
-    Args:
-        root: folder of the runs.
-        run: the run in view at first; None takes the first by name.
+    `root` is the folder of the runs, `run` the one in view at first; None takes the first by name.
     """
 
     def __init__(self, root: Path, run: str | None = None):
@@ -90,21 +88,15 @@ class Explorer(w.VBox):
         self.step = w.SelectionSlider(options=[0], description="step")
         self.moved = w.ToggleButtons(options=[], description="moved most", style={"button_width": "auto"})
         self.first, self.second = _View(), _View(display="none")
-        super().__init__(
-            [
-                w.HBox([self.run, self.other], layout=w.Layout(flex_flow="row wrap")),
-                w.HBox([self.layer, self.block, self.step], layout=w.Layout(flex_flow="row wrap")),
-                self.moved,
-                w.HBox([self.first, self.second], layout=w.Layout(flex_flow="row wrap")),
-                w.HTML(DARK_STYLE),
-            ]
-        )
+        sliders = [self.layer, self.block, self.step]
+        views = _row(self.first, self.second)
+        super().__init__([_row(self.run, self.other), _row(*sliders), self.moved, views, w.HTML(DARK_STYLE)])
         self.add_class("explorer")
         self.moved.add_class("moved")
         self.first.note.add_class("note")
         self.run.observe(self._open, "value")
         self.other.observe(self._open_other, "value")
-        for slider in (self.layer, self.block, self.step):
+        for slider in sliders:
             slider.observe(self._redraw, "value")
         self.moved.observe(self._jump, "value")
         self._open()
@@ -177,12 +169,7 @@ def nearest(
 
 
 class WhatIf(w.VBox):
-    """Rotate all gates of a model to t; see what that does to a block, to the weights and to the answers.
-
-    Args:
-        model: the run's model, loaded.
-        measured: from `model.measure()`.
-    """
+    """Rotate all gates of a model to t; see what that does to a block, to the weights and to the answers."""
 
     def __init__(self, model: TurnedModel, measured: pd.DataFrame):
         self.model = model
@@ -195,26 +182,14 @@ class WhatIf(w.VBox):
         )
         self.block = w.IntSlider(min=0, max=model.gates.free.shape[1] - 1, description="block")
         self.image = w.Image(format="jpeg", layout=w.Layout(max_width="100%"))
-        self.question = w.Combobox(
-            options=model.questions,
-            value=model.questions[0],
-            description="question",
-            layout={"width": "100%"},
-        )
+        self.question = w.Combobox(options=model.questions, value=model.questions[0], description="question")
+        self.question.layout.width = "100%"
         self.ask = w.Button(description="answer at this t", button_style="primary")
         self.ask_all = w.Button(description="answer at all four", tooltip="off, half, full, doubled")
         self.answers = w.HTML()
-        rows = [[self.t, self.named], [self.layer, self.block]]
-        super().__init__(
-            [
-                *(w.HBox(row, layout=w.Layout(flex_flow="row wrap")) for row in rows),
-                self.image,
-                self.question,
-                w.HBox([self.ask, self.ask_all]),
-                self.answers,
-                w.HTML(DARK_STYLE),
-            ]
-        )
+        views = [self.image, self.question, w.HBox([self.ask, self.ask_all]), self.answers]
+        rows = [_row(self.t, self.named), _row(self.layer, self.block)]
+        super().__init__([*rows, *views, w.HTML(DARK_STYLE)])
         self.add_class("what-if")
         self.named.observe(self._jump, "value")
         for slider in (self.t, self.layer, self.block):

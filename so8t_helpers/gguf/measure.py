@@ -19,7 +19,7 @@ from so8t_helpers.gguf.weights import checkpoint_weights, gguf_weights, rounded_
 from so8t_helpers.gguf.writer import Importance
 from so8t_helpers.phi3.stream import Read, read_config
 from so8t_helpers.run.files import StageError, read_jsonl
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
@@ -68,7 +68,7 @@ class Measurements:
         found = imatrix.load(path, key)
         if found is None:
             layers = self.config.num_hidden_layers
-            with progress(self.settings, self.stage.name, layers, "layer", "importance matrix") as bar:
+            with Progress(self.settings, self.stage.name, layers, "layer", "importance matrix") as bar:
                 found = imatrix.measure(self.config, checkpoint_weights(self.tensors), texts, bar.update)
             imatrix.save(path, found, key)
         return found
@@ -88,7 +88,7 @@ class Measurements:
         if self.settings.gguf.o_proj_study:
             passes += o_proj.passes(types, blocks)
         layers = self.config.num_hidden_layers
-        with progress(self.settings, self.stage.name, passes * layers, "layer", "measure") as bar:
+        with Progress(self.settings, self.stage.name, passes * layers, "layer", "measure") as bar:
 
             def run(read: Read) -> States:
                 return run_texts(self.config, read, texts, bar.update)

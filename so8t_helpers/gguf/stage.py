@@ -28,7 +28,7 @@ from so8t_helpers.gguf.writer import (
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
 from so8t_helpers.run.files import HashCache, check_disk, write_json
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
@@ -151,7 +151,7 @@ def _write(
     needed = sum(plan.size for plan, _, _ in todo if not part_path(plan.path).exists())
     check_disk(stage.directory, needed, f"{STAGE}: {len(todo)} GGUF files")
     counted = source_bytes(tensors[: min((done for _, _, done in todo), default=len(tensors))])
-    with progress(settings, STAGE, source_bytes(tensors) // 2**20, "MiB", "write") as bar:
+    with Progress(settings, STAGE, source_bytes(tensors) // 2**20, "MiB", "write") as bar:
         bar.skip(counted // 2**20)
         threads = settings.gguf.threads or os.cpu_count() or 1
         write_files(plans, tensors, threads, bar.update_bytes, importance)

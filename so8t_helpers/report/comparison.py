@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from so8t_helpers.report.index import COMPARISONS
-from so8t_helpers.report.page import render
+from so8t_helpers.report.page import write_page
 from so8t_helpers.report.svg import slim_svg
-from so8t_helpers.run.files import StageError, read_jsonl, write_text
+from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.run.records import StageState, flat, stage_states
 from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings, resolve
@@ -31,15 +31,10 @@ def comparison_path(settings: Settings, name: str) -> Path:
 
 
 def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | None = None) -> Path:
-    """Write `reports/compare/<name>.html`.
+    """Write `reports/compare/<name>.html`, which measures runs against the first of them.
 
-    Args:
-        runs: two or more; the first is what the others are measured against.
-        name: of the page.
-        notes: for a run that was stopped, what stopped it.
-
-    Raises:
-        StageError: when fewer than two runs are named, or one does not exist.
+    `notes` say for a run that was stopped what stopped it. Raises StageError: fewer than two runs, or one
+    that does not exist.
     """
     for run in runs:
         if not (run.run_dir / "params.yaml").is_file():
@@ -51,7 +46,8 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
     alt = f"one colour for each of {', '.join(names)}"
     states = {run.run.name: stage_states(run) for run in runs}
     shown, total = _changed_answers(runs)
-    text = render(
+    return write_page(
+        comparison_path(runs[0], name),
         "compare.html.j2",
         runs[0],
         [slim_svg(style.to_svg(figure, f"{title}, {alt}")) for title, figure in figures.items()],
@@ -66,9 +62,6 @@ def write_comparison(runs: list[Settings], name: str, notes: dict[str, str] | No
         answers=shown,
         total=total,
     )
-    path = comparison_path(runs[0], name)
-    write_text(path, text)
-    return path
 
 
 def _answer(runs: list[Settings], states: dict[str, list[StageState]]) -> str:
@@ -137,20 +130,17 @@ def _changed_answers(runs: list[Settings]) -> tuple[list[dict[str, Any]], int]:
     Only the final part of an answer is ever on the disk, so no thinking can come into the page.
     """
     files = _read(runs, "05_ollama_eval", "answers.jsonl", read_jsonl).values()
-    if len(files) != len(runs):
-        return [], 0
-    answers = [{(row["model"], row["id"]): row for row in rows} for rows in files]
-    models = [{model for model, _ in found} for found in answers]
+    models = [{row["model"] for row in rows} for rows in files]
     common = [model for model in reversed(runs[0].eval.models) if all(model in found for found in models)]
-    if not common:
+    if len(files) != len(runs) or not common:
         return [], 0
-    changed = []
-    for key in answers[0]:
-        if key[0] != common[0] or not all(key in found for found in answers):
-            continue
-        rows = [found[key] for found in answers]
-        if any(row["final"] != rows[0]["final"] for row in rows[1:]):
-            changed.append({"prompt": rows[0]["prompt"], "model": key[0], "rows": rows})
+    answers = [{row["id"]: row for row in rows if row["model"] == common[0]} for rows in files]
+    in_all = [key for key in answers[0] if all(key in found for found in answers)]
+    changed = [
+        {"prompt": rows[0]["prompt"], "model": common[0], "rows": rows}
+        for rows in ([found[key] for found in answers] for key in in_all)
+        if len({row["final"] for row in rows}) > 1
+    ]
     # Those that turned right or wrong come first.
     changed.sort(key=lambda item: len({bool(row["correct"]) for row in item["rows"]}), reverse=True)
     return changed[:MOST_ANSWERS], len(changed)
@@ -180,8 +170,7 @@ def losses(metrics: Mapping[str, pd.DataFrame]) -> Figure:
 def drift(angles: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """Mean distance of the principal angles from their start, in radians, over the steps.
 
-    Args:
-        angles: for each run its steps (S,) and angles (S, layers, blocks, 4).
+    `angles`: for each run its steps (S,) and angles (S, layers, blocks, 4).
     """
     fig, ax = style.new_figure(height=3.2)
     colors = run_colors(list(angles))
@@ -194,13 +183,7 @@ def drift(angles: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def shares(scores: Mapping[str, Mapping[str, Mapping[str, float]]], key: str, label: str) -> Figure:
-    """One share of the evaluation for each model of each run, as dots on one axis.
-
-    Args:
-        scores: run -> model -> scores.
-        key: such as "answer".
-        label: what it is called.
-    """
+    """One share of the evaluation, `scores[run][model][key]`, as dots: a row a model, a colour a run."""
     models = list(dict.fromkeys(model for run in scores.values() for model in run))
     fig, ax = style.new_figure(height=0.9 + 0.42 * len(models))
     colors = run_colors(list(scores))

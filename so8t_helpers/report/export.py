@@ -19,8 +19,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_zip(settings: Settings, target: Path | None = None) -> Path:
     """Write `<run>.zip` with the run's index and stage pages, and return its path.
 
-    Raises:
-        StageError: when the run has no reports, or a page names this machine, its user or a home folder.
+    Raises StageError: the run has no reports, or a page names this machine, its user or a home folder.
     """
     pages = sorted(settings.reports_dir.glob("*.html"))
     if not pages:
@@ -46,8 +45,7 @@ def _shared(path: Path, settings: Settings) -> str:
         pattern = (
             rf"[/\\@]{re.escape(word)}(?![\w-])" if len(word) < 6 else rf"(?<!\w){re.escape(word)}(?!\w)"
         )
-        found = re.search(pattern, visible) if word else None
-        if found:
+        if word and (found := re.search(pattern, visible)):
             around = visible[max(0, found.start() - 40) : found.end() + 20]
             raise StageError(
                 f"{path.name} names this {what}: …{around}…; take it out of the notebook's output"

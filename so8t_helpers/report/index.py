@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.report.page import render
-from so8t_helpers.run.files import write_text
+from so8t_helpers.report.page import write_page
 from so8t_helpers.run.records import flat, known_runs, stage_states
 from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
@@ -50,7 +49,10 @@ def write_run_index(settings: Settings) -> Path:
     """Write `reports/<run>/index.html`: every stage's state, key figures, time and report."""
     manifests = [manifest for stage in STAGES if (manifest := read_manifest(settings, stage))]
     default = flat(Settings())
-    text = render(
+    evaluation = settings.run_dir / "05_ollama_eval" / "audit.jsonl"
+    logs = {"Evaluation": evaluation, "/think service": service_log(settings)}
+    return write_page(
+        settings.reports_dir / "index.html",
         "run.html.j2",
         settings,
         title=settings.run.name,
@@ -58,21 +60,10 @@ def write_run_index(settings: Settings) -> Path:
         profile=settings.profile,
         stages=stage_states(settings),
         versions=manifests[-1]["versions"] if manifests else {},
-        heads=_audit_heads(settings),
+        # A log whose tail is cut later no longer fits its head.
+        heads={name: head for name, path in logs.items() if (head := published_head(path))},
         chosen=[(key, value, default[key]) for key, value in flat(settings).items() if value != default[key]],
     )
-    path = settings.reports_dir / "index.html"
-    write_text(path, text)
-    return path
-
-
-def _audit_heads(settings: Settings) -> dict[str, str]:
-    """The audit logs of a run, each with its head: a log whose tail is cut later no longer fits it."""
-    logs = {
-        "Evaluation": settings.run_dir / "05_ollama_eval" / "audit.jsonl",
-        "/think service": service_log(settings),
-    }
-    return {name: head for name, path in logs.items() if (head := published_head(path))}
 
 
 def write_index(settings: Settings) -> Path:
@@ -97,11 +88,8 @@ def write_index(settings: Settings) -> Path:
     rows.sort(key=lambda row: row["finished"], reverse=True)
     path = index_path(settings)
     comparisons = sorted(page.stem for page in (path.parent / COMPARISONS).glob("*.html"))
-    text = render(
-        "index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons, finding=_finding(rows)
-    )
-    write_text(path, text)
-    return path
+    shown = {"title": "Runs", "rows": rows, "comparisons": comparisons, "finding": _finding(rows)}
+    return write_page(path, "index.html.j2", settings, **shown)
 
 
 def _finding(rows: list[dict[str, Any]]) -> str:

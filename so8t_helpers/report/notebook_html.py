@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import latex2mathml.converter
 import nbformat
@@ -28,23 +28,14 @@ _TEXT_MIME = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "imag
 
 @dataclass(frozen=True)
 class Fragments:
-    """Parts of a report's body.
+    """Parts of a report's body, as HTML where nothing else is said."""
 
-    Attributes:
-        title: text of the first heading.
-        lead: HTML under the title in the first cell: the question.
-        answer: HTML of the `answer` cell's output, "" where it did not run.
-        body: HTML of everything else.
-        toc: (id, text, level) of each heading in the body.
-        figures: SVG elements; `<!--figure N-->` in the body stands for them.
-    """
-
-    title: str
-    lead: str
-    answer: str
-    body: str
-    toc: list[tuple[str, str, int]]
-    figures: list[str]
+    title: str  # text of the first heading
+    lead: str  # under the title in the first cell: the question
+    answer: str  # output of the `answer` cell, "" where it did not run
+    body: str  # everything else
+    toc: list[tuple[str, str, int]]  # id, text, level of each heading in the body
+    figures: list[str]  # SVG elements; `<!--figure N-->` in the body stands for them
 
 
 def convert(notebook: Path) -> Fragments:
@@ -101,21 +92,16 @@ def _tags(cell: NotebookNode) -> set[str]:
 
 
 def _markdown_outputs(cell: NotebookNode) -> str:
-    found = [
-        out.data["text/markdown"] for out in cell.get("outputs", []) if "text/markdown" in out.get("data", {})
-    ]
-    return "\n\n".join(found)
+    outputs = (out.get("data", {}) for out in cell.get("outputs", []))
+    return "\n\n".join(data["text/markdown"] for data in outputs if "text/markdown" in data)
 
 
 def _without_bare_heading(cells: list[NotebookNode]) -> list[NotebookNode]:
     """Leave out a heading with nothing under it but the answer, which stands at the top."""
-    following = [*cells[1:], None]
     return [
         cell
-        for cell, after in zip(cells, following, strict=True)
-        if after is None
-        or "answer" not in _tags(after)
-        or not re.fullmatch(r"#+ [^\n]*", cell.source.strip())
+        for cell, after in itertools.zip_longest(cells, cells[1:])
+        if not after or "answer" not in _tags(after) or not re.fullmatch(r"#+ [^\n]*", cell.source.strip())
     ]
 
 
@@ -153,9 +139,7 @@ def _take_head(soup: BeautifulSoup) -> tuple[str, str]:
         return "", ""
     cell, title = heading.parent, heading.get_text()
     heading.extract()
-    lead = cell.decode_contents()
-    cell.extract()
-    return title, lead
+    return title, cell.extract().decode_contents()
 
 
 def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
@@ -168,10 +152,7 @@ def _number_headings(soup: BeautifulSoup) -> list[tuple[str, str, int]]:
 
 
 def _fold_below(soup: BeautifulSoup) -> None:
-    """Put the folded code under what it shows; a cell that shows nothing lends its code to the next one.
-
-    So a report reads as text, figure, text, with one small fold after each figure.
-    """
+    """Put the folded code under what it shows; a cell that shows nothing lends its code to the next one."""
     waiting: list[Tag] = []
     headed = False  # what stands before the first heading may go under it
     for part in soup.select("div.prose, div.cell"):
@@ -219,9 +200,8 @@ def _reachable_by_keyboard(soup: BeautifulSoup) -> None:
         _align_heads(table)
         if table.find_parent(class_="table-wrap") is None:
             caption = html.escape(table.caption.get_text()) if table.caption else "Table"
-            attributes: dict[str, Any] = {"role": "region", "tabindex": "0", "aria-label": caption}
-            frame = soup.new_tag("div", attrs={"class": "table-wrap", **attributes})
-            table.wrap(frame)
+            attributes = {"class": "table-wrap", "role": "region", "tabindex": "0", "aria-label": caption}
+            table.wrap(soup.new_tag("div", attrs=attributes))
     for block in soup.select("div.highlight pre"):
         block["tabindex"] = "0"
 

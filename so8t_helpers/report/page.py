@@ -8,13 +8,14 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from so8t_helpers.run.files import write_text
 from so8t_helpers.settings import PROJECT_ROOT, Settings, resolve
 from so8t_helpers.show.wording import plain, words
 
@@ -25,21 +26,24 @@ _SHARES = re.compile(r"(format|answer|padding|next-token agreement)\b")
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
 
-def render(template: str, settings: Settings, figures: list[str] | None = None, **values: Any) -> str:
-    """Fill a page template and make the page self-contained.
+def write_page(
+    path: Path, template: str, settings: Settings, figures: Sequence[str] = (), **values: Any
+) -> Path:
+    """Write a page from its template and what it shows, self-contained; return its path.
 
     Args:
+        path: where it goes.
         template: file in `template/`.
         settings: whose folders are taken out of the text.
         figures: SVG elements for the places `<!--figure N-->`.
         **values: what the template shows.
     """
-    text = _environment().get_template(template).render(csp=CSP, **values)
-    text = scrub(text, settings)
+    text = scrub(_environment().get_template(template).render(values), settings)
     text = text.replace("/*font*/", japanese_font(text), 1)
-    for number, svg in enumerate(figures or []):
+    for number, svg in enumerate(figures):
         text = text.replace(f"<!--figure {number}-->", svg, 1)
-    return text
+    write_text(path, text)
+    return path
 
 
 def scrub(text: str, settings: Settings) -> str:
@@ -87,8 +91,7 @@ def _spellings(path: str) -> set[str]:
 def japanese_font(text: str) -> str:
     """Return a @font-face rule with just the Japanese characters of `text`, "" where there are none.
 
-    The font is IPAex Gothic, whose licence allows embedding in documents. Browsers that have a Japanese
-    font of their own take that.
+    IPAex Gothic's licence allows embedding. Browsers that have a Japanese font of their own take that.
     """
     characters = "".join(sorted({c for c in text if ord(c) >= 0x2000}))
     if not any(ord(c) >= 0x3000 for c in characters):
@@ -139,7 +142,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-@cache
 def code_css(style: str) -> str:
     """Return pygments' rules for folded code."""
     from pygments.formatters import HtmlFormatter  # noqa: PLC0415
@@ -157,9 +159,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["show"] = show
-    environment.filters["difference"] = difference
-    environment.filters["duration"] = duration
-    environment.globals["light_code"] = code_css("xcode")
-    environment.globals["dark_code"] = code_css("github-dark")
+    environment.filters |= {"show": show, "difference": difference, "duration": duration}
+    environment.globals |= {"csp": CSP, "light_code": code_css("xcode"), "dark_code": code_css("github-dark")}
     return environment

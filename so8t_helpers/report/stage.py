@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8t_helpers.report.page import render
-from so8t_helpers.run.files import write_text
+from so8t_helpers.report.page import write_page
 from so8t_helpers.run.records import read_record
 from so8t_helpers.run.stage import STAGE_TITLES, executed_path, read_manifest, report_path, stage_settings
 from so8t_helpers.settings import Settings
@@ -18,7 +17,8 @@ def write_stage(settings: Settings, stage: str) -> Path:
 
     fragments = convert(executed_path(settings, stage))
     default = stage_settings(Settings(), stage)
-    text = render(
+    return write_page(
+        report_path(settings, stage),
         "stage.html.j2",
         settings,
         fragments.figures,
@@ -32,6 +32,3 @@ def write_stage(settings: Settings, stage: str) -> Path:
         manifest=read_manifest(settings, stage),
         chosen=[(key, value, default[key]) for key, value in stage_settings(settings, stage).items()],
     )
-    path = report_path(settings, stage)
-    write_text(path, text)
-    return path

@@ -52,7 +52,6 @@ class HashCache:
 
     def save(self) -> None:
         """Write the cache to its file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.entries)
 
 
@@ -165,11 +164,7 @@ def demo_place(settings: Settings, name: str) -> Path:
 
 
 def demo_folder(settings: Settings, name: str) -> Path:
-    """Return the demo's finished folder `name`.
-
-    Raises:
-        SettingsError: if it has not been made; `so8t run` and the notebooks' first cell make it.
-    """
+    """Return the demo's finished folder `name`. Raises SettingsError: it has not been made."""
     folder = demo_place(settings, name)
     if not folder.is_dir():
         raise SettingsError(

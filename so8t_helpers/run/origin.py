@@ -28,10 +28,6 @@ def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
     """
     with run_hashes(settings) as cache:
         digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}
-    training = None
-    for label, path in stage.inputs.items():
-        if label.startswith("02_train/"):
-            training = manifest_in(maker(label, path))
     name = settings.model.base
     return {
         "format": "so8t-provenance",
@@ -42,12 +38,14 @@ def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
             "id": resolve(name).name if resolve(name).is_dir() else name,
             "revision": settings.model.revision,
         },
-        "sha256": hashes(digests, training),
+        "sha256": hashes(digests, stage.inputs),
     }
 
 
-def hashes(read: dict[str, str], training: dict[str, Any] | None) -> dict[str, str | None]:
-    """The five hashes a model carries, from what the bake read and from the training's manifest."""
+def hashes(read: dict[str, str], paths: dict[str, Path]) -> dict[str, str | None]:
+    """The five hashes a model carries, from the hashes and paths of what the bake read, by label."""
+    makers = [maker(label, path) for label, path in paths.items() if label.startswith("02_train/")]
+    training = manifest_in(makers[-1]) if makers else None
     adapter = {k: v for k, v in read.items() if "so8t_gates" not in k}
     gates = {k: v for k, v in read.items() if "so8t_gates" in k}
     trained_on = {k: entry["sha256"] for k, entry in training["inputs"].items()} if training else {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -15,11 +13,9 @@ from so8t_helpers.settings import Settings
 
 
 class Progress:
-    """Counts work done; writes the run's status file at most once a second.
+    """Context manager that counts work done and writes the run's status file at most once a second.
 
-    Attributes:
-        status: what the file says: how much is done of how much, and figures such as the last losses.
-        shown: False for the second and further workers of a stage, of whom nobody must hear.
+    `shown` is False for the second and further workers of a stage, of whom nobody must hear.
     """
 
     def __init__(
@@ -32,9 +28,12 @@ class Progress:
         self.bar = tqdm(total=total, unit=unit, desc=what or stage, mininterval=1.0, smoothing=0.05, **hidden)
         self._write("running")
 
-    @property
-    def done(self) -> int:
-        return self.status.done
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.close()
+        self._write("failed" if kind else "done")
 
     def skip(self, count: int) -> None:
         """Count work that an earlier try already did; it does not enter the time left."""
@@ -57,34 +56,10 @@ class Progress:
         mebibytes, self._bytes = divmod(self._bytes + count, 2**20)
         self.update(mebibytes)
 
-    def seconds_left(self) -> float | None:
-        """Estimated seconds to the end, None before the first unit is done."""
-        fresh = self.done - self._resumed_at
-        if fresh <= 0:
-            return None
-        return (time.time() - self.started) / fresh * (self.status.total - self.done)
-
     def _write(self, state: str) -> None:
-        self.status.state, self.status.time = state, time.time()
-        self.status.seconds_left = self.seconds_left()
+        status = self.status
+        status.state, status.time = state, time.time()
+        if fresh := status.done - self._resumed_at:
+            status.seconds_left = (status.time - self.started) / fresh * (status.total - status.done)
         if self.shown:
-            write_status(self.run_dir, self.status)
-
-    def close(self, state: str = "done") -> None:
-        """Close the bar and leave the final state in the status file."""
-        self.bar.close()
-        self._write(state)
-
-
-@contextmanager
-def progress(
-    settings: Settings, stage: str, total: int, unit: str, what: str = "", shown: bool = True
-) -> Iterator[Progress]:
-    """A `Progress` that is closed at the end, with state "failed" when an exception passes through."""
-    tracker = Progress(settings, stage, total, unit, what, shown)
-    try:
-        yield tracker
-    except BaseException:
-        tracker.close("failed")
-        raise
-    tracker.close()
+            write_status(self.run_dir, status)

@@ -18,20 +18,14 @@ STATUS_NAME = ".status.json"
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What became of one stage's notebook.
-
-    Attributes:
-        state: "done", "failed" or "interrupted".
-        error: one line; empty when done.
-        manifest: SHA-256 of the manifest that this notebook's run wrote; empty unless done.
-    """
+    """What became of one stage's notebook."""
 
     stage: str
-    state: str
-    error: str
+    state: str  # "done", "failed" or "interrupted"
+    error: str  # one line; empty when done
     seconds: float
     finished: str
-    manifest: str
+    manifest: str  # SHA-256 of the manifest that this notebook's run wrote; empty unless done
 
 
 def read_record(settings: Settings, stage: str) -> StageRecord | None:
@@ -47,22 +41,15 @@ def write_record(settings: Settings, record: StageRecord) -> None:
 
 @dataclass(frozen=True)
 class StageState:
-    """What an index shows of a stage.
+    """What an index shows of a stage."""
 
-    Attributes:
-        state: "done", "failed", "interrupted" or "not run".
-        facts: key figures of its manifest.
-        link: file name of its report, None where there is none.
-    """
-
-    name: str
     title: str
-    state: str
+    state: str  # "done", "failed", "interrupted" or "not run"
     error: str
     seconds: float | None
     finished: str
-    facts: dict[str, Any]
-    link: str | None
+    facts: dict[str, Any]  # key figures of its manifest
+    link: str | None  # file name of its report
 
 
 def stage_states(settings: Settings) -> list[StageState]:
@@ -74,7 +61,6 @@ def stage_states(settings: Settings) -> list[StageState]:
         report = report_path(settings, name)
         states.append(
             StageState(
-                name=name,
                 title=title,
                 state=source.get("state", "not run"),
                 error=source.get("error", ""),
@@ -89,27 +75,18 @@ def stage_states(settings: Settings) -> list[StageState]:
 
 @dataclass
 class Status:
-    """How far a run at work is, as its status file tells other terminals.
-
-    Attributes:
-        what: part of the stage's work; "" for all of it.
-        state: "running", "done" or "failed"; a run that was killed stays "running" here.
-        done, total: in `unit`s.
-        seconds_left: None before the first unit is done.
-        latest: such as the last losses.
-        time: when this was written, in seconds since 1970.
-    """
+    """How far a run at work is, as its status file tells other terminals."""
 
     stage: str
-    what: str
-    state: str
+    what: str  # part of the stage's work; "" for all of it
+    state: str  # "running", "done" or "failed"; a run that was killed stays "running"
     done: int
     total: int
     unit: str
-    seconds_left: float | None
-    latest: dict[str, float]
+    seconds_left: float | None  # None before the first unit is done
+    latest: dict[str, float]  # such as the last losses
     pid: int
-    time: float
+    time: float  # when this was written, in seconds since 1970
 
     def at_work(self) -> bool:
         """Whether the process still works: a killed one is gone, or another one has its number."""

@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,7 @@ _VERSIONED = ("so8t-workbench", "torch", "transformers", "peft", "bitsandbytes",
 def stage_name(text: str) -> str:
     """Return the stage that a full name, number or short name means ("02_train", "2", "02", "train").
 
-    Raises:
-        SettingsError: naming the nearest stage.
+    Raises SettingsError, which names the nearest stage.
     """
     short = {"eval": STAGES[4], "ollama": STAGES[4]}
     for number, stage in enumerate(STAGES, start=1):
@@ -89,18 +88,13 @@ def report_path(settings: Settings, stage: str) -> Path:
 
 @dataclass
 class Stage:
-    """One stage of one run: its folder, what it read, what it wrote.
-
-    Attributes:
-        settings: the whole profile.
-        name: one of `STAGES`.
-        inputs: files read, by a stable label ("01_dataset/train.jsonl", "base/config.json").
-        facts: key figures for the index of reports, e.g. {"train records": 1320}.
-    """
+    """One stage of one run: what it read, and what is said of it."""
 
     settings: Settings
     name: str
+    # Files read, by a stable label ("01_dataset/train.jsonl", "base/config.json").
     inputs: dict[str, Path] = field(default_factory=dict)
+    # Key figures for the index of reports, e.g. {"train records": 1320}.
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,11 +102,7 @@ class Stage:
         return self.settings.run_dir / self.name
 
     def read_file(self, label: str, path: Path, made_by: str = "") -> Path:
-        """Register an input file and return it.
-
-        Raises:
-            StageError: if the file does not exist; `made_by` says what makes it.
-        """
+        """Register an input file and return it. Raises StageError: no file; `made_by` says what makes it."""
         if not path.is_file():
             hint = f"; {made_by}" if made_by else ""
             raise StageError(f"{self.name}: missing input {label}: no file {path}{hint}")
@@ -129,12 +119,11 @@ def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
     write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
     started = time.time()
     yield stage
-    found = (path for path in sorted(stage.directory.rglob("*")) if path.is_file())
     with run_hashes(settings) as cache:
         outputs = {
             path.relative_to(stage.directory).as_posix(): cache.sha256(path)
-            for path in found
-            if path.name != MANIFEST and not _scratch(path, stage.directory)
+            for path in sorted(stage.directory.rglob("*"))
+            if path.is_file() and path.name != MANIFEST and not _scratch(path, stage.directory)
         }
         inputs = {k: {"sha256": cache.sha256(path), "path": str(path)} for k, path in stage.inputs.items()}
     manifest = {
@@ -171,9 +160,8 @@ def stale_reason(settings: Settings, name: str) -> str | None:
     manifest = read_manifest(settings, name)
     if manifest is None:
         return "has not been completed"
-    had = manifest["settings"]
     for key, value in stage_settings(settings, name).items():
-        if value != had.get(key):
+        if value != manifest["settings"].get(key):
             return f"setting {key} changed"
     with run_hashes(settings) as cache:
         for label, entry in manifest["inputs"].items():
@@ -216,10 +204,8 @@ def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version(), "system": platform.system()}
     for name in _VERSIONED:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

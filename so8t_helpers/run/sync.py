@@ -10,11 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class BackgroundSync:
-    """Counts what is written and has it synced on another thread, one sync at a time.
+    """Counts what is written and has it synced every so many bytes, one sync at a time.
 
-    Args:
-        pool: one thread that waits for the disk; several files may share it.
-        every: bytes after which a sync is due, if the one before is through.
+    `pool` is one thread that waits for the disk; several files may share it.
     """
 
     def __init__(self, pool: ThreadPoolExecutor, every: int):

@@ -85,31 +85,20 @@ SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"  # both survive colour blindness
 
 
 def japanese_font_path() -> Path:
-    """Return where IPAex Gothic lies, which matplotlib_fontja carries.
-
-    That package is not imported: it would change matplotlib's font for the whole process.
-    """
+    """Return where IPAex Gothic lies, which matplotlib_fontja carries."""
+    # Not imported: that would change matplotlib's font for the whole process.
     spec = importlib.util.find_spec("matplotlib_fontja")
     assert spec is not None and spec.origin is not None, "matplotlib_fontja is pinned in constraints.txt"
     return Path(spec.origin).parent / "fonts" / "ipaexg.ttf"
 
 
 @cache
-def _families() -> list[str]:
-    """Register the Japanese font; DejaVu Sans comes first."""
-    path = japanese_font_path()
-    font_manager.fontManager.addfont(str(path))
-    return ["DejaVu Sans", font_manager.FontProperties(fname=str(path)).get_name()]
-
-
-@cache
 def _rc() -> Any:
-    ink = dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"),
-        INK,
-    )
-    return ink | {
-        "font.family": _families(),
+    path = str(japanese_font_path())
+    font_manager.fontManager.addfont(path)
+    inked = "text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"
+    return dict.fromkeys(inked, INK) | {
+        "font.family": ["DejaVu Sans", font_manager.FontProperties(fname=path).get_name()],
         "font.size": 10.5,
         "axes.titlesize": 11.5,
         "axes.titlelocation": "left",
@@ -143,14 +132,9 @@ def _rc() -> Any:
 def new_figure(
     width: float = 7.2, height: float = 3.6, ncols: int = 1, nrows: int = 1, **kw: Any
 ) -> tuple[Figure, Any]:
-    """Make a figure in the house style, with its axes.
+    """Make a figure in the house style, with its axes as from `Figure.subplots`, which takes **kw.
 
-    Args:
-        width: in inches; 7.2 fills a report's column.
-        height: in inches.
-        ncols: panels side by side.
-        nrows: rows of panels; several panels come as an array of axes, as from `Figure.subplots`.
-        **kw: passed on to `Figure.subplots` (`sharex`, `width_ratios`, `subplot_kw`, ...).
+    Width and height are in inches; 7.2 fills a report's column.
     """
     # What a plot function draws after this call takes its defaults from the same place.
     mpl.rcParams.update(_rc())
@@ -179,14 +163,13 @@ def label_lines(ax: Axes, pad_points: float = 4.0) -> None:
 
     Labels that start with an underscore are left out, as in a legend. Call it last: it uses the final limits.
     """
-    lines = [
-        ln for ln in ax.get_lines() if not str(ln.get_label()).startswith("_") and np.size(ln.get_xdata())
-    ]
     ax.get_ylim()  # autoscale now
     points_per_pixel = 72 / ax.get_figure(root=True).dpi  # type: ignore[union-attr]
     size = float(mpl.rcParams["legend.fontsize"])
     ends = []
-    for line in lines:
+    for line in ax.get_lines():
+        if str(line.get_label()).startswith("_") or not np.size(line.get_xdata()):
+            continue
         x, y = (np.asarray(values, dtype=float) for values in line.get_data())
         last = np.flatnonzero(np.isfinite(y))[-1]
         height = ax.transData.transform((x[last], y[last]))[1] * points_per_pixel
@@ -223,17 +206,10 @@ def _spread(heights: list[float], gap: float) -> list[float]:
 
 
 def to_svg(fig: Figure, alt: str) -> str:
-    """Return a figure as an SVG element that can stand in a page with others.
+    """Return a figure as an SVG element that can stand in a page with others, the same text each time.
 
-    The same figure gives the same text; ids carry a prefix made from the content, since two figures in one
-    page would otherwise draw with each other's glyphs and clip paths.
-
-    Args:
-        fig: the figure.
-        alt: what it shows, for those who do not see it.
-
-    Raises:
-        ValueError: if `alt` is empty.
+    Ids carry a prefix made from the content, since two figures in one page would otherwise draw with each
+    other's glyphs and clip paths. Raises ValueError: no alt text.
     """
     if not alt.strip():
         raise ValueError("a figure needs alt text: say what it shows and what to read from it")
@@ -258,23 +234,13 @@ def to_svg(fig: Figure, alt: str) -> str:
 
 
 def show(fig: Figure, alt: str) -> None:
-    """Display a figure as SVG with its alt text, and free it.
-
-    Args:
-        fig: from `new_figure`.
-        alt: what the figure shows, in one or two sentences.
-    """
+    """Display a figure as SVG with its alt text of one or two sentences, and free it."""
     svg = to_svg(fig, alt)
     fig.clear()
     display({"image/svg+xml": svg, "text/plain": alt}, raw=True, metadata={"image/svg+xml": {"alt": alt}})
 
 
 def show_table(df: pd.DataFrame, caption: str) -> None:
-    """Display a DataFrame as a compact HTML table.
-
-    Args:
-        df: its cells are escaped; an index with a name becomes the rows' headings.
-        caption: what the table says.
-    """
+    """Display a DataFrame as a compact HTML table; an index with a name becomes the rows' headings."""
     text = f"{caption}\n{df.to_string()}"
     display({"text/html": table_html(df, caption), "text/plain": text}, raw=True)

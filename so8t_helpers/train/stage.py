@@ -34,7 +34,7 @@ from so8t_helpers.run.files import (
     read_jsonl,
     sha256_file,
 )
-from so8t_helpers.run.progress import progress
+from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input, stage_settings
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 from so8t_helpers.so8.rotation import principal_angles
@@ -134,7 +134,7 @@ class Loop:
         first = self._resume()
         self.workers.agree("the step to go on from", first)
         t, main, saved_at = self.settings.training, self.workers.main, time.monotonic()
-        with progress(self.settings, "02_train", self.total, "step", "training", main) as bar:
+        with Progress(self.settings, "02_train", self.total, "step", "training", main) as bar:
             bar.skip(first)
             self._snapshot(first)
             for done in range(first + 1, self.total + 1):

@@ -12,11 +12,7 @@ from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, load_sett
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
-    """Turn `section.key=value` (value in YAML) into a nested override.
-
-    Raises:
-        SettingsError: if the text is not of that form.
-    """
+    """Turn `section.key=value` (value in YAML) into a nested override, or raise SettingsError."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
     if not separator or len(parts) != 2 or not all(parts):
@@ -30,8 +26,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def parse_grid(texts: list[str]) -> dict[str, list[Any]]:
     """Turn `section.key=1,2` (values in YAML) into {"section.key": [1, 2]}.
 
-    Raises:
-        SettingsError: if a text is not of that form or names a key twice.
+    Raises SettingsError: a text is not of that form or names a key twice.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -58,17 +53,13 @@ def profile_settings(profile: str, assignments: list[str]) -> Settings:
 
 
 def run_settings(name: str, assignments: list[str]) -> Settings:
-    """Return the settings of a run that exists, by its name (or by a profile's).
-
-    Raises:
-        SettingsError: naming the runs that exist.
-    """
+    """Return a run's settings, by its name or a profile's. Raises SettingsError, which names the runs."""
     area = profile_settings("demo", assignments).run
     root = resolve(area.root)
     path = root / name / "params.yaml"
     if path.is_file():
-        place = {"root": area.root, "reports_root": area.reports_root, "name": name}
-        return load_settings(path, {"run": place})
+        place = area.model_dump(include={"root", "reports_root"})
+        return load_settings(path, {"run": place | {"name": name}})
     if name.endswith((".yaml", ".yml")) or (PARAMS_DIR / f"{name}.yaml").is_file():
         return profile_settings(name, assignments)
     known = sorted(path.parent.name for path in root.glob("*/params.yaml"))

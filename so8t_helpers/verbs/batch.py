@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,9 @@ class Outcome:
 
 
 def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool = False) -> list[Outcome]:
-    """Carry out the stages that are not fresh, in order, up to the first that fails.
+    """Carry out the stages that are not fresh (with `force` all), in order, up to the first that fails.
 
-    Args:
-        settings: the profile.
-        stages: which of `STAGES`.
-        force: carry out fresh ones too.
-
-    Raises:
-        SettingsError, StageError: what can be known before any long work.
+    Raises SettingsError or StageError for what can be known before any long work.
     """
     preflight(settings, stages)
     with _alone(settings):
@@ -108,8 +102,8 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
 
     for name in ("papermill", "traitlets"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    notebook = _notebook_path(settings, stage)
-    before = _identity(manifest_path(settings, stage))
+    notebook, manifest = _notebook_path(settings, stage), manifest_path(settings, stage)
+    before = _identity(manifest)
     started, state, error = time.time(), "done", ""
     executed = executed_path(settings, stage)
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -133,12 +127,12 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     except Exception as exception:
         state, error = "failed", _one_line(exception)
     scratch.replace(executed)
-    if state == "done" and _identity(manifest_path(settings, stage)) in {before, None}:
+    if state == "done" and _identity(manifest) in {before, None}:
         state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
     if state == "done" and (fault := stale_reason(settings, stage)) is not None:
         state, error = "failed", f"the notebook ended, but {fault}"
     seconds = time.time() - started
-    digest = sha256_file(manifest_path(settings, stage)) if state == "done" else ""
+    digest = sha256_file(manifest) if state == "done" else ""
     write_record(settings, StageRecord(stage, state, error, round(seconds, 2), utc_now(), digest))
     write_stage(settings, stage)
     return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
@@ -157,9 +151,7 @@ def preflight(settings: Settings, stages: tuple[str, ...]) -> None:
             raise StageError(f"{stage}: missing notebook {notebook}; see run.notebooks")
     if "01_dataset" in stages:
         check_inputs(settings)
-    for stage in stages:
-        if stage not in OTHER_INPUT:
-            continue
+    for stage in (stage for stage in stages if stage in OTHER_INPUT):
         section, key = OTHER_INPUT[stage]
         chosen = getattr(getattr(settings, section), key)
         if chosen is not None and not resolve(chosen).is_dir():
@@ -207,20 +199,15 @@ def _one_line(exception: Exception) -> str:
     return f"{name}: {text.splitlines()[0] if text else 'no message'}"
 
 
-@contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """Hold the run's lock, which the system releases when its holder dies; wait for whoever has it."""
+def _alone(settings: Settings) -> AbstractContextManager[object]:
+    """Take the run's lock, which the system releases when its holder dies; wait for whoever has it."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.run_dir / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"{settings.run.name}: waiting for the process that carries this run out", file=sys.stderr)  # noqa: T201
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 @contextmanager

@@ -54,24 +54,18 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _llama_cpp()
 
 
-def pinned() -> dict[str, str]:
-    """Return the exact versions of constraints.txt by normalised name."""
-    lines = (PROJECT_ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split(";")[0].split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {normalised(name): version.strip() for name, version in pairs}
-
-
-def normalised(name: str) -> str:
-    """Return a package's name as PEP 503 compares names."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
 def _packages() -> Finding:
+    def normalised(name: str) -> str:  # as PEP 503 compares names
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    text = (PROJECT_ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pairs = re.findall(r"^([\w.-]+) *== *([^;\s]+)", text, flags=re.MULTILINE)
+    pinned = {normalised(name): version for name, version in pairs}
     found = {normalised(dist.name): dist.version for dist in importlib.metadata.distributions()}
     # torch from PyTorch's CUDA index calls itself 2.13.0+cu130.
     other = [
         f"{name} {found[name]} (pinned: {version})"
-        for name, version in pinned().items()
+        for name, version in pinned.items()
         if name in found and found[name].split("+")[0] != version
     ]
     if other:
@@ -84,8 +78,7 @@ def _numbers(settings: Settings) -> Finding:
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
-        windows = os.name == "nt" and shutil.which("nvidia-smi") and torch.version.cuda is None
-        if windows:
+        if os.name == "nt" and shutil.which("nvidia-smi") and torch.version.cuda is None:
             return Finding(BAD, "GPU", "torch was built without CUDA; delete .venv and call run.py again")
         small = settings.model.base == "demo"
         return Finding(GOOD if small else NOTE, "GPU", f"none; {os.cpu_count()} CPU cores do the work")
@@ -102,12 +95,10 @@ def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
         have, where = psutil.virtual_memory().available, "free RAM"
     if settings.training.memory_gib != "auto":
         have, where = int(settings.training.memory_gib * GIB), "training.memory_gib"
-    workers = settings.run.processes
-    if torch.cuda.is_available() and torch.cuda.device_count() < workers:
-        yield Finding(BAD, "GPU", f"run.processes: {workers} wants as many cards")
-    fits = needs.training <= have
+    if torch.cuda.is_available() and torch.cuda.device_count() < settings.run.processes:
+        yield Finding(BAD, "GPU", f"run.processes: {settings.run.processes} wants as many cards")
     text = f"training takes about {needs.training / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
-    yield Finding(GOOD if fits else BAD, "memory", text)
+    yield Finding(GOOD if needs.training <= have else BAD, "memory", text)
 
 
 def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:
@@ -144,15 +135,13 @@ def _ollama(settings: Settings) -> Finding:
     if binary and Path(binary).is_file():
         return Finding(GOOD, "Ollama", f"installed, not running: {binary} (a run starts its own)")
     needed = settings.eval.engine == "ollama"
-    return Finding(
-        BAD if needed else NOTE, "Ollama", "not found; the embedded llama.cpp answers in its place"
-    )
+    text = "not found; the embedded llama.cpp answers in its place"
+    return Finding(BAD if needed else NOTE, "Ollama", text)
 
 
 def _llama_cpp() -> Finding:
     try:
         return Finding(GOOD, "llama.cpp", f"xllamacpp {importlib.metadata.version('xllamacpp')}")
     except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            BAD, "llama.cpp", "the package xllamacpp is missing; delete .venv and call run.py again"
-        )
+        text = "the package xllamacpp is missing; delete .venv and call run.py again"
+        return Finding(BAD, "llama.cpp", text)

@@ -33,19 +33,12 @@ WEIGHT_BYTES = {"int8": 1.0, "nf4": 0.55, "none": 2.0}
 
 @dataclass(frozen=True)
 class Needs:
-    """Estimated bytes.
+    """Estimated bytes."""
 
-    Attributes:
-        run: what the stages will add to the run folder.
-        download: what the hub's cache will grow by.
-        training: memory that 02_train takes, on the card or else in RAM.
-        base_known: False where the base's size had to be assumed.
-    """
-
-    run: int
-    download: int
-    training: int
-    base_known: bool
+    run: int  # what the stages will add to the run folder
+    download: int  # what the hub's cache will grow by
+    training: int  # memory that 02_train takes, on the card or else in RAM
+    base_known: bool  # False where the base's size had to be assumed
 
 
 def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
@@ -54,22 +47,20 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     weights = size / 2
     # LoRA on the four fused linears of Phi-3.5 with r=64 is 101 M weights to 3.82 G; linear in r.
     lora = 4 * weights * 0.0263 * settings.lora.r / 64
-    adapter_and_states = lora * (1 + 2 * settings.training.keep_checkpoints)
     files = sum(bytes_per_weight(kind) for kind in settings.gguf.types) * weights
     parts = {
         "01_dataset": 3 * _input_bytes(settings),
-        "02_train": adapter_and_states,
+        "02_train": lora * (1 + 2 * settings.training.keep_checkpoints),  # the adapter, and states
         "03_bake": float(size),
         "04_gguf": files,
         "05_ollama_eval": files,  # Ollama keeps its own copy of each file it serves
     }
-    todo = [stage for stage in stages if not manifest_path(settings, stage).is_file()]
     tokens = settings.training.sequence_length * settings.training.batch_size
     share = weights / (PHI35_BYTES / 2)
     # LoRA, its gradient, and two bytes of optimizer state for four of a weight.
     training = WEIGHT_BYTES[settings.model.quantization] * weights + 2.5 * lora + tokens * TOKEN_BYTES * share
     return Needs(
-        run=int(sum(parts[stage] for stage in todo)),
+        run=int(sum(parts[stage] for stage in stages if not manifest_path(settings, stage).is_file())),
         download=0 if present else size,
         training=int(training),
         base_known=present,
@@ -99,9 +90,6 @@ def base_bytes(settings: Settings) -> tuple[int, bool]:
 
 def _input_bytes(settings: Settings) -> float:
     """Return the size of the input files, the demo's as they will be."""
-    return float(
-        sum(
-            2_000_000 if pattern == "demo" else sum(file.stat().st_size for file in matching(pattern))
-            for pattern in settings.dataset.inputs
-        )
-    )
+    patterns = settings.dataset.inputs
+    files = [file for pattern in patterns if pattern != "demo" for file in matching(pattern)]
+    return float(2_000_000 * patterns.count("demo") + sum(file.stat().st_size for file in files))

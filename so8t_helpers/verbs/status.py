@@ -68,9 +68,8 @@ class ProgressLine:
     def _watch(self) -> None:
         while not self._stop.wait(0.5 if self._tty else QUIET_SECONDS):
             status = read_status(self.run_dir)
-            fresh = status is not None and status.time >= self.started
-            text = f"{self.title}: {describe(status) if status and fresh else 'starting'}"
-            text += f" ({clock(time.time() - self.started)})"
+            work = describe(status) if status and status.time >= self.started else "starting"
+            text = f"{self.title}: {work} ({clock(time.time() - self.started)})"
             sys.stderr.write(f"\r\x1b[2K{text[:150]}" if self._tty else f"{text}\n")
             sys.stderr.flush()
 

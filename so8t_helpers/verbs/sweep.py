@@ -68,8 +68,7 @@ def points(settings: Settings, grid: dict[str, list[Any]]) -> list[Point]:
     found = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        name = _name(settings.run.name, chosen)
-        overrides: dict[str, Any] = {"run": {"name": name}}
+        overrides: dict[str, Any] = {"run": {"name": _name(settings.run.name, chosen)}}
         for key, value in chosen.items():
             section, _, inner = key.partition(".")
             overrides.setdefault(section, {})[inner] = value
@@ -80,10 +79,8 @@ def points(settings: Settings, grid: dict[str, list[Any]]) -> list[Point]:
 def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapper | None = None) -> None:
     """Carry out all points, stage by stage; the outcome is left in each point.
 
-    Args:
-        swept: from `points`.
-        stages: which of `STAGES`, without a gap.
-        mapper: carries out commands and gives their exit statuses in order; default: `processes()`.
+    `stages` have no gap. The mapper carries out commands and gives their exit statuses in order; default:
+    `processes()`.
     """
     mapper = mapper or processes()
     for point in swept:
@@ -94,7 +91,11 @@ def carry_out(swept: list[Point], stages: tuple[str, ...] = STAGES, mapper: Mapp
         for point in swept:
             if not point.stopped:
                 groups.setdefault(_settings_key(point.settings, stage), []).append(point)
-        leaders = [_leader(group, stage) for group in groups.values()]
+        # Of each group, the point that has the stage already, else the first.
+        leaders = [
+            next((p for p in group if batch.due_reason(p.settings, stage) is None), group[0])
+            for group in groups.values()
+        ]
         due = [point for point in leaders if batch.due_reason(point.settings, stage) is not None]
         for point, status in zip(due, mapper([_task(point, stage) for point in due]), strict=True):
             point.ended(stage, status)
@@ -130,8 +131,7 @@ def processes(count: int | None = None) -> Mapper:
 def ray_cluster() -> Mapper:
     """Return a mapper that hands commands to the Ray cluster at RAY_ADDRESS, or to one it starts here.
 
-    Each command takes one GPU where the cluster has any. Run area and checkout must lie on storage that all
-    hosts see at the same path.
+    Each takes one GPU where there is any. All hosts must see run area and checkout at the same path.
     """
     try:
         import ray  # noqa: PLC0415
@@ -150,12 +150,7 @@ def ray_cluster() -> Mapper:
 
 
 def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
-    """Carry out one command with its output in a log file; return its exit status.
-
-    Args:
-        task: the command and the log's path.
-        environment: variables to set, with those of this process.
-    """
+    """Carry out one command with its output in its log, `environment` over ours; return its exit status."""
     command, log = task
     with open(log, "a", encoding="utf-8") as output:  # noqa: PTH123  # a str travels between hosts
         return subprocess.run(
@@ -167,11 +162,6 @@ def run_command(task: Task, environment: dict[str, str] | None = None) -> int:
             stdin=subprocess.DEVNULL,
             check=False,
         ).returncode
-
-
-def _leader(group: list[Point], stage: str) -> Point:
-    """The point that has the stage already, else the first."""
-    return next((p for p in group if batch.due_reason(p.settings, stage) is None), group[0])
 
 
 def _follow(point: Point, leader: Point, stage: str) -> None:
@@ -198,12 +188,11 @@ def _name(run: str, chosen: dict[str, Any]) -> str:
 
     Cut to 64 of them: Ollama allows 80 for a model's name, Windows 260 for a whole path.
     """
-    texts = [re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") or "none" for value in chosen.values()]
-    parts = [f"{key.partition('.')[2]}-{text}" for key, text in zip(chosen, texts, strict=True)]
-    name = "-".join([run, *parts])
-    if len(name) <= 64:
-        return name
-    return f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    name = run
+    for key, value in chosen.items():
+        text = re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_") or "none"
+        name += f"-{key.partition('.')[2]}-{text}"
+    return name if len(name) <= 64 else f"{name[:55]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _settings_key(settings: Settings, stage: str) -> str:
@@ -223,8 +212,7 @@ def adopt(settings: Settings, stage: str, donor: Settings) -> bool:
         return False
     if stale_reason(donor, stage) is not None or stage_settings(settings, stage) != manifest["settings"]:
         return False
-    inputs = _own_inputs(settings, donor, manifest)
-    if inputs is None:
+    if (inputs := _own_inputs(settings, donor, manifest)) is None:
         return False
     with atomic_directory(settings.run_dir / stage) as folder:
         for relative in manifest["outputs"]:

@@ -63,11 +63,7 @@ def check_log(log: Path, head: str | None) -> tuple[bool, str]:
 def walk_back(target: Path) -> Verification:
     """Walk a run folder, or one of its GGUF files, back to the input lines; stop at the first broken link.
 
-    Args:
-        target: a run folder, or a .gguf file where its run left it (a copy cannot be walked without its run).
-
-    Raises:
-        SettingsError: if the target is neither.
+    The file lies where its run left it: a copy cannot be walked. Raises SettingsError: neither of both.
     """
     target = target.resolve()
     if target.is_dir() and (target / "params.yaml").is_file():
@@ -82,14 +78,6 @@ def walk_back(target: Path) -> Verification:
         if not link.holds:
             break
     return Verification(target, links)
-
-
-def gguf_provenance(path: Path) -> dict[str, Any] | None:
-    """Return what a GGUF file says of its origin, None where it says nothing."""
-    from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
-
-    field = GGUFReader(path).get_field(GGUF_KEY)
-    return json.loads(field.contents()) if field is not None else None
 
 
 class _Walk:
@@ -109,7 +97,10 @@ class _Walk:
         yield from self._folders()
 
     def from_gguf(self, path: Path) -> Iterator[Link]:
-        self.carried = gguf_provenance(path)
+        from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
+
+        field = GGUFReader(path).get_field(GGUF_KEY)
+        self.carried = json.loads(field.contents()) if field is not None else None
         found = f"run {self.carried['run']}" if self.carried else f"no key {GGUF_KEY}: not made by a run"
         yield Link(f"{path.name}: carries its provenance", self.carried is not None, found)
         manifest = manifest_in(path.parent)
@@ -159,12 +150,9 @@ class _Walk:
 
     def _hashes_carried(self, folder: Path, manifest: dict[str, Any]) -> Iterator[Link]:
         """The hashes in the baked folder, and in the GGUF if one is verified, are those of the manifests."""
-        read = {label: entry["sha256"] for label, entry in manifest["inputs"].items()}
-        training = None
-        for label, entry in manifest["inputs"].items():
-            if label.startswith("02_train/"):
-                training = manifest_in(maker(label, Path(entry["path"])))
-        expected = hashes(read, training)
+        inputs = manifest["inputs"]
+        paths = {label: Path(entry["path"]) for label, entry in inputs.items()}
+        expected = hashes({label: entry["sha256"] for label, entry in inputs.items()}, paths)
         sources = {f"03_bake/model/{FILE}": json.loads((folder / "model" / FILE).read_text(encoding="utf-8"))}
         if self.carried is not None:
             sources[f"GGUF key {GGUF_KEY}"] = self.carried
