@@ -76,12 +76,20 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                     bad.write(outcome.entry(chunk.file.name, line))
                     result.counts["reason", outcome.reason] += 1
                     continue
-                licence, domain = (
-                    _number(result.licences, outcome.licence),
-                    _number(result.domains, outcome.domain),
+                licence = _number(result.licences, outcome.licence)
+                domain = _number(result.domains, outcome.domain)
+                entries.append(
+                    (
+                        line,
+                        offset,
+                        outcome.draw,
+                        outcome.label,
+                        outcome.format,
+                        licence,
+                        domain,
+                        outcome.tokens,
+                    )
                 )
-                draw_label_format = outcome.question_hash, outcome.label, outcome.format
-                entries.append((line, offset, *draw_label_format, licence, domain, outcome.tokens))
                 questions.append(outcome.question)
                 offset += rows.write(outcome.row)
                 _count(result.counts, outcome)

@@ -33,11 +33,9 @@ class Robots:
 
     def decide(self, url: str) -> str | None:
         """Return None where `url` may be used, else robots_disallow, robots_unknown or bad_url."""
-        name = file_name(url)
-        if name is None:
+        if (name := file_name(url)) is None:
             return "bad_url"
-        rules = self._parsed(name)
-        if rules is None:
+        if (rules := self._parsed(name)) is None:
             return "robots_unknown"
         return None if rules.can_fetch(url, self.agent) else "robots_disallow"
 
@@ -71,16 +69,10 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> No
     """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
 
     A file that the user gave (without the `.json` that a fetch leaves with it) is never replaced. 4xx means
-    that all may be crawled, 5xx and network errors that nothing may.
-
-    Args:
-        url: address of a record's source.
-        directory: where the files are kept.
-        agent: the name of our crawler, sent as User-Agent.
-        public_only: refuse hosts that resolve to addresses inside a private network.
+    that all may be crawled, 5xx and network errors that nothing may. `public_only` refuses hosts that resolve
+    to addresses inside a private network.
     """
-    name = file_name(url)
-    if name is None:
+    if (name := file_name(url)) is None:
         return
     path, note = directory / name, directory / f"{name}.json"
     if path.is_file():
