@@ -92,7 +92,7 @@ def assemble(
     rows = Rows(chunks, results, work)
     tally = Tally(settings.training.sequence_length)
     earlier, exact = _duplicates(settings, rows, tally)
-    held = held_out(rows.index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
+    held = held_out(rows.index, earlier < 0, settings.dataset.eval_share)
     with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])
@@ -205,21 +205,16 @@ def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
     return b"".join(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
 
 
-def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: float) -> np.ndarray:
-    """Return which rows are for evaluation: of each label the `share` with the smallest hash.
+def held_out(index: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
+    """Return which of the `kept` rows are for evaluation: (N,) bool.
 
-    Args:
-        index: (N,) with fields `question` (hash), `label`, `format`.
-        kept: (N,) bool, the rows that are not duplicates.
-        plain_format: number of the format without thinking, which is never held out.
-        share: of each label's kept rows; at least one row where a label has two or more.
-
-    The same question has the same hash: where one label holds it out, all do.
+    They are the `share` of each label with the smallest hash, and at least one where a label has two or more;
+    none without thinking. The same question has the same hash: where one label holds it out, all do.
     """
     chosen = np.zeros(len(index), dtype=bool)
     for label in np.unique(index["label"]):
         of_label = np.flatnonzero(kept & (index["label"] == label))
-        candidates = of_label[index["format"][of_label] != plain_format]
+        candidates = of_label[index["format"][of_label] != FORMATS.index("plain")]
         least = 1 if share > 0 and len(of_label) > 1 else 0
         count = min(max(round(share * len(of_label)), least), len(candidates))
         if count:

@@ -26,12 +26,10 @@ from so8t_helpers.settings import SettingsError
 
 # What the later passes know of a kept row.
 INDEX = np.dtype(
-    [
-        *((name, "<u8") for name in ("line", "offset", "question")),
-        *((name, "u1") for name in ("label", "format")),
-        *((name, "<u2") for name in ("licence", "domain")),
-        ("tokens", "<u4"),
-    ]
+    {
+        "names": ["line", "offset", "question", "label", "format", "licence", "domain", "tokens"],
+        "formats": ["<u8", "<u8", "<u8", "u1", "u1", "<u2", "<u2", "<u4"],
+    }
 )
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
 WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row

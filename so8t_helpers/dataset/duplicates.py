@@ -65,8 +65,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     for back in range(1, NGRAM):
         padded = ends - NGRAM + 1 - back
         whole[padded[padded > starts]] = False
-    for back in range(NGRAM - 1):
-        beyond = ends - NGRAM + 1 + back
+        beyond = ends - NGRAM + back
         whole[beyond[beyond < count]] = False
     kept = np.concatenate(([0], np.cumsum(whole)))
     return (_mix(hashed[whole]) >> np.uint64(32)).astype(np.uint32), kept[starts]
@@ -148,12 +147,7 @@ class NearFiles:
     """Band keys and 8-bit signatures of all rows, in files.
 
     Eight bits of each minimum are enough to compare two: by chance 1 in 256 agree (Li & Koenig, 2010).
-
-    Args:
-        folder: where the files are made.
-        count: number of rows, one at least.
-        bands: number of bands.
-        parts: of each chunk its rows' band keys (n, bands) uint32 and signatures (n, KEPT) uint8.
+    `parts` are the keys (n, bands) uint32 and signatures (n, KEPT) uint8 of some of the `count` rows each.
     """
 
     def __init__(self, folder: Path, count: int, bands: int, parts: Iterable[tuple[np.ndarray, np.ndarray]]):

@@ -23,10 +23,9 @@ def flow(card: Card) -> Figure:
     """Where the input lines went: one bar, parted into train, eval and quarantine."""
     figure, axes = new_figure(height=1.5)
     left = 0
-    colors = {"train": COLORS["accent"], "eval": COLORS["accent_2"], "quarantine": COLORS["muted"]}
-    for name, color in colors.items():
+    for name, color in (("train", "accent"), ("eval", "accent_2"), ("quarantine", "muted")):
         number = card["lines"][name]
-        axes.barh([0], [number], left=left, color=color, label=f"{name}: {number:,}")
+        axes.barh([0], [number], left=left, color=COLORS[color], label=f"{name}: {number:,}")
         left += number
     axes.set(xlabel="input lines", yticks=[], xlim=(0, max(left, 1)))
     axes.grid(False)

@@ -1,7 +1,4 @@
-"""What is fetched, asked or trained before lines are judged: robots.txt, a teacher's thinking, a classifier.
-
-Each reads all lines in one process, and only where the profile asks for it.
-"""
+"""What a profile may have fetched, asked or trained before lines are judged; each reads all lines itself."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def inspect(paths: list[Path]) -> list[InputFile]:
     for path, name in zip(paths, _short_names(paths), strict=True):
         with path.open("rb") as raw:
             magic = raw.read(4)
-        compression = {_GZIP: "gzip"}.get(magic[:2], "zstd" if magic == _ZSTD else "none")
+        compression = "gzip" if magic[:2] == _GZIP else "zstd" if magic == _ZSTD else "none"
         with open_bytes(path, compression) as file:
             sample = file.read(SAMPLE_BYTES)
         if len(sample) == SAMPLE_BYTES:  # a cut inside a character would make the last line invalid
@@ -122,9 +122,7 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
     if compression == "gzip":
         return cast(IO[bytes], gzip.open(path, "rb"))
     if compression == "zstd":
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
+        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
         return io.BufferedReader(cast(io.RawIOBase, reader), 2**20)
     return path.open("rb", buffering=2**20)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.markers import CANDIDATE
 
 FORMATS = ("seed", "quadruple", "plain")
+_texts_of = attrgetter(*TEXT_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Sampler:
     def _read(self, raw: bytes | None, encoding: str) -> _Candidate:
         """Read one line: its shape, licence and source."""
         record = normalise(parse_json(raw, encoding))
-        return _Candidate(record, self._licence(record), record.texts())
+        return _Candidate(record, self._licence(record), "\n".join(filter(None, _texts_of(record))))
 
     def _screen(self, batch: list[_Candidate]) -> None:
         """Find out which of many records may hold marks, personal data or unsafe content."""
@@ -214,10 +216,8 @@ class Sampler:
         known = canonical(name, self.allowed)
         if known is None:
             raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
-        if record.url:
-            reason = self.robots.decide(record.url)
-            if reason:
-                raise RejectedError(reason, REASONS[reason])
+        if record.url and (reason := self.robots.decide(record.url)):
+            raise RejectedError(reason, REASONS[reason])
         return known
 
     def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:

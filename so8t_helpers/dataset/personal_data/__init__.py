@@ -1,8 +1,5 @@
 r"""Personal and confidential data in Japanese and English text: found by form, checksum and context.
 
-Covered: e-mail, telephone (Japanese, and any with +country), My Number, corporate number, payment cards,
-postal addresses, IP addresses, keys and tokens; full-width forms too. Not covered: `NOT_COVERED`.
-
 The usual regexes fail on Japanese text, where `\b` sees no border between は and taro@example.com; borders
 here are ASCII look-arounds. Folding is one character to one character, so that what is found in the folded
 text is cut out of the original at the same place.
@@ -33,7 +30,6 @@ NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )
 
-_DASHES = "‐‑‒–—―−－ｰ"
 _LONG_VOWEL_AS_DASH = re.compile(r"(?<=[0-9])ー(?=[0-9])")
 
 
@@ -45,7 +41,7 @@ _FOLDS = {
     if unicodedata.category(chr(code))[0] in "LNPSZ"
     and len(folded := unicodedata.normalize("NFKC", chr(code))) == 1
     and folded.isascii()
-} | {0x3000: " ", 0xA0: " ", **{ord(dash): "-" for dash in _DASHES}}
+} | {0x3000: " ", 0xA0: " ", **{ord(dash): "-" for dash in "‐‑‒–—―−－ｰ"}}
 
 # Cheap searches of normalised text (NFKC, lower case): a finder runs only where its own finds something.
 FEWEST_IN_A_ROW = 7  # digits and signs that a number of any kind has at least

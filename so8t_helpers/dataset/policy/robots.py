@@ -1,8 +1,7 @@
 """robots.txt (RFC 9309): may a record that came from a URL be used?
 
-A folder holds one file for each host, `<host>.txt` (`<host>_<port>.txt` for another port), given by the user
-or fetched and cached there by `robots_fetch`. Matching is Protego's, which follows Google's rules: the
-longest match wins, `*` and `$` are known, groups of one agent are merged.
+A folder holds one file for each host, given by the user or fetched by `robots_fetch`. Matching is Protego's,
+which follows Google's rules.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Robots:
 
 
 def file_name(url: str) -> str | None:
-    """Return the name under which the file of a URL's host is kept; None for what is no web address."""
+    """Return `<host>.txt` (`<host>_<port>.txt` for another port); None for what is no web address."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
