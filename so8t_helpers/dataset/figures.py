@@ -123,8 +123,7 @@ def classifier(card: Card) -> pd.DataFrame:
 
 def inputs(card: Card) -> pd.DataFrame:
     """The input files: name, size, compression, encoding, hash."""
-    rows = pd.DataFrame(card["inputs"])
-    return rows.assign(sha256=rows["sha256"].str[:16] + "…")
+    return pd.DataFrame(card["inputs"]).assign(sha256=lambda rows: rows["sha256"].str[:16] + "…")
 
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
@@ -143,10 +142,9 @@ def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
 
 def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
     """Return samples drawn at random from a JSONL file, without reading all of it."""
-    size = path.stat().st_size
     found: dict[str, dict[str, Any]] = {}
     with path.open("rb") as file:
-        for offset in np.random.default_rng(seed).integers(0, max(size, 1), 20 * count):
+        for offset in np.random.default_rng(seed).integers(0, path.stat().st_size, 20 * count):
             file.seek(int(offset))
             file.readline()
             line = file.readline()

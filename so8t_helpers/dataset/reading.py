@@ -165,16 +165,14 @@ def _limited_line(file: IO[bytes]) -> bytes | None:
 
 def _ranges(file: InputFile) -> Iterator[tuple[int, int, int]]:
     """Yield (start, end, lines) of one file; chunks begin at line starts."""
-    splittable = file.compression == "none"
     start = position = lines = 0
     last = b"\n"
     with open_bytes(file.path, file.compression) as stream:
         while block := stream.read(min(CHUNK_BYTES, 2**20)):
-            if splittable and position + len(block) - start >= CHUNK_BYTES:
-                cut = block.rfind(b"\n") + 1
-                if cut:
-                    yield start, position + cut, lines + block.count(b"\n", 0, cut)
-                    start, lines = position + cut, -block.count(b"\n", 0, cut)
+            full = file.compression == "none" and position + len(block) - start >= CHUNK_BYTES
+            if full and (cut := block.rfind(b"\n") + 1):
+                yield start, position + cut, lines + block.count(b"\n", 0, cut)
+                start, lines = position + cut, -block.count(b"\n", 0, cut)
             lines += block.count(b"\n")
             position += len(block)
             last = block[-1:]

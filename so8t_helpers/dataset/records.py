@@ -170,8 +170,7 @@ def _pick(data: dict[str, Any]) -> _Picked:
     picked: _Picked = {}
     for field, candidates in layout:
         for key in candidates:
-            value = data[key]
-            if value is not None and value != "":
+            if (value := data[key]) is not None and value != "":
                 picked[field] = (key, value)
                 break
     return picked

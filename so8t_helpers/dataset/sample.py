@@ -213,8 +213,7 @@ class Sampler:
         name = record.licence or self.settings.default_licence
         if not name:
             raise RejectedError("licence_missing", "no `licence`, and dataset.default_licence is not set")
-        known = canonical(name, self.allowed)
-        if known is None:
+        if (known := canonical(name, self.allowed)) is None:
             raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
         if record.url and (reason := self.robots.decide(record.url)):
             raise RejectedError(reason, REASONS[reason])

@@ -85,9 +85,7 @@ def build(settings: Settings) -> Built:
         shutil.rmtree(work)
         if not tally.total("train"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
-            raise StageError(
-                f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
-            )
+            raise StageError(f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl")
         card = describe(tally, files, stage.directory, hashes, settings.dataset, classifier)
         hashes.save()
         write_json(stage.directory / "card.json", card)

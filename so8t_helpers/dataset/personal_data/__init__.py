@@ -25,7 +25,6 @@ MASKS = {
     "ip_address": "[IPアドレス]",
     "secret": "[認証情報]",
 }
-KINDS = tuple(MASKS)
 NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )

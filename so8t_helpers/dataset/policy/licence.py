@@ -20,8 +20,7 @@ _CREATIVE_COMMONS = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([
 @lru_cache(maxsize=4096)
 def canonical(name: str, allowed: tuple[str, ...]) -> str | None:
     """Return the entry of `allowed` that `name` means, or None: a licence nobody allowed."""
-    url = _CREATIVE_COMMONS.search(name.lower())
-    if url:
+    if url := _CREATIVE_COMMONS.search(name.lower()):
         name = f"cc0-{url[3]}" if url[1] == "publicdomain" else f"cc-{url[2]}-{url[3]}"
     key = _key(name)
     spelled = {_key(entry): entry for entry in allowed}
