@@ -28,7 +28,7 @@ def outcome(case: dict) -> tuple[set, set]:
     return wanted, {(place.kind, case["text"][place.start : place.end]) for place in places}
 
 
-@pytest.mark.parametrize("kind", personal_data.KINDS)
+@pytest.mark.parametrize("kind", personal_data.MASKS)
 def test_precision_and_recall_of_each_kind(kind):
     right: Counter[str] = Counter()
     for case in CASES:

@@ -17,13 +17,7 @@ import orjson
 
 from so8t_helpers.dataset.card import OUTPUTS, Tally
 from so8t_helpers.dataset.chunks import INDEX, ChunkResult, part
-from so8t_helpers.dataset.duplicates import (
-    KEPT,
-    NearFiles,
-    exact_duplicates,
-    near_duplicates,
-    normalise_question,
-)
+from so8t_helpers.dataset.duplicates import KEPT, NearFiles, banding, near_duplicates, normalise_question
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import FORMATS
@@ -31,7 +25,6 @@ from so8t_helpers.run.files import HashCache, atomic_path
 from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
 
-_TRAIN, _EVAL, _DUPLICATE = range(3)
 BLOCK_BYTES = 2**20  # larger ones would be fresh pages each time, at five times the cost
 SYNC_BYTES = 2**26  # the disk works while the rest is written, not all at the end
 
@@ -42,15 +35,15 @@ class Rows:
     def __init__(self, chunks: list[Chunk], results: list[ChunkResult], work: Path):
         self.chunks, self.work = chunks, work
         self.starts = np.cumsum([0, *(result.kept for result in results)])
-        self.index = _joined_index(work, len(chunks))
+        with (work / "index").open("wb") as out:
+            for i in range(len(chunks)):
+                with part(work, "index", i).open("rb") as file:
+                    shutil.copyfileobj(file, out, 2**20)
+        self.index = np.memmap(work / "index", INDEX, "r") if self.starts[-1] else np.zeros(0, INDEX)
 
     def chunk_of(self, row: int) -> Chunk:
         """Return the chunk that a row came from."""
         return self.chunks[int(np.searchsorted(self.starts, row, side="right")) - 1]
-
-    def where(self, row: int) -> str:
-        """Return a row's file and line."""
-        return f"{self.chunk_of(row).file.name}:{int(self.index['line'][row])}"
 
     def question(self, row: int) -> str:
         """Return a row's normalised question, read from its chunk's file."""
@@ -98,33 +91,35 @@ def assemble(
     """
     rows = Rows(chunks, results, work)
     tally = Tally(settings.training.sequence_length)
-    earlier, exact = _duplicates(settings, rows, results, tally)
-    held = held_out(rows.index, earlier < 0, FORMATS.index("plain"), settings.dataset.eval_share)
+    earlier, exact = _duplicates(settings, rows, tally)
+    held = held_out(rows.index, earlier < 0, settings.dataset.eval_share)
     with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])
             here = slice(first, first + result.kept)
-            index, kept, in_eval = rows.index[here], earlier[here] < 0, held[here]
-            targets = np.where(kept, np.where(in_eval, _EVAL, _TRAIN), _DUPLICATE)
+            index, repeats, in_eval = rows.index[here], earlier[here] >= 0, held[here]
+            masks = {"train": ~(repeats | in_eval), "eval": in_eval}
             path = part(work, "rows", chunk.index)
             duplicates: list[tuple[int, bytes]] = []  # (line, its entry in quarantine.jsonl)
             for start, edges, block in _ahead(_blocks(path, index["offset"]), reading):
-                chosen = targets[start : start + len(edges) - 1]
-                for split, out in enumerate(splits):
-                    out.write(_taken(block, edges, chosen == split))
-                for i in np.flatnonzero(chosen == _DUPLICATE).tolist():
+                own = slice(start, start + len(edges) - 1)
+                for mask, out in zip(masks.values(), splits, strict=True):
+                    out.write(_taken(block, edges, mask[own]))
+                for i in np.flatnonzero(repeats[own]).tolist():
                     row = first + start + i
+                    original = int(earlier[row])
+                    where = f"{rows.chunk_of(original).file.name}:{int(rows.index['line'][original])}"
                     reason = "duplicate" if exact[row] else "near_duplicate"
                     digest = orjson.loads(block[edges[i] : edges[i + 1]])["source"]["sha256"]
-                    item = Quarantined(reason, f"of {rows.where(int(earlier[row]))}", digest)
                     line = int(rows.index["line"][row])
-                    duplicates.append((line, item.entry(chunk.file.name, line)))
+                    entry = Quarantined(reason, f"of {where}", digest).entry(chunk.file.name, line)
+                    duplicates.append((line, entry))
                     tally.reasons[reason] += 1
             path.unlink()
             quarantine.write(_quarantined(part(work, "quarantine", chunk.index), duplicates))
             tally.add_chunk(result)
-            tally.add_rows("train", index[kept & ~in_eval], result)
-            tally.add_rows("eval", index[kept & in_eval], result)
+            for split, mask in masks.items():
+                tally.add_rows(split, index[mask], result)
     return tally
 
 
@@ -177,21 +172,23 @@ def _taken(block: bytes, edges: list[int], chosen: np.ndarray) -> bytes:
     return b"".join(view[edges[a] : edges[b]] for a, b in zip(borders[::2], borders[1::2], strict=True))
 
 
-def _duplicates(
-    settings: Settings, rows: Rows, results: list[ChunkResult], tally: Tally
-) -> tuple[np.ndarray, np.ndarray]:
+def _duplicates(settings: Settings, rows: Rows, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
     """Return for each row the earlier one it repeats (-1: none), and whether exactly."""
     count = len(rows.index)
-    if not settings.dataset.deduplicate:
+    if not (count and settings.dataset.deduplicate):
         return np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=bool)
     threshold = settings.dataset.near_duplicate_threshold
-    files = NearFiles(rows.work, count, threshold)
-    for result in results:
-        keys = np.fromfile(part(rows.work, "keys", result.index), np.uint32).reshape(-1, files.bands)
-        low = np.fromfile(part(rows.work, "low", result.index), np.uint8).reshape(-1, KEPT)
-        files.add(keys, low)
-    files.close()
-    first = exact_duplicates(rows.index["question"])
+    bands = banding(threshold)[0]
+    parts = (
+        (
+            np.fromfile(part(rows.work, "keys", i), np.uint32).reshape(-1, bands),
+            np.fromfile(part(rows.work, "low", i), np.uint8).reshape(-1, KEPT),
+        )
+        for i in range(len(rows.chunks))
+    )
+    files = NearFiles(rows.work, count, bands, parts)
+    _, first, inverse = np.unique(rows.index["question"], return_index=True, return_inverse=True)
+    first = first[inverse]  # of each row the first one with the same question, itself or an earlier one
     exact = first != np.arange(count)
     near, skipped = near_duplicates(files, ~exact, threshold, rows.question)
     if skipped:
@@ -208,31 +205,16 @@ def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
     return b"".join(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
 
 
-def _joined_index(work: Path, count: int) -> np.ndarray:
-    """Return the chunks' index files as one array, mapped from disk."""
-    path = work / "index"
-    with path.open("wb") as out:
-        for i in range(count):
-            with part(work, "index", i).open("rb") as file:
-                shutil.copyfileobj(file, out, 2**20)
-    return np.memmap(path, INDEX, "r") if path.stat().st_size else np.zeros(0, INDEX)
+def held_out(index: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
+    """Return which of the `kept` rows are for evaluation: (N,) bool.
 
-
-def held_out(index: np.ndarray, kept: np.ndarray, plain_format: int, share: float) -> np.ndarray:
-    """Return which rows are for evaluation: of each label the `share` with the smallest hash.
-
-    Args:
-        index: (N,) with fields `question` (hash), `label`, `format`.
-        kept: (N,) bool, the rows that are not duplicates.
-        plain_format: number of the format without thinking, which is never held out.
-        share: of each label's kept rows; at least one row where a label has two or more.
-
-    The same question has the same hash: where one label holds it out, all do.
+    They are the `share` of each label with the smallest hash, and at least one where a label has two or more;
+    none without thinking. The same question has the same hash: where one label holds it out, all do.
     """
     chosen = np.zeros(len(index), dtype=bool)
     for label in np.unique(index["label"]):
         of_label = np.flatnonzero(kept & (index["label"] == label))
-        candidates = of_label[index["format"][of_label] != plain_format]
+        candidates = of_label[index["format"][of_label] != FORMATS.index("plain")]
         least = 1 if share > 0 and len(of_label) > 1 else 0
         count = min(max(round(share * len(of_label)), least), len(candidates))
         if count:

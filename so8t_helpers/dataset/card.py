@@ -15,6 +15,7 @@ from so8t_helpers.dataset.quarantine import REASONS
 from so8t_helpers.dataset.reading import InputFile
 from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.run.files import HashCache
+from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS
 
 SPLITS = ("train", "eval")
@@ -36,7 +37,6 @@ class Tally:
         }
         self.edges = np.linspace(0, limit, LENGTH_BINS + 1)
         self.lengths = np.zeros((len(LABELS), LENGTH_BINS), dtype=np.int64)
-        self.measured = 0
 
     def add_chunk(self, result: ChunkResult) -> None:
         """Add what the first pass counted."""
@@ -46,13 +46,13 @@ class Tally:
 
     def add_rows(self, split: str, index: np.ndarray, result: ChunkResult) -> None:
         """Add a chunk's rows that went to one split."""
-        names = {"labels": LABELS, "formats": FORMATS, "domains": result.domains, "licences": result.licences}
+        own = {"domains": list(result.domains), "licences": list(result.licences)}
+        names = {"labels": LABELS, "formats": FORMATS} | own
         for group, counts in self.by_split[split].items():
             values, numbers = np.unique(index[_COUNTED[group]], return_counts=True)
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
                 counts[names[group][value]] += number
         measured = index[index["tokens"] > 0]
-        self.measured += len(measured)
         for label in range(len(LABELS)):
             tokens = measured["tokens"][measured["label"] == label]
             self.lengths[label] += np.histogram(tokens, self.edges)[0]
@@ -67,18 +67,10 @@ def describe(
     files: list[InputFile],
     directory: Path,
     hashes: HashCache,
-    settings: dict[str, Any],
+    settings: DatasetSettings,
     classifier: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the card as a dict.
-
-    Args:
-        tally: all counts.
-        files: the input files.
-        directory: where train.jsonl, eval.jsonl and quarantine.jsonl lie.
-        hashes: the run's, so that the manifest does not read the files again.
-        settings: what the profile's dataset section says.
-        classifier: figures of the classifier of unsafe text, where one was trained.
+    """Return the card; `directory` holds the outputs, `classifier` the trained classifier's figures.
 
     Raises:
         AssertionError: where a line was lost or doubled; that is a bug of ours.
@@ -100,7 +92,7 @@ def describe(
         "counted": {group: dict(counts.most_common()) for group, counts in tally.other.items()},
         "lengths": {
             "unit": "tokens of the whole sample",
-            "measured": tally.measured,
+            "measured": int(tally.lengths.sum()),
             "edges": tally.edges.tolist(),
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
@@ -117,5 +109,5 @@ def describe(
             for file in files
         ],
         "outputs": {f"{name}.jsonl": hashes.sha256(directory / f"{name}.jsonl") for name in OUTPUTS},
-        "settings": settings,
+        "settings": settings.model_dump(mode="json"),
     }

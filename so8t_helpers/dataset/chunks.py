@@ -26,12 +26,10 @@ from so8t_helpers.settings import SettingsError
 
 # What the later passes know of a kept row.
 INDEX = np.dtype(
-    [
-        *((name, "<u8") for name in ("line", "offset", "question")),
-        *((name, "u1") for name in ("label", "format")),
-        *((name, "<u2") for name in ("licence", "domain")),
-        ("tokens", "<u4"),
-    ]
+    {
+        "names": ["line", "offset", "question", "label", "format", "licence", "domain", "tokens"],
+        "formats": ["<u8", "<u8", "<u8", "u1", "u1", "<u2", "<u2", "<u4"],
+    }
 )
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
 WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every other row
@@ -39,19 +37,15 @@ WRITE_BUFFER = 2**20  # Python's own 8 KiB would be a system call for every othe
 
 @dataclass
 class ChunkResult:
-    """What one chunk came to.
+    """What one chunk came to."""
 
-    Attributes:
-        counts: (group, name) -> number, e.g. ("reason", "bad_json") -> 3.
-        domains, licences: what the index's numbers stand for, in this chunk.
-    """
-
-    index: int
     lines: int
-    kept: int
+    kept: int = 0
+    # (group, name) -> number, e.g. ("reason", "bad_json") -> 3
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    domains: list[str] = field(default_factory=list)
-    licences: list[str] = field(default_factory=list)
+    # What the index's numbers stand for, in this chunk.
+    domains: dict[str, int] = field(default_factory=dict)
+    licences: dict[str, int] = field(default_factory=dict)
 
 
 def part(work: Path, kind: str, index: int) -> Path:
@@ -61,9 +55,7 @@ def part(work: Path, kind: str, index: int) -> Path:
 
 def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
-    result = ChunkResult(chunk.index, chunk.lines, 0)
-    domains: dict[str, int] = {}
-    licences: dict[str, int] = {}
+    result = ChunkResult(chunk.lines)
     bands = banding(sampler.settings.near_duplicate_threshold)
     offset = 0
     with (
@@ -74,32 +66,37 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
         part(work, "low", chunk.index).open("wb") as low,
     ):
         for lines in _batches(chunk):
-            kept: list[tuple[int, int, Sample]] = []
+            entries: list[tuple[int, ...]] = []  # the fields of INDEX
+            questions: list[str] = []
             outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
             for (line, _), outcome in zip(lines, outcomes, strict=True):
                 if isinstance(outcome, Quarantined):
                     bad.write(outcome.entry(chunk.file.name, line))
                     result.counts["reason", outcome.reason] += 1
                     continue
-                kept.append((line, offset, outcome))
+                licence = _number(result.licences, outcome.licence)
+                domain = _number(result.domains, outcome.domain)
+                entries.append(
+                    (
+                        line,
+                        offset,
+                        outcome.draw,
+                        outcome.label,
+                        outcome.format,
+                        licence,
+                        domain,
+                        outcome.tokens,
+                    )
+                )
+                questions.append(outcome.question)
                 offset += rows.write(outcome.row)
                 _count(result.counts, outcome)
-            entries = np.zeros(len(kept), dtype=INDEX)
-            entries["line"] = [line for line, _, _ in kept]
-            entries["offset"] = [start for _, start, _ in kept]
-            entries["question"] = [s.question_hash for _, _, s in kept]
-            entries["label"] = [s.label for _, _, s in kept]
-            entries["format"] = [s.format for _, _, s in kept]
-            entries["licence"] = [licences.setdefault(s.licence, len(licences)) for _, _, s in kept]
-            entries["domain"] = [_number(domains, s.domain) for _, _, s in kept]
-            entries["tokens"] = [s.tokens for _, _, s in kept]
-            index.write(entries.tobytes())
-            if sampler.settings.deduplicate and kept:
-                signature = signatures([s.question for _, _, s in kept])
+            index.write(np.array(entries, dtype=INDEX).tobytes())
+            if sampler.settings.deduplicate and questions:
+                signature = signatures(questions)
                 keys.write(band_keys(signature, *bands).tobytes())
                 low.write(signature[:, :KEPT].astype(np.uint8).tobytes())
-            result.kept += len(kept)
-    result.domains, result.licences = list(domains), list(licences)
+            result.kept += len(entries)
     return result
 
 
@@ -155,8 +152,7 @@ def _number(names: dict[str, int], name: str) -> int:
 
 
 def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
-    for kind in sample.masked:
-        counts["personal data masked", kind] += 1
+    counts.update(("personal data masked", kind) for kind in sample.masked)
     if sample.harm:
         counts["unsafe, refused", sample.harm] += 1
     if sample.cut:
@@ -165,7 +161,7 @@ def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
 
 
 class _Worker:
-    """One actor: loads the word lists and the tokenizer once, then works chunk by chunk."""
+    """One of Ray's actors: what is loaded once serves many chunks."""
 
     def __init__(self, plan: Plan, work: Path):
         self.sampler, self.work = Sampler(plan), work
@@ -176,9 +172,7 @@ class _Worker:
 
 
 def _on_ray(plan: Plan, chunks: list[Chunk], work: Path, workers: int) -> Iterator[ChunkResult]:
-    """Carry out the pass on Ray Data; results come in the chunks' order.
-
-    A cluster that RAY_ADDRESS names is used, else one is started on this machine.
+    """Carry out the pass on the cluster that RAY_ADDRESS names, else on one started on this machine.
 
     Raises:
         SettingsError: where Ray is not installed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -65,8 +65,7 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     for back in range(1, NGRAM):
         padded = ends - NGRAM + 1 - back
         whole[padded[padded > starts]] = False
-    for back in range(NGRAM - 1):
-        beyond = ends - NGRAM + 1 + back
+        beyond = ends - NGRAM + back
         whole[beyond[beyond < count]] = False
     kept = np.concatenate(([0], np.cumsum(whole)))
     return (_mix(hashed[whole]) >> np.uint64(32)).astype(np.uint32), kept[starts]
@@ -145,46 +144,30 @@ _FIRST, _FEWEST = 16, 5
 
 
 class NearFiles:
-    """The files that the first pass fills and the second reads: band keys and 8-bit signatures.
+    """Band keys and 8-bit signatures of all rows, in files.
 
     Eight bits of each minimum are enough to compare two: by chance 1 in 256 agree (Li & Koenig, 2010).
+    `parts` are the keys (n, bands) uint32 and signatures (n, KEPT) uint8 of some of the `count` rows each.
     """
 
-    def __init__(self, folder: Path, count: int, threshold: float):
-        self.count, self.bands = count, banding(threshold)[0]
-        self.keys_path, self.low_path = folder / "keys", folder / "low"
-        self._filled = 0
+    def __init__(self, folder: Path, count: int, bands: int, parts: Iterable[tuple[np.ndarray, np.ndarray]]):
+        self.count, self.bands, self.keys_path = count, bands, folder / "keys"
         # (bands, count), so that one band is read in one go.
-        self._keys = np.memmap(self.keys_path, np.uint32, "w+", shape=(self.bands, max(count, 1)))
-        self._low = self.low_path.open("wb")
+        by_band = np.memmap(self.keys_path, np.uint32, "w+", shape=(bands, count))
+        self.low = np.memmap(folder / "low", np.uint8, "w+", shape=(count, KEPT))
         self.head = np.empty((count, _FIRST), dtype=np.uint8)
-
-    def add(self, keys: np.ndarray, low: np.ndarray) -> None:
-        """Append a chunk's band keys (n, bands) and signatures (n, KEPT) uint8."""
-        self._keys[:, self._filled : self._filled + len(keys)] = keys.T
-        self.head[self._filled : self._filled + len(low)] = low[:, :_FIRST]
-        self._filled += len(keys)
-        self._low.write(low.tobytes())
-        _forget(self._keys)
-
-    def close(self) -> None:
-        """Finish writing."""
-        self._keys.flush()
-        self._low.close()
+        start = 0
+        for keys, low in parts:
+            rows = slice(start, start + len(keys))
+            by_band[:, rows], self.low[rows], self.head[rows] = keys.T, low, low[:, :_FIRST]
+            _forget(by_band)
+            _forget(self.low)
+            start = rows.stop
+        by_band.flush()
 
     def band(self, number: int) -> np.ndarray:
         """Return one band's keys: (count,) uint32."""
-        return np.fromfile(self.keys_path, np.uint32, self.count, offset=4 * number * max(self.count, 1))
-
-    def low(self) -> np.memmap:
-        """Return the 8-bit signatures, mapped: (count, KEPT) uint8."""
-        return np.memmap(self.low_path, np.uint8, "r", shape=(self.count, KEPT))
-
-
-def exact_duplicates(hashes: np.ndarray) -> np.ndarray:
-    """Return for each row the first one with the same hash, its own index where it is first: (N,) int64."""
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    return first[inverse]
+        return np.fromfile(self.keys_path, np.uint32, self.count, offset=4 * number * self.count)
 
 
 def near_duplicates(
@@ -203,9 +186,7 @@ def near_duplicates(
         skipped: comparisons left out in bands that too many rows share.
     """
     earlier = np.full(files.count, -1, dtype=np.int64)
-    if not files.count:
-        return earlier, 0
-    low, skipped = files.low(), 0
+    skipped = 0
     texts = lru_cache(maxsize=4096)(text_of)
     rows = np.flatnonzero(alive).astype(np.uint64)
     with ThreadPoolExecutor(1) as pool:  # numpy sorts without the interpreter: the next band meanwhile
@@ -219,7 +200,7 @@ def near_duplicates(
             members, first = _followers(members[unmatched], by_key[unmatched] >> np.uint64(32))
             budget = MOST_COMPARISONS * files.count
             while len(members):
-                near = _nearly_equal(files.head, low, members, first, threshold, texts)
+                near = _nearly_equal(files, members, first, threshold, texts)
                 earlier[members[near]] = first[near]
                 budget -= len(members)
                 # What is left of each group is compared with the first of what is left.
@@ -248,22 +229,17 @@ def _followers(rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _nearly_equal(
-    head: np.ndarray,
-    low: np.memmap,
-    a: np.ndarray,
-    b: np.ndarray,
-    threshold: float,
-    text_of: Callable[[int], str],
+    files: NearFiles, a: np.ndarray, b: np.ndarray, threshold: float, text_of: Callable[[int], str]
 ) -> np.ndarray:
     """Return which of the pairs (a, b) are near-duplicates: (n,) bool."""
     agree = np.zeros(len(a))
     for start in range(0, len(a), _BLOCK):
         part = slice(start, start + _BLOCK)
-        likely = start + np.flatnonzero(_agreements(head[a[part]], head[b[part]]) >= _FEWEST)
+        likely = start + np.flatnonzero(_agreements(files.head[a[part]], files.head[b[part]]) >= _FEWEST)
         for at in range(0, len(likely), _FEW):
             few = likely[at : at + _FEW]
-            agree[few] = _agreements(low[a[few]], low[b[few]]) / KEPT
-            _forget(low)
+            agree[few] = _agreements(files.low[a[few]], files.low[b[few]]) / KEPT
+            _forget(files.low)
     estimate = (agree - 1 / 256) / (1 - 1 / 256)
     near = estimate >= threshold
     for i in np.flatnonzero(np.abs(estimate - threshold) < MARGIN):

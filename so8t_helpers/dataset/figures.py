@@ -23,10 +23,9 @@ def flow(card: Card) -> Figure:
     """Where the input lines went: one bar, parted into train, eval and quarantine."""
     figure, axes = new_figure(height=1.5)
     left = 0
-    colors = {"train": COLORS["accent"], "eval": COLORS["accent_2"], "quarantine": COLORS["muted"]}
-    for name, color in colors.items():
+    for name, color in (("train", "accent"), ("eval", "accent_2"), ("quarantine", "muted")):
         number = card["lines"][name]
-        axes.barh([0], [number], left=left, color=color, label=f"{name}: {number:,}")
+        axes.barh([0], [number], left=left, color=COLORS[color], label=f"{name}: {number:,}")
         left += number
     axes.set(xlabel="input lines", yticks=[], xlim=(0, max(left, 1)))
     axes.grid(False)
@@ -124,8 +123,7 @@ def classifier(card: Card) -> pd.DataFrame:
 
 def inputs(card: Card) -> pd.DataFrame:
     """The input files: name, size, compression, encoding, hash."""
-    rows = pd.DataFrame(card["inputs"])
-    return rows.assign(sha256=rows["sha256"].str[:16] + "…")
+    return pd.DataFrame(card["inputs"]).assign(sha256=lambda rows: rows["sha256"].str[:16] + "…")
 
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
@@ -144,10 +142,9 @@ def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
 
 def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
     """Return samples drawn at random from a JSONL file, without reading all of it."""
-    size = path.stat().st_size
     found: dict[str, dict[str, Any]] = {}
     with path.open("rb") as file:
-        for offset in np.random.default_rng(seed).integers(0, max(size, 1), 20 * count):
+        for offset in np.random.default_rng(seed).integers(0, path.stat().st_size, 20 * count):
             file.seek(int(offset))
             file.readline()
             line = file.readline()

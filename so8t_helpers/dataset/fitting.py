@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from so8t_helpers.thinking.format import ThinkText, build, join
 
 @dataclass(slots=True)
 class Fitted:
-    """A rendered sample. `tokens` is 0 where they were not counted: surely within the limit."""
+    """A rendered sample."""
 
     parts: ThinkText
     messages: list[dict[str, str]]
     text: str
-    tokens: int
+    tokens: int  # 0 where they were not counted: surely within the limit
 
 
 class Fitter:
@@ -37,52 +38,39 @@ class Fitter:
     def fit(self, record: Record, parts: ThinkText, without_thinking: bool, draw: int, clean: bool) -> Fitted:
         """Render the sample within the limit, its thinking cut if it must be and may be.
 
-        Args:
-            record: as policy leaves it.
-            parts: its thinking and answer.
-            without_thinking: render the answer alone.
-            draw: the question's 64 bits, which decide whether its tokens are counted at any rate.
-            clean: the parts hold nothing that could begin a mark.
+        `draw`, the question's 64 bits, decides whether its tokens are counted at any rate; `clean` says that
+        the parts hold nothing that could begin a mark.
 
         Raises:
             RejectedError: too long even so, or a mark came about where two parts were joined.
         """
-        limit = self.limit
-        whole = self._render(record, parts, without_thinking, clean)
-        counted = (draw >> 1) % 10_000 < self.length_share * 10_000
-        if counted or not self.lengths.surely_within(whole.text, limit):
-            whole.tokens = self.lengths.count(whole.text, limit)
-        if whole.tokens <= limit:
+        always = (draw >> 1) % 10_000 < self.length_share * 10_000
+        whole = self._render(record, parts, without_thinking, clean, always)
+        if whole.tokens <= self.limit:
             return whole
         if self.settings.overlong == "cut" and not without_thinking:
-
-            def counted_with(shorter: ThinkText) -> Fitted:
-                fitted = self._render(record, shorter, False)
-                fitted.tokens = self.lengths.count(fitted.text, limit)
-                return fitted
-
-            shorter = cut(parts, lambda p: counted_with(p).tokens <= limit, record.label)
+            fitted = partial(self._render, record, without_thinking=False, clean=False, always=True)
+            shorter = cut(parts, lambda some: fitted(some).tokens <= self.limit, record.label)
             if shorter is not None:
-                return counted_with(shorter)
-        raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {limit}")
+                return fitted(shorter)
+        raise RejectedError("too_long", f"{whole.tokens} tokens or more, the limit is {self.limit}")
 
     def _render(
-        self, record: Record, parts: ThinkText, without_thinking: bool, clean: bool = False
+        self, record: Record, parts: ThinkText, without_thinking: bool, clean: bool, always: bool
     ) -> Fitted:
-        """Return the sample's messages and text; `clean` parts hold nothing that could begin a mark."""
-        system = record.system or self.settings.system_prompt
+        """Render the sample, and count its tokens where they may be too many, or `always`."""
+        system = record.system or self.settings.system_prompt or ""
         command, answer = "", parts.final
         try:
             if not without_thinking:
                 command, answer = self.settings.think_command, join(parts) if clean else build(parts)
         except ValueError as error:  # a mark that only came about where two parts were joined
             raise RejectedError("format_markers", str(error)) from None
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [
-            {"role": "user", "content": user_turn(record.question, command)},
-            {"role": "assistant", "content": answer},
-        ]
-        return Fitted(parts, messages, render(messages), 0)
+        turns = {"system": system, "user": user_turn(record.question, command), "assistant": answer}
+        messages = [{"role": role, "content": said} for role, said in turns.items() if said]
+        text = render(messages)
+        count = always or not self.lengths.surely_within(text, self.limit)
+        return Fitted(parts, messages, text, self.lengths.count(text, self.limit) if count else 0)
 
 
 # The template's marks, and the space that SentencePiece puts before a text.

@@ -1,11 +1,8 @@
-"""What is fetched, asked or trained before lines are judged: robots.txt, a teacher's thinking, a classifier.
-
-Each reads all lines in one process, and only where the profile asks for it.
-"""
+"""What a profile may have fetched, asked or trained before lines are judged; each reads all lines itself."""
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ def fetch_robots(chunks: list[Chunk], folder: Path, agent: str) -> None:
 
 
 def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
-    """Have the teacher think for the records that need it and are not in its cache."""
+    """Have the teacher think for the records that need it and are not in its cache, batch by batch."""
     sampler = Sampler(plan)
     thoughts = sampler.thoughts
     assert thoughts is not None, "a plan with a teacher has a cache"
@@ -45,9 +42,14 @@ def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
         if (record := sampler.needs_teacher(raw, chunk.file.encoding)) and thoughts.get(record) is None
     )
     first = next(missing, None)
-    if first is not None:  # only then is the engine worth opening
-        with teacher.open_teacher(settings) as engine:
-            teacher.ask(engine, chain([first], missing), thoughts, settings.dataset.teacher_max_tokens)
+    if first is None:  # the engine need not be opened
+        return
+    records = chain([first], missing)
+    with teacher.open_teacher(settings) as engine:
+        while batch := list(islice(records, teacher.BATCH)):
+            prompts = [teacher.prompt(record) for record in batch]
+            answers = engine.complete_many(prompts, max_tokens=settings.dataset.teacher_max_tokens)
+            thoughts.put(zip(batch, (teacher.usable(answer.text) for answer in answers), strict=True))
 
 
 def train_classifier(settings: Settings, paths: list[Path], output: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import orjson
 
@@ -53,5 +53,4 @@ class Quarantined:
 
     def entry(self, file: str, line: int) -> bytes:
         """Return its line of quarantine.jsonl."""
-        where = {"file": file, "line": line, "reason": self.reason, "detail": self.detail}
-        return orjson.dumps({**where, "sha256": self.sha256}, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps({"file": file, "line": line, **asdict(self)}, option=orjson.OPT_APPEND_NEWLINE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -67,8 +68,7 @@ def find_files(patterns: list[str], key: str) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        matches = matching(pattern)
-        if not matches:
+        if not (matches := matching(pattern)):
             raise SettingsError(f"{key}: no file matches {pattern!r} (looked for {resolve(pattern)})")
         found |= dict.fromkeys(matches)
     return list(found)
@@ -76,13 +76,11 @@ def find_files(patterns: list[str], key: str) -> list[Path]:
 
 def input_files(settings: Settings) -> list[Path]:
     """Return the files of `dataset.inputs`; the word "demo" stands for the demo's records."""
-    return find_files(
-        [
-            str(demo_folder(settings, "records") / "records.jsonl") if pattern == "demo" else pattern
-            for pattern in settings.dataset.inputs
-        ],
-        "dataset.inputs",
-    )
+    patterns = settings.dataset.inputs
+    if "demo" in patterns:
+        demo = str(demo_folder(settings, "records") / "records.jsonl")
+        patterns = [demo if pattern == "demo" else pattern for pattern in patterns]
+    return find_files(patterns, "dataset.inputs")
 
 
 def inspect(paths: list[Path]) -> list[InputFile]:
@@ -95,7 +93,7 @@ def inspect(paths: list[Path]) -> list[InputFile]:
     for path, name in zip(paths, _short_names(paths), strict=True):
         with path.open("rb") as raw:
             magic = raw.read(4)
-        compression = {_GZIP: "gzip"}.get(magic[:2], "zstd" if magic == _ZSTD else "none")
+        compression = "gzip" if magic[:2] == _GZIP else "zstd" if magic == _ZSTD else "none"
         with open_bytes(path, compression) as file:
             sample = file.read(SAMPLE_BYTES)
         if len(sample) == SAMPLE_BYTES:  # a cut inside a character would make the last line invalid
@@ -110,16 +108,12 @@ def detect_encoding(sample: bytes) -> str:
     """Return "cp932" where more of the sample's non-ASCII lines are Shift_JIS than UTF-8, else "utf-8"."""
     votes = {"utf-8": 0, "cp932": 0}
     for line in sample.removeprefix(BOM).splitlines()[:2000]:
-        if line.isascii():
-            continue
-        for encoding in votes:
-            try:
+        # Many UTF-8 lines are also valid cp932 by chance, hardly any the other way round.
+        for encoding in votes if not line.isascii() else ():
+            with suppress(UnicodeDecodeError):
                 line.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-            votes[encoding] += 1
-            # Many UTF-8 lines are also valid cp932 by chance, hardly any the other way round.
-            break
+                votes[encoding] += 1
+                break
     return "cp932" if votes["cp932"] > votes["utf-8"] else "utf-8"
 
 
@@ -128,9 +122,7 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
     if compression == "gzip":
         return cast(IO[bytes], gzip.open(path, "rb"))
     if compression == "zstd":
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
+        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
         return io.BufferedReader(cast(io.RawIOBase, reader), 2**20)
     return path.open("rb", buffering=2**20)
 
@@ -154,13 +146,11 @@ def read_lines(chunk: Chunk) -> Iterator[tuple[int, bytes | None]]:
     with open_bytes(chunk.file.path, chunk.file.compression) as file:
         if chunk.start:
             file.seek(chunk.start)
-        number = chunk.first_line
-        for _ in range(chunk.lines):
+        for number in range(chunk.first_line, chunk.first_line + chunk.lines):
             raw = _limited_line(file)
             if number == 1 and raw is not None and chunk.file.bom:
                 raw = raw.removeprefix(BOM)
             yield number, raw
-            number += 1
 
 
 def _limited_line(file: IO[bytes]) -> bytes | None:
@@ -175,16 +165,14 @@ def _limited_line(file: IO[bytes]) -> bytes | None:
 
 def _ranges(file: InputFile) -> Iterator[tuple[int, int, int]]:
     """Yield (start, end, lines) of one file; chunks begin at line starts."""
-    splittable = file.compression == "none"
     start = position = lines = 0
     last = b"\n"
     with open_bytes(file.path, file.compression) as stream:
         while block := stream.read(min(CHUNK_BYTES, 2**20)):
-            if splittable and position + len(block) - start >= CHUNK_BYTES:
-                cut = block.rfind(b"\n") + 1
-                if cut:
-                    yield start, position + cut, lines + block.count(b"\n", 0, cut)
-                    start, lines = position + cut, -block.count(b"\n", 0, cut)
+            full = file.compression == "none" and position + len(block) - start >= CHUNK_BYTES
+            if full and (cut := block.rfind(b"\n") + 1):
+                yield start, position + cut, lines + block.count(b"\n", 0, cut)
+                start, lines = position + cut, -block.count(b"\n", 0, cut)
             lines += block.count(b"\n")
             position += len(block)
             last = block[-1:]
@@ -196,8 +184,6 @@ def _ranges(file: InputFile) -> Iterator[tuple[int, int, int]]:
 def _short_names(paths: list[Path]) -> list[str]:
     """Names without the machine's folders: the file name, or as many parents as tell files apart."""
     depth = 1
-    while True:
-        names = ["/".join(p.parts[-depth:]) for p in paths]
-        if len(set(names)) == len(names) or depth > max(len(p.parts) for p in paths):
-            return names
+    while len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) < len(set(paths)):
         depth += 1
+    return names

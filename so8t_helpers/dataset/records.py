@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -35,7 +34,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
-_texts_of = attrgetter(*TEXT_FIELDS)
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
 _Picked = dict[str, tuple[str, Any]]
@@ -64,10 +62,6 @@ class Record:
     flagged: str | None
     safety: str = ""
     policy: str = ""
-
-    def texts(self) -> str:
-        """Return all text that a model may come to read, joined."""
-        return "\n".join(filter(None, _texts_of(self)))
 
 
 def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
@@ -100,10 +94,7 @@ def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
 
 
 def normalise(data: dict[str, Any]) -> Record:
-    """Turn an object of a known shape into a `Record`.
-
-    Shapes: `instruction`/`input`/`output` (and the usual other names), `text` with `title` or `keyword`,
-    chat `messages`; the answer may already be in either think format.
+    """Turn an object of a known shape into a `Record`: fields by the names in `FIELDS`, or chat `messages`.
 
     Raises:
         RejectedError: unknown shape, wrong type, empty part, unknown label.
@@ -126,16 +117,25 @@ def normalise(data: dict[str, Any]) -> Record:
         raise RejectedError("empty_question", "the record has no question")
     if not answer:
         raise RejectedError("empty_answer", "the record has no answer")
+    if "label" not in picked:
+        raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
+    label = parse_label(picked["label"][1])
+    if label is None:
+        key = picked["label"][0]
+        raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
+    task, domain, licence, url = (
+        _text(picked, name) or None for name in ("task", "domain", "licence", "url")
+    )
     return Record(
         question,
         answer,
-        _label(picked),
+        label,
         reasoning,
         system or None,
-        _text(picked, "task") or None,
-        _text(picked, "domain") or None,
-        _text(picked, "licence") or None,
-        _text(picked, "url") or None,
+        task,
+        domain,
+        licence,
+        url,
         _check(picked),
         _flag(picked),
         safety,
@@ -170,8 +170,7 @@ def _pick(data: dict[str, Any]) -> _Picked:
     picked: _Picked = {}
     for field, candidates in layout:
         for key in candidates:
-            value = data[key]
-            if value is not None and value != "":
+            if (value := data[key]) is not None and value != "":
                 picked[field] = (key, value)
                 break
     return picked
@@ -189,14 +188,12 @@ def _from_fields(picked: _Picked) -> tuple[str, str]:
         return f"「{topic}」について説明してください。", answer or _text(picked, "text")
     if answer:
         return "", answer
-    raise RejectedError(
-        "unknown_shape",
-        "expected `instruction` with `output`, `messages`, or `text` with `title` or `keyword`",
-    )
+    expected = "`instruction` with `output`, `messages`, or `text` with `title` or `keyword`"
+    raise RejectedError("unknown_shape", f"expected {expected}")
 
 
 def _from_messages(messages: Any) -> tuple[str, str, str, str]:
-    """Read a chat of one user turn and one assistant turn, with a system turn before or not."""
+    """Return a chat's system text ("" where it has none), question, answer and reasoning ("" likewise)."""
     if type(messages) is not list or not all(type(m) is dict for m in messages):
         raise RejectedError("wrong_type", "`messages` must be a list of objects")
     roles, texts, reasoning = [], [], ""
@@ -205,30 +202,17 @@ def _from_messages(messages: Any) -> tuple[str, str, str, str]:
         roles.append({"human": "user", "gpt": "assistant"}.get(role, role) if type(role) is str else "")
         texts.append(_as_text("content", message.get("content", message.get("value")) or ""))
         reasoning = _text(_pick(message), "reasoning") or reasoning
-    if roles == ["system", "user", "assistant"]:
-        return texts[0], texts[1], texts[2], reasoning
     if roles == ["user", "assistant"]:
-        return "", texts[0], texts[1], reasoning
-    raise RejectedError(
-        "unknown_shape", f"`messages` must be [system,] user, assistant; this one has {len(roles)} turns"
-    )
-
-
-def _label(picked: _Picked) -> str:
-    if "label" not in picked:
-        raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
-    key, value = picked["label"]
-    if label := parse_label(value):
-        return label
-    raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
+        roles, texts = ["system", *roles], ["", *texts]
+    if roles != ["system", "user", "assistant"]:
+        detail = f"`messages` must be [system,] user, assistant; this one has {len(roles)} turns"
+        raise RejectedError("unknown_shape", detail)
+    return texts[0], texts[1], texts[2], reasoning
 
 
 def _text(picked: _Picked, field: str) -> str:
     """Return a field's text, "" where the record has none."""
-    found = picked.get(field)
-    if found is None:
-        return ""
-    key, value = found
+    key, value = picked.get(field, ("", ""))
     return value.strip() if type(value) is str else _as_text(key, value)
 
 
@@ -259,9 +243,8 @@ def _check(picked: _Picked) -> dict[str, str] | None:
         return None
     value = picked["check"][1]
     if type(value) is not dict or value.get("kind") not in CHECK_KINDS:
-        raise RejectedError(
-            "wrong_type", f"`check` must be an object with a kind of {', '.join(CHECK_KINDS)}"
-        )
+        kinds = ", ".join(CHECK_KINDS)
+        raise RejectedError("wrong_type", f"`check` must be an object with a kind of {kinds}")
     return {"kind": value["kind"], "value": str(value.get("value", ""))}
 
 

@@ -1,6 +1,6 @@
 """The per-record function: one line in, one sample or one reason for quarantine out.
 
-The same function runs in one process, in several, and on Ray; it depends on the line and the plan alone.
+It depends on the line and the plan alone, be it in one process, in several or on Ray.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,31 +31,21 @@ from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.markers import CANDIDATE
 
 FORMATS = ("seed", "quadruple", "plain")
+_texts_of = attrgetter(*TEXT_FIELDS)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the per-record function needs to know; picklable.
-
-    Attributes:
-        settings: the profile's dataset section.
-        seed: of hashes that decide splits and formats.
-        limit: longest sample in tokens.
-        tokenizer: the base's tokenizer.json.
-        robots: folder of robots.txt files.
-        thoughts: cache of the teacher's thinking.
-        classifier: the trained n-gram classifier of unsafe text.
-        length_share: share of samples whose token length is counted even where it cannot decide.
-    """
+    """What the per-record function needs to know; picklable."""
 
     settings: DatasetSettings
-    seed: int
-    limit: int
-    tokenizer: Path
-    length_share: float
-    robots: Path | None
-    thoughts: Path | None = None
-    classifier: Path | None = None
+    seed: int  # of hashes that decide splits and formats
+    limit: int  # longest sample in tokens
+    tokenizer: Path  # the base's tokenizer.json
+    length_share: float  # of samples whose token length is counted even where it cannot decide
+    robots: Path | None  # folder of robots.txt files
+    thoughts: Path | None = None  # cache of the teacher's thinking
+    classifier: Path | None = None  # the trained n-gram classifier of unsafe text
 
 
 @dataclass(slots=True)
@@ -64,7 +55,7 @@ class Sample:
     row: bytes
     question: str
     label: int
-    question_hash: int
+    draw: int  # the question's hash, see `_sample`
     format: int
     domain: str
     licence: str
@@ -77,21 +68,15 @@ class Sample:
 
 @dataclass(slots=True)
 class _Candidate:
-    """A record on its way through policy, and what was found in it.
-
-    Attributes:
-        joined, normalised: all its text; the same object where normalising changes nothing.
-        worth: which of MARKS, PERSONAL and WORDS it may hold.
-        masked: kinds of personal data that were masked.
-    """
+    """A record on its way through policy, and what was found in it."""
 
     record: Record
     licence: str
-    joined: str
-    normalised: str = ""
-    worth: int = 0
+    joined: str  # all its text
+    normalised: str = ""  # the same object where normalising changes nothing
+    worth: int = 0  # which of MARKS, PERSONAL and WORDS it may hold
     harm: str | None = None
-    masked: list[str] = field(default_factory=list)
+    masked: list[str] = field(default_factory=list)  # kinds of personal data
 
 
 _Outcome = TypeVar("_Outcome")
@@ -103,7 +88,7 @@ class Sampler:
     def __init__(self, plan: Plan):
         self.settings = plan.settings
         self.detector = Detector(plan.settings, plan.classifier)
-        self.screen = Screen(self.detector.words)
+        self.screen = Screen(self.detector.words.categories)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.tokenizer, plan.limit, plan.length_share)
@@ -117,10 +102,8 @@ class Sampler:
     ) -> list[Sample | Quarantined]:
         """Judge (number, line) pairs, each as if it were alone: screening many at once costs less."""
         digests = [hashlib.sha256(raw).hexdigest() if raw is not None else "" for _, raw in lines]
-        outcomes = [
-            _attempt(digest, self._read, raw, encoding)
-            for (_, raw), digest in zip(lines, digests, strict=True)
-        ]
+        pairs = zip(lines, digests, strict=True)
+        outcomes = [_attempt(digest, self._read, raw, encoding) for (_, raw), digest in pairs]
         self._screen([outcome for outcome in outcomes if isinstance(outcome, _Candidate)])
         return [
             _attempt(digest, self._sample, outcome, file, line, digest)
@@ -142,7 +125,7 @@ class Sampler:
     def _read(self, raw: bytes | None, encoding: str) -> _Candidate:
         """Read one line: its shape, licence and source."""
         record = normalise(parse_json(raw, encoding))
-        return _Candidate(record, self._licence(record), record.texts())
+        return _Candidate(record, self._licence(record), "\n".join(filter(None, _texts_of(record))))
 
     def _screen(self, batch: list[_Candidate]) -> None:
         """Find out which of many records may hold marks, personal data or unsafe content."""
@@ -162,7 +145,13 @@ class Sampler:
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
         if candidate.worth & PERSONAL and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
-        candidate.harm = self._harm(record, candidate.harm)
+        candidate.harm = record.flagged or candidate.harm
+        if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
+            detail = f"flagged as {candidate.harm}, but labelled {record.label}"
+            raise RejectedError("unsafe_label", detail)
+        if candidate.harm and not refuses(record.answer):
+            detail = f"flagged as {candidate.harm}; the answer neither refuses nor escalates"
+            raise RejectedError("unsafe_answer", detail)
 
     def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
         self._judge(candidate)
@@ -176,14 +165,17 @@ class Sampler:
                 source = "a teacher's" if reasoning else source
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
         question = normalise_question(record.question, unchanged)
-        draw = self._draw(question)
+        # 64 bits that decide split, format and share: the same for the same question.
+        hasher = self.hasher.copy()
+        hasher.update(question.encode("utf-8", "surrogatepass"))
+        draw = int.from_bytes(hasher.digest(), "little")
         without_thinking = draw / 2**64 >= self.without_thinking_from
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
         parts = build(record, style, reasoning, candidate.harm)
         # A teacher's words and a category's name were not screened.
-        clean = not (candidate.worth & MARKS or candidate.masked or candidate.harm)
-        clean = clean and reasoning is record.reasoning
+        screened = reasoning is record.reasoning and not (candidate.masked or candidate.harm)
+        clean = screened and not candidate.worth & MARKS
         fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
         row_format = "plain" if without_thinking else style
         row = {
@@ -221,13 +213,10 @@ class Sampler:
         name = record.licence or self.settings.default_licence
         if not name:
             raise RejectedError("licence_missing", "no `licence`, and dataset.default_licence is not set")
-        known = canonical(name, self.allowed)
-        if known is None:
+        if (known := canonical(name, self.allowed)) is None:
             raise RejectedError("licence_not_allowed", f"licence {name[:60]!r} is not in dataset.licences")
-        if record.url:
-            reason = self.robots.decide(record.url)
-            if reason:
-                raise RejectedError(reason, REASONS[reason])
+        if record.url and (reason := self.robots.decide(record.url)):
+            raise RejectedError(reason, REASONS[reason])
         return known
 
     def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:
@@ -236,9 +225,8 @@ class Sampler:
         if not personal_data.looks(normalised):
             return kinds
         for name in TEXT_FIELDS:
-            value = getattr(record, name)
-            found = personal_data.find(value) if value else []
-            if found:
+            value = getattr(record, name) or ""
+            if found := personal_data.find(value):
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))
         if kinds and self.settings.personal_data == "quarantine":
@@ -247,23 +235,6 @@ class Sampler:
             value = record.check["value"]
             record.check = {**record.check, "value": personal_data.mask(value, personal_data.find(value))}
         return kinds
-
-    def _harm(self, record: Record, found: str | None) -> str | None:
-        category = record.flagged or found
-        if category is None:
-            return None
-        if record.label not in SAFE_LABELS_FOR_UNSAFE:
-            raise RejectedError("unsafe_label", f"flagged as {category}, but labelled {record.label}")
-        if not refuses(record.answer):
-            detail = f"flagged as {category}; the answer neither refuses nor escalates"
-            raise RejectedError("unsafe_answer", detail)
-        return category
-
-    def _draw(self, question: str) -> int:
-        """Return 64 bits that decide split, format and share: the same for the same question."""
-        hasher = self.hasher.copy()
-        hasher.update(question.encode("utf-8", "surrogatepass"))
-        return int.from_bytes(hasher.digest(), "little")
 
 
 def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> _Outcome | Quarantined:

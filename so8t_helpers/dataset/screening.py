@@ -1,8 +1,8 @@
 """One cheap scan of many texts: in which of them an expensive search could find anything.
 
-Most records hold no mark, no personal data and no listed word, and what they would need for one is a matter
-of single characters and pairs of them. A table of character classes says so for a whole batch in a few numpy
-calls; only where it finds something does a regex run. It never misses what the regexes would find.
+What a mark, personal data or a listed word needs is a matter of single characters and pairs of them. A table
+of character classes finds these for a whole batch in a few numpy calls; only there does a regex run. It never
+misses what the regexes would find.
 """
 
 from __future__ import annotations

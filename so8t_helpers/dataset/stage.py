@@ -53,12 +53,10 @@ def build(settings: Settings) -> Built:
         check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
         classifier_path = stage.directory / "nsfw_classifier.safetensors"
         classifier_path.unlink(missing_ok=True)
-        classifier = None
-        if settings.dataset.nsfw_training:
-            labelled = find_files(settings.dataset.nsfw_training, "dataset.nsfw_training")
-            for path in labelled:
-                stage.read_file(f"nsfw_training/{path.name}", path)
-            classifier = train_classifier(settings, labelled, classifier_path)
+        labelled = find_files(settings.dataset.nsfw_training, "dataset.nsfw_training")
+        for path in labelled:
+            stage.read_file(f"nsfw_training/{path.name}", path)
+        classifier = train_classifier(settings, labelled, classifier_path) if labelled else None
         for name in settings.dataset.nsfw_words:
             stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
         plan = Plan(
@@ -87,11 +85,8 @@ def build(settings: Settings) -> Built:
         shutil.rmtree(work)
         if not tally.total("train"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
-            raise StageError(
-                f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl for why"
-            )
-        chosen = settings.dataset.model_dump(mode="json")
-        card = describe(tally, files, stage.directory, hashes, chosen, classifier)
+            raise StageError(f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl")
+        card = describe(tally, files, stage.directory, hashes, settings.dataset, classifier)
         hashes.save()
         write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}

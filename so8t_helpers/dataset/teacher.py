@@ -1,15 +1,14 @@
-"""Thinking from a teacher model, for records that say nothing but their label: asked once, kept for ever.
+"""Thinking from a teacher model, for records that say nothing but their label.
 
-What the teacher wrote is cached by content (model and prompt), in one file for all runs: a stage that was
-stopped goes on where it was, and one that is run again asks nothing.
+It is cached by content (model and prompt) in one file for all runs: a stage that was stopped goes on where it
+was, and one that is run again asks nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +34,8 @@ class Thoughts:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path)
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS thought (key TEXT PRIMARY KEY, text TEXT NOT NULL)"
-        )
+        table = "thought (key TEXT PRIMARY KEY, text TEXT NOT NULL)"
+        self._database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
 
     def get(self, record: Record) -> str | None:
         """Return the thinking for a record; None where the teacher has not been asked."""
@@ -80,13 +78,6 @@ def open_teacher(settings: Settings) -> Engine:
     from so8t_helpers.engines.transformers_engine import open_transformers  # noqa: PLC0415
 
     return open_transformers(path)
-
-
-def ask(engine: Engine, records: Iterator[Record], thoughts: Thoughts, max_tokens: int) -> None:
-    """Ask the teacher about records, and keep its answers batch by batch."""
-    while batch := list(islice(records, BATCH)):
-        answers = engine.complete_many([prompt(record) for record in batch], max_tokens=max_tokens)
-        thoughts.put(zip(batch, (usable(answer.text) for answer in answers), strict=True))
 
 
 def prompt(record: Record) -> str:

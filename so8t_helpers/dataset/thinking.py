@@ -24,13 +24,7 @@ _SENTENCE_END = re.compile(r"(?<=[。！？!?\n])|(?<=\. )")
 
 
 def build(record: Record, style: str, reasoning: str, harm: str | None) -> ThinkText:
-    """Return the sample's assistant turn in parts.
-
-    Args:
-        record: where the answer and the labels come from.
-        style: "seed" or "quadruple".
-        reasoning: the record's own or a teacher's; "" builds the thinking from the labels.
-        harm: category under which the record was flagged as unsafe, if it was.
+    """Return the sample's assistant turn in parts; where `reasoning` is "", its labels make the thinking.
 
     Raises:
         RejectedError: where the reasoning states another decision than the record's label.
@@ -76,18 +70,14 @@ def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> Think
     best = None
     while low < high:
         middle = (low + high + 1) // 2
-        shorter = _with_thought(text, "".join(sentences[:middle]).strip(), label)
+        thought = "".join(sentences[:middle]).strip()
+        changed = {"thinking": _decided(thought, label)} if text.style == "seed" else {"task": thought}
+        shorter = replace(text, **changed)
         if fits(shorter):
             low, best = middle, shorter
         else:
             high = middle - 1
     return best
-
-
-def _with_thought(text: ThinkText, thought: str, label: str) -> ThinkText:
-    if text.style == "seed":
-        return replace(text, thinking=_decided(thought, label))
-    return replace(text, task=thought)
 
 
 def _decision(thinking: str) -> str | None:

@@ -1,8 +1,5 @@
 r"""Personal and confidential data in Japanese and English text: found by form, checksum and context.
 
-Covered: e-mail, telephone (Japanese, and any with +country), My Number, corporate number, payment cards,
-postal addresses, IP addresses, keys and tokens; full-width forms too. Not covered: `NOT_COVERED`.
-
 The usual regexes fail on Japanese text, where `\b` sees no border between は and taro@example.com; borders
 here are ASCII look-arounds. Folding is one character to one character, so that what is found in the folded
 text is cut out of the original at the same place.
@@ -13,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import chain
 
 from so8t_helpers.dataset.personal_data.finders import FINDERS
 from so8t_helpers.dataset.policy.harm import normalised
@@ -27,33 +25,22 @@ MASKS = {
     "ip_address": "[IPアドレス]",
     "secret": "[認証情報]",
 }
-KINDS = tuple(MASKS)
 NOT_COVERED = (
     "names of people; addresses without a postal code or house number; anything in pictures or sound"
 )
 
-_DASHES = "‐‑‒–—―−－ｰ"
 _LONG_VOWEL_AS_DASH = re.compile(r"(?<=[0-9])ー(?=[0-9])")
 
 
-def _folds() -> dict[int, str]:
-    table = {ord(dash): "-" for dash in _DASHES} | {0x3000: " ", 0xA0: " "}
-    # Signs, full-width forms, mathematical letters and digits: the blocks that hold styled ASCII.
-    for code in (
-        *range(0x80, 0x3100),
-        *range(0xFE00, 0x10000),
-        *range(0x1D400, 0x1D800),
-        *range(0x1FBF0, 0x1FBFA),
-    ):
-        if code in table or unicodedata.category(chr(code))[0] not in "LNPSZ":
-            continue
-        folded = unicodedata.normalize("NFKC", chr(code))
-        if len(folded) == 1 and folded.isascii():
-            table[code] = folded
-    return table
-
-
-_FOLDS = _folds()
+# Signs, full-width forms, mathematical letters and digits: the blocks that hold styled ASCII.
+_STYLED = (range(0x80, 0x3100), range(0xFE00, 0x10000), range(0x1D400, 0x1D800), range(0x1FBF0, 0x1FBFA))
+_FOLDS = {
+    code: folded
+    for code in chain(*_STYLED)
+    if unicodedata.category(chr(code))[0] in "LNPSZ"
+    and len(folded := unicodedata.normalize("NFKC", chr(code))) == 1
+    and folded.isascii()
+} | {0x3000: " ", 0xA0: " ", **{ord(dash): "-" for dash in "‐‑‒–—―−－ｰ"}}
 
 # Cheap searches of normalised text (NFKC, lower case): a finder runs only where its own finds something.
 FEWEST_IN_A_ROW = 7  # digits and signs that a number of any kind has at least
@@ -86,29 +73,21 @@ class Found:
 
 def halfwidth(text: str) -> str:
     """Return `text` with full-width and styled ASCII made plain, character by character."""
-    if text.isascii():
-        return text
-    return _LONG_VOWEL_AS_DASH.sub("-", text.translate(_FOLDS))
+    return text if text.isascii() else _LONG_VOWEL_AS_DASH.sub("-", text.translate(_FOLDS))
 
 
 def looks(text: str) -> set[str]:
     """Return which finders are worth running on a text, which is `normalised`."""
-    hit = set()
-    if _DIGITS.search(text) or "〒" in text:
-        hit.add("digits")
-    if "." in text and _DOTS.search(text):
-        hit.add("dots")
-    if _PREFECTURE.search(text):
-        hit.add("prefecture")
-    if ", " in text and _ZIP.search(text):
-        hit.add("zip")
-    if "@" in text or "at)" in text or "at]" in text or "アット" in text:
-        hit.add("at")
-    if _SECRET.search(text):
-        hit.add("secret")
-    if ":" in text:
-        hit.add("colon")
-    return hit
+    hits = {
+        "digits": "〒" in text or _DIGITS.search(text),
+        "dots": "." in text and _DOTS.search(text),
+        "prefecture": _PREFECTURE.search(text),
+        "zip": ", " in text and _ZIP.search(text),
+        "at": "@" in text or "at)" in text or "at]" in text or "アット" in text,
+        "secret": _SECRET.search(text),
+        "colon": ":" in text,
+    }
+    return {name for name, hit in hits.items() if hit}
 
 
 def find(text: str) -> list[Found]:
@@ -119,9 +98,7 @@ def find(text: str) -> list[Found]:
     folded = halfwidth(text)
     found: list[Found] = []
     for kind, look, pattern, accept in FINDERS:
-        if look not in hit:
-            continue
-        for match in pattern.finditer(folded):
+        for match in pattern.finditer(folded) if look in hit else ():
             start, end = match.span("value") if "value" in pattern.groupindex else match.span()
             free = all(end <= other.start or start >= other.end for other in found)
             if free and (accept is None or accept(match, folded)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ class Detector:
     """Says under which name a text is unsafe; what costs least comes first."""
 
     def __init__(self, settings: DatasetSettings, classifier: Path | None):
-        self._words = HarmWords(settings.nsfw_words)
+        self.words = HarmWords(settings.nsfw_words)
         self._scores: list[tuple[str, float, Callable[[list[str]], np.ndarray]]] = []
         if classifier is not None:
             from so8t_helpers.dataset.policy.ngrams import NgramClassifier  # noqa: PLC0415  (an option)
@@ -26,19 +26,12 @@ class Detector:
             threshold = 0.5 if settings.nsfw_threshold is None else settings.nsfw_threshold
             self._scores.append(("model", threshold, _model(settings)))
 
-    @property
-    def words(self) -> Iterable[str]:
-        """What the word list looks for."""
-        return self._words.categories
-
     def find(self, texts: list[str], may_match: list[bool]) -> list[str | None]:
-        """Return for each text a category of the word list, "classifier", "model", or None.
+        """Return for each normalised text a category of the word list, "classifier", "model", or None.
 
-        Args:
-            texts: as `harm.normalised` made them.
-            may_match: whether a listed word may be in each.
+        `may_match` says in which of them a listed word may be.
         """
-        found = [self._words.find(text) if may else None for text, may in zip(texts, may_match, strict=True)]
+        found = [self.words.find(text) if may else None for text, may in zip(texts, may_match, strict=True)]
         for name, threshold, scores in self._scores:
             rest = [i for i, category in enumerate(found) if category is None]
             if rest:

@@ -45,11 +45,7 @@ class NgramClassifier:
         self.threshold = float(saved["threshold"][0])
 
     def scores(self, texts: list[str]) -> np.ndarray:
-        """Return for each text a number from 0 to 1, whatever the others are: (len(texts),) float64.
-
-        Args:
-            texts: as `harm.normalised` made them.
-        """
+        """Return for each normalised text a number from 0 to 1, whatever the others are: (n,) float64."""
         marked = [f"^{text}$" for text in texts]
         lengths = np.array([len(text) for text in marked])
         ends = np.cumsum(lengths)
@@ -71,14 +67,9 @@ class NgramClassifier:
 def train(
     texts: list[str], unsafe: list[bool], path: Path, seed: int, threshold: float | None
 ) -> dict[str, Any]:
-    """Train on four fifths, measure on the last fifth, save; return the figures for the report.
+    """Train on four fifths of normalised texts, measure on the last fifth, save; return the figures.
 
-    Args:
-        texts: labelled texts, as `harm.normalised` made them.
-        unsafe: their labels.
-        path: file to write (safetensors).
-        seed: of the division.
-        threshold: null takes the one with the best F1 on the last fifth.
+    Without a `threshold`, the one with the best F1 on the last fifth is taken.
 
     Raises:
         SettingsError: fewer than `FEWEST` records of one side.

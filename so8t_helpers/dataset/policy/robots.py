@@ -1,8 +1,7 @@
 """robots.txt (RFC 9309): may a record that came from a URL be used?
 
-A folder holds one file for each host, `<host>.txt` (`<host>_<port>.txt` for another port), given by the user
-or fetched and cached there by `robots_fetch`. Matching is Protego's, which follows Google's rules: the
-longest match wins, `*` and `$` are known, groups of one agent are merged.
+A folder holds one file for each host, given by the user or fetched by `robots_fetch`. Matching is Protego's,
+which follows Google's rules.
 """
 
 from __future__ import annotations
@@ -33,11 +32,9 @@ class Robots:
 
     def decide(self, url: str) -> str | None:
         """Return None where `url` may be used, else robots_disallow, robots_unknown or bad_url."""
-        name = file_name(url)
-        if name is None:
+        if (name := file_name(url)) is None:
             return "bad_url"
-        rules = self._parsed(name)
-        if rules is None:
+        if (rules := self._parsed(name)) is None:
             return "robots_unknown"
         return None if rules.can_fetch(url, self.agent) else "robots_disallow"
 
@@ -49,7 +46,7 @@ class Robots:
 
 
 def file_name(url: str) -> str | None:
-    """Return the name under which the file of a URL's host is kept; None for what is no web address."""
+    """Return `<host>.txt` (`<host>_<port>.txt` for another port); None for what is no web address."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -71,16 +68,10 @@ def fetch(url: str, directory: Path, agent: str, public_only: bool = True) -> No
     """Fetch the robots.txt that governs `url` into the folder, unless one is there and fresh enough.
 
     A file that the user gave (without the `.json` that a fetch leaves with it) is never replaced. 4xx means
-    that all may be crawled, 5xx and network errors that nothing may.
-
-    Args:
-        url: address of a record's source.
-        directory: where the files are kept.
-        agent: the name of our crawler, sent as User-Agent.
-        public_only: refuse hosts that resolve to addresses inside a private network.
+    that all may be crawled, 5xx and network errors that nothing may. `public_only` refuses hosts that resolve
+    to addresses inside a private network.
     """
-    name = file_name(url)
-    if name is None:
+    if (name := file_name(url)) is None:
         return
     path, note = directory / name, directory / f"{name}.json"
     if path.is_file():
