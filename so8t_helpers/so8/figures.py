@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -11,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from so8t_helpers.show.style import COLORS, INK, SEQUENTIAL, new_figure
 from so8t_helpers.so8 import rotation
 from so8t_helpers.so8.history import AngleHistory
+
+_NOTE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9}
 
 
 def drift_heatmap(history: AngleHistory) -> Figure:
@@ -32,9 +36,9 @@ def draw_drift_heatmap(ax: Axes, history: AngleHistory) -> None:
         interpolation="none",
         extent=(-0.5, columns - 0.5, -0.5, rows - 0.5),
     )
-    _snapshot_ticks(ax, history)
-    ticks = np.unique(np.linspace(0, rows - 1, min(rows, 9)).round().astype(int))
-    ax.set_yticks(ticks, [str(history.layers[i]) for i in ticks])
+    steps, layers = _spread(columns, 6), _spread(rows, 9)  # by name: snapshots need not be equally far apart
+    ax.set_xticks(steps, [f"{history.steps[i]:,}" for i in steps])
+    ax.set_yticks(layers, [str(history.layers[i]) for i in layers])
     ax.grid(visible=False)
     ax.set(title="Drift of the principal angles", xlabel="optimizer step", ylabel="layer")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
@@ -52,15 +56,8 @@ def drift_distribution(history: AngleHistory) -> Figure:
         left.fill_between(history.steps, lower, upper, color=COLORS["now"], alpha=alpha, linewidth=0)
     left.plot(history.steps, np.median(flat, axis=1), color=COLORS["now"])
     for percent, name in ((100, "largest"), (95, "95%"), (50, "median")):
-        left.annotate(
-            name,
-            (float(history.steps[-1]), float(np.percentile(flat[-1], percent))),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-        )
+        end = (float(history.steps[-1]), float(np.percentile(flat[-1], percent)))
+        left.annotate(name, end, (4, 0), va="center", annotation_clip=False, **_NOTE)
     left.set(title="Over the training", xlabel="optimizer step", ylabel="|θ − θ(start)| (degrees)")
     by_layer = moved[-1].reshape(len(history.layers), -1)
     lower, middle, upper = np.percentile(by_layer, [5, 50, 95], axis=1)
@@ -99,16 +96,8 @@ class AngleDistribution:
         ax.plot(np.rad2deg(theta.numpy()), haar, color=COLORS["haar"], label="_")
         ax.text(90, haar[180] * 1.6, "random rotation (Haar)", ha="center", color=INK, fontsize=9)
         ax.axvline(180, color=COLORS["edge"], linewidth=1.2, linestyle="--")
-        ax.annotate(
-            "edge θ = π",
-            (180, 0.98),
-            (-4, 0),
-            xycoords=ax.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=9,
-        )
+        where = ax.get_xaxis_transform()
+        ax.annotate("edge θ = π", (180, 0.98), (-4, 0), xycoords=where, ha="right", va="top", **_NOTE)
         peak = float(max(self._density(s).max() for s in range(len(history.steps))))
         one_angle = 1 / (history.angles[0].size * 2.0)
         ax.set(yscale="log", ylim=(min(one_angle, 1e-3) / 2, peak * 4))
@@ -168,7 +157,6 @@ def _finish_layers(ax: Axes, largest: float, columns: int = 1) -> None:
     ax.legend(loc="upper left", ncols=columns)
 
 
-def _snapshot_ticks(ax: Axes, history: AngleHistory) -> None:
-    """Label a few snapshots by their step: they need not be equally far apart."""
-    ticks = np.unique(np.linspace(0, len(history.steps) - 1, min(len(history.steps), 6)).round().astype(int))
-    ax.set_xticks(ticks, [f"{history.steps[i]:,}" for i in ticks])
+def _spread(count: int, most: int) -> np.ndarray:
+    """Return at most `most` indices below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

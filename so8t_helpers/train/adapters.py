@@ -18,7 +18,7 @@ from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
 from so8t_helpers.settings import LoraSettings, Settings, SettingsError
 from so8t_helpers.so8 import rotation
 from so8t_helpers.train.frozen import Base
-from so8t_helpers.train.layers import LayerTensors, LoraFactors
+from so8t_helpers.train.layers import AdaptedLinear, LayerTensors, LoraFactors
 
 
 def check_targets(lora: LoraSettings) -> list[str]:
@@ -130,40 +130,24 @@ class Adapters:
         for gradient in self.gradients():
             gradient.zero_()
 
-    def gates(self) -> rotation.Gates | None:
-        """Return the gates as they are now, or None where there are none."""
-        return rotation.Gates(self.free.detach(), self.layers) if self.layers else None
-
     def layer(self, base: Base, i: int) -> LayerTensors:
         """Put together the tensors of decoder layer i."""
 
-        def lora(name: str) -> LoraFactors | None:
-            if name not in self.targets:
-                return None
-            return LoraFactors(self.matrices[i, name, "a"], self.matrices[i, name, "b"])
+        def adapted(number: int, name: str) -> AdaptedLinear:
+            factors = [self.matrices[i, name, side] for side in "ab"] if name in self.targets else None
+            salt = torch.tensor(len(LINEARS) * i + number, dtype=torch.int32, device=base.device)
+            return AdaptedLinear(base.linears[i][name], LoraFactors(*factors) if factors else None, salt)
 
-        linears, (norm1, norm2) = base.linears[i], base.norms[i]
-        return LayerTensors(
-            norm1=norm1,
-            qkv=linears["qkv_proj"],
-            o=linears["o_proj"],
-            norm2=norm2,
-            gate_up=linears["gate_up_proj"],
-            down=linears["down_proj"],
-            lora_qkv=lora("qkv_proj"),
-            lora_o=lora("o_proj"),
-            lora_gate_up=lora("gate_up_proj"),
-            lora_down=lora("down_proj"),
-            rotation=self._leaves[self.layers.index(i)] if i in self.layers else None,
-            salt=torch.tensor(4 * i, dtype=torch.int32, device=base.device),
-        )
+        norm1, norm2 = base.norms[i]
+        qkv, o, gate_up, down = itertools.starmap(adapted, enumerate(LINEARS))
+        leaf = self._leaves[self.layers.index(i)] if i in self.layers else None
+        return LayerTensors(norm1, qkv, o, norm2, gate_up, down, leaf)
 
     def save(self, folder: Path) -> None:
         """Write a standard PEFT LoRA folder, with the gates in their own file beside it."""
         write_adapter(folder, self.matrices, self.settings.lora, self.targets, self.settings.model.base)
-        gates = self.gates()
-        if gates:
-            rotation.save_gates(folder / rotation.GATES_FILE, gates)
+        if self.layers:
+            rotation.save_gates(folder / rotation.GATES_FILE, rotation.Gates(self.free, self.layers))
 
     def load(self, folder: Path) -> None:
         """Go on from such a folder.

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.train.pet import valid_positions
 
+_Item = TypeVar("_Item")
 IGNORE = -100  # target of a token that carries no loss
 
 
@@ -195,18 +196,13 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         raise SettingsError("train.jsonl holds no samples; look at 01_dataset's quarantine for the reasons")
     t = settings.training
     steps: list[list[list[list[int]]]] = []
-    wanted = t.max_steps
+    total = t.max_steps
     for epoch in itertools.count():
         bins = plan_epoch(samples, t.sequence_length, t.packing, settings.run.seed * 1009 + epoch)
-        micro_steps = [bins[i : i + t.batch_size] for i in range(0, len(bins), t.batch_size)]
-        groups = [
-            micro_steps[i : i + t.gradient_accumulation]
-            for i in range(0, len(micro_steps), t.gradient_accumulation)
-        ]
-        if wanted is None:
-            wanted = max(1, round(len(groups) * t.epochs))
-        steps += groups
-        if len(steps) >= wanted:
+        steps += _in_groups(_in_groups(bins, t.batch_size), t.gradient_accumulation)
+        if total is None:
+            total = max(1, round(len(steps) * t.epochs))
+        if len(steps) >= total:
             break
     real = sum(len(s.tokens) for s in samples)
     wasted = {
@@ -214,4 +210,8 @@ def plan(settings: Settings, samples: list[Document]) -> Schedule:
         "unpacked": 1 - real / (len(samples) * t.sequence_length),
     }
     most = max(len(chosen) for step in steps for group in step for chosen in group)
-    return Schedule(steps[:wanted], wasted, most)
+    return Schedule(steps[:total], wasted, most)
+
+
+def _in_groups(items: list[_Item], size: int) -> list[list[_Item]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

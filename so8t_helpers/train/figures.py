@@ -54,7 +54,16 @@ def losses(metrics: pd.DataFrame) -> Figure:
     _noisy_line(task, metrics["step"], metrics["task_loss"], COLORS["task_loss"])
     task.set(title="Task loss on the assistant's tokens", ylabel="nats per token")
     log_where_wide(task, [metrics["task_loss"]])
-    _mark_last(task, metrics["step"], metrics["task_loss"], "{:.3g}")
+    last = float(metrics["task_loss"].tail(max(1, len(metrics) // 25)).median())
+    task.annotate(
+        f"{last:.3g}",
+        (float(metrics["step"].iloc[-1]), last),
+        (5, 0),
+        textcoords="offset points",
+        va="center",
+        color=INK,
+        annotation_clip=False,
+    )
     if with_pet:
         pet = axes[1, 0]
         for phase, rows in metrics.groupby("pet_phase", sort=False):
@@ -106,16 +115,3 @@ def _noisy_line(ax: Axes, x: pd.Series, y: pd.Series, color: str) -> None:
     window = max(3, len(y) // 25)
     ax.plot(x, y, color=color, linewidth=0.8, alpha=0.35, label="_")
     ax.plot(x, y.rolling(window, center=True, min_periods=1).median(), color=color, label="_")
-
-
-def _mark_last(ax: Axes, x: pd.Series, y: pd.Series, form: str) -> None:
-    tail = float(y.tail(max(1, len(y) // 25)).median())
-    ax.annotate(
-        form.format(tail),
-        (float(x.iloc[-1]), tail),
-        (5, 0),
-        textcoords="offset points",
-        va="center",
-        color=INK,
-        annotation_clip=False,
-    )

@@ -118,14 +118,13 @@ class _Product(torch.autograd.Function):
         b: Tensor,
         s: float,
         value_needed: bool,
-        kind: type[Int8Weight | Nf4Weight | HeldWeight],
-        *tensors: Tensor,
+        weight: FrozenWeight,
     ) -> Tensor:
-        ctx.save_for_backward(a_x, b, *tensors)
-        ctx.s, ctx.kind = s, kind
+        ctx.save_for_backward(a_x, b, *weight)
+        ctx.s, ctx.kind = s, type(weight)
         if not value_needed:
             return x.new_zeros(()).expand(len(x), len(b))
-        return torch.cat((x, a_x), 1) @ _joined(kind(*tensors), b, s, x.dtype).t()
+        return torch.cat((x, a_x), 1) @ _joined(weight, b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -134,7 +133,7 @@ class _Product(torch.autograd.Function):
         r = a_x.shape[1]
         by_x, by_a_x = both.split((both.shape[1] - r, r), 1)
         by_b = (grad.t() @ a_x).float() * ctx.s
-        return by_x, by_a_x, by_b, *[None] * (3 + len(tensors))
+        return by_x, by_a_x, by_b, None, None, None
 
 
 def _joined(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Tensor:
@@ -167,7 +166,7 @@ def adapted_product(
             then the values returned mean nothing.
     """
     if isinstance(weight, Int8Weight | Nf4Weight | HeldWeight):
-        return _Product.apply(x, a_x, b, s, value_needed, type(weight), *weight)
+        return _Product.apply(x, a_x, b, s, value_needed, weight)
     return torch.addmm(frozen_linear(x, weight), a_x, b.to(x.dtype).t(), alpha=s)
 
 

@@ -39,21 +39,24 @@ class LoraFactors(NamedTuple):
     b: Tensor
 
 
+class AdaptedLinear(NamedTuple):
+    """A frozen weight, its LoRA or None, and for dropout the salt: () int32, another for every linear."""
+
+    weight: FrozenWeight
+    lora: LoraFactors | None
+    salt: Tensor
+
+
 class LayerTensors(NamedTuple):
-    """The tensors of one decoder layer; `rotation` (d/8, 8, 8), or None without a gate; salt for dropout."""
+    """The tensors of one decoder layer; `rotation` (d/8, 8, 8), or None without a gate."""
 
     norm1: Tensor
-    qkv: FrozenWeight
-    o: FrozenWeight
+    qkv: AdaptedLinear
+    o: AdaptedLinear
     norm2: Tensor
-    gate_up: FrozenWeight
-    down: FrozenWeight
-    lora_qkv: LoraFactors | None
-    lora_o: LoraFactors | None
-    lora_gate_up: LoraFactors | None
-    lora_down: LoraFactors | None
+    gate_up: AdaptedLinear
+    down: AdaptedLinear
     rotation: Tensor | None
-    salt: Tensor
 
 
 class Packed(NamedTuple):
@@ -129,15 +132,10 @@ def keep_mask(keys: Tensor, salt: Tensor, columns: int, p: float) -> Tensor:
 
 
 def adapted_linear(
-    x: Tensor,
-    weight: FrozenWeight,
-    lora: LoraFactors | None,
-    packed: Packed,
-    salt: Tensor,
-    config: LayerConfig,
-    value_needed: bool = True,
+    x: Tensor, linear: AdaptedLinear, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
     """Return y = W x + s B A dropout(x). x (T, in) -> (T, out); `value_needed` as in `adapted_product`."""
+    weight, lora, salt = linear
     if lora is None:
         return frozen_linear(x, weight)
     dropped = x
@@ -151,11 +149,9 @@ def adapted_linear(
 def attention_half(
     x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
-    """Return x + o_proj(gate(attention(norm(x)))). x and result (T, d)."""
-    shape = config.shape
-    h = rms_norm(x, layer.norm1, shape.rms_eps)
-    qkv = adapted_linear(h, layer.qkv, layer.lora_qkv, packed, layer.salt, config)
-    kv = shape.num_kv_heads
+    """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d)."""
+    shape, kv = config.shape, config.shape.num_kv_heads
+    qkv = adapted_linear(rms_norm(x, layer.norm1, shape.rms_eps), layer.qkv, packed, config)
     heads = qkv.view(len(x), shape.num_heads + 2 * kv, shape.head_dim)  # (T, H + 2 KV, D)
     q, k, v = heads.split((shape.num_heads, kv, kv), dim=1)
     if config.v_apart:
@@ -164,7 +160,7 @@ def attention_half(
     mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
     if layer.rotation is not None:
         mixed = gate(mixed, layer.rotation)
-    return x + adapted_linear(mixed, layer.o, layer.lora_o, packed, layer.salt ^ 1, config, value_needed)
+    return x + adapted_linear(mixed, layer.o, packed, config, value_needed)
 
 
 def mlp_half(
@@ -172,12 +168,8 @@ def mlp_half(
 ) -> Tensor:
     """Return x + down_proj(up * silu(gate)). x (T, d) -> (T, d)."""
     h = rms_norm(x, layer.norm2, config.shape.rms_eps)
-    both = adapted_linear(h, layer.gate_up, layer.lora_gate_up, packed, layer.salt ^ 2, config)
-    gated, up = both.chunk(2, dim=-1)
-    inner = up * functional.silu(gated)
-    return x + adapted_linear(
-        inner, layer.down, layer.lora_down, packed, layer.salt ^ 3, config, value_needed
-    )
+    gated, up = adapted_linear(h, layer.gate_up, packed, config).chunk(2, dim=-1)
+    return x + adapted_linear(up * functional.silu(gated), layer.down, packed, config, value_needed)
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

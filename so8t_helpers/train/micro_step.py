@@ -155,13 +155,13 @@ class MicroStep:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):  # compiles, and lets cuBLAS and the allocator settle
-                self._walk()
+                self._forward_backward()
         torch.cuda.current_stream().wait_stream(side)
         torch._C._cuda_clearCublasWorkspaces()  # those of the side stream, 32 MiB each on Hopper
         torch.cuda.empty_cache()  # the graph has a pool of its own
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self._walk()
+            self._forward_backward()
         adapters.zero_grad()
 
     def run(self) -> None:
@@ -169,9 +169,9 @@ class MicroStep:
         if self.graph is not None:
             self.graph.replay()
         else:
-            self._walk()
+            self._forward_backward()
 
-    def _walk(self) -> None:
+    def _forward_backward(self) -> None:
         keys = token_keys(self.rows, self.seed)
         packed = Packed(self.cos[self.positions], self.sin[self.positions], self.bounds, keys)
         kept: dict[int, tuple[Tensor, Tensor]] = {}  # (input, output) that hold a segment's activations

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from so8t_helpers.train.frozen import FrozenWeight, hold
-from so8t_helpers.train.layers import LayerConfig, LayerTensors, Packed
+from so8t_helpers.train.layers import AdaptedLinear, LayerConfig, LayerTensors, Packed
 
 _KEPT_SHARE = 0.5  # of what a compiled layer would keep if memory were free
 
@@ -67,9 +67,10 @@ class Segment:
         held: dict[str, Any] = {}
         with torch.no_grad():
             for name in self.linears if self.tiles > 1 else self.linears[:-1]:
-                lora = getattr(self.layer, f"lora_{name}")
-                b = None if lora is None else lora.b
-                held[name] = self.hold(getattr(self.layer, name), b, self.config.lora_scale, dtype)
+                linear: AdaptedLinear = getattr(self.layer, name)
+                b = None if linear.lora is None else linear.lora.b
+                weight = self.hold(linear.weight, b, self.config.lora_scale, dtype)
+                held[name] = linear._replace(weight=weight)
         return self.layer._replace(**held)
 
     def _tiles(self, x: Tensor) -> list[slice]:

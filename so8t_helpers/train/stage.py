@@ -197,9 +197,8 @@ class Loop:
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
     def _snapshot(self, step: int) -> None:
-        gates = self.adapters.gates()
-        if gates and step in self.snapshot_steps:
-            self.snapshots[step] = gates.free.detach().cpu().clone()
+        if self.adapters.layers and step in self.snapshot_steps:
+            self.snapshots[step] = self.adapters.free.detach().cpu().clone()
 
     def _fingerprint(self) -> str:
         """Hash of all that decides the course of the training."""
