@@ -213,7 +213,7 @@ def test_the_layerwise_forward_is_transformers_own(tmp_path: Path) -> None:
                 linear.plain(weights[f"model.layers.{index}.{name}.weight"])
             layer.run(hidden)
         for ids, states in zip(texts, hidden, strict=True):
-            logits = proof_model.Head(config, weights)(states[: len(ids)])
+            logits = proof_model.head(config, weights)(states[: len(ids)])
             # transformers' norms and softmax go through float32.
             expected = model(torch.tensor([ids])).logits[0]
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
