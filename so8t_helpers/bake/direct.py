@@ -42,9 +42,8 @@ class DirectWriter:
         pages = data[head : len(data) - (offset + len(data)) % PAGE]
         descriptor, body = self._direct[path], 0
         if descriptor is not None and len(pages):
-            with suppress(
-                OSError
-            ):  # a file system that opens such files and then refuses; a full disk: below
+            # Some file systems open such files and then refuse; what a full disk refuses fails below, too.
+            with suppress(OSError):
                 body = os.pwrite(descriptor, pages.numpy().data, offset + head)
         if len(data) == body:
             return 0

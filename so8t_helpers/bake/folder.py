@@ -146,7 +146,7 @@ def _dataset_text(card: dict[str, Any] | None) -> str:
     for group, counts in card["train"].items():
         listed = ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
         rows += f"| {group} | {listed} |\n"
-    inputs = "\n".join(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])
+    inputs = "".join(f"\n- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])
     return f"""{card["purpose"]}
 
 Of {lines["read"]:,} input lines {lines["train"]:,} became training samples, {lines["eval"]:,} \
@@ -154,5 +154,4 @@ were held out, {lines["quarantine"]:,} were set aside. Not looked for: {card["no
 
 | training samples by | |
 |---|---|
-{rows}
-{inputs}"""
+{rows}{inputs}"""

@@ -60,7 +60,7 @@ def quantize_rows(rows: Rows, kind: GGMLQuantizationType, importance: Rows | Non
     """Return (rows, row length) float32 as the bytes of a ggml type, (rows, bytes a row)."""
     if kind == _Q.F32:
         return np.ascontiguousarray(rows).view(np.uint8)
-    return best_quantiser()(rows, kind, importance)
+    return (exported() or packaged)(rows, kind, importance)
 
 
 def dequantize_rows(data: Bytes, kind: GGMLQuantizationType) -> Rows:
@@ -91,19 +91,14 @@ Bytes = NDArray[np.uint8]
 Quantise = Callable[[Rows, GGMLQuantizationType, Rows | None], Bytes]
 
 
-@cache
-def best_quantiser() -> Quantise:
-    """Return the fastest function from (rows, type, importance) to bytes: see `exported` and `packaged`."""
-    return exported() or packaged
-
-
 def packaged(rows: Rows, kind: GGMLQuantizationType, importance: Rows | None) -> Bytes:
     """Quantise (n, row length) with libgguf. -> (n, bytes a row)."""
     return np.asarray(libgguf.quantize_rows(rows, kind, importance)).view(np.uint8)
 
 
+@cache
 def exported() -> Quantise | None:
-    """Return a function like `packaged` on xllamacpp's ggml, None where its symbols are not to be had.
+    """Return a faster function like `packaged` on xllamacpp's ggml, None where its symbols are not to be had.
 
     The library is opened, not imported: no Python module of it runs. `ggml_quantize_chunk(type, src, dst,
     start, nrows, n_per_row, imatrix)` stands in ggml/include/ggml.h.
