@@ -93,11 +93,11 @@ def write_ours(folder: Path, out: Path, threads: int) -> None:
     tensors = layout.collect_tensors(weights.read_checkpoint(folder), model)
     plans = [
         layout.plan_file(
-            out / f"ours-{kind}.gguf", types.FILE_TYPES[kind], tensors, model, "phi3-benchmark", "{}"
+            out / f"ours-{kind}.gguf", types.FILE_TYPES[kind], tensors, model, "phi3-benchmark", "{}", {}
         )
         for kind in TYPES
     ]
-    writer.write_files(plans, tensors, threads, lambda _: None)
+    writer.write_files(plans, tensors, threads, lambda _: None, {})
 
 
 def run(name: str, command: list[str | Path], environment: dict[str, str]) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """Writing large files past the system's cache, where the system lets it.
 
 A model of 7 GiB would push all else out of a laptop's memory, the base that is being read too, and each of
-its pages costs the system time, on a virtual machine more than the arithmetic. Whole pages of memory go to
-the disk as they are (Linux's O_DIRECT); what is left at both ends of a piece, and everything on other systems
-and on file systems that refuse, goes the usual way. The two never touch the same page of the file.
+its pages costs the system time, on a virtual machine more than the arithmetic. Whole pages go to the disk as
+they are (Linux's O_DIRECT); both ends of a piece, and all where the system refuses, go the usual way.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,11 +20,7 @@ PAGE = 4096
 
 
 class DirectWriter:
-    """Open files that several threads write at once, each its own pieces.
-
-    Args:
-        paths: files that exist, with their final size.
-    """
+    """Open files, which exist with their final size; several threads write their pieces at once."""
 
     def __init__(self, paths: Iterable[Path]):
         self._direct = {path: _open_direct(path) for path in paths}
@@ -38,13 +34,17 @@ class DirectWriter:
                 os.close(descriptor)
 
     def write(self, path: Path, offset: int, data: Tensor) -> int:
-        """Write bytes at an offset of the file; return how many of them the system's cache holds now.
+        """Write (n,) uint8 at an offset of the file; return how many of them the system's cache holds now.
 
-        Args:
-            data: (n,) uint8. What lies at a multiple of PAGE in the file must do so in memory, too.
+        What lies at a multiple of PAGE in the file must do so in memory, too.
         """
         head = min(-offset % PAGE, len(data))
-        body = self._write_pages(path, offset + head, data[head : len(data) - (offset + len(data)) % PAGE])
+        pages = data[head : len(data) - (offset + len(data)) % PAGE]
+        descriptor, body = self._direct[path], 0
+        if descriptor is not None and len(pages):
+            # Some file systems open such files and then refuse; what a full disk refuses fails below, too.
+            with suppress(OSError):
+                body = os.pwrite(descriptor, pages.numpy().data, offset + head)
         if len(data) == body:
             return 0
         with path.open("rb+") as file:
@@ -53,29 +53,13 @@ class DirectWriter:
                 file.write(data[start:stop].numpy().data)
         return len(data) - body
 
-    def _write_pages(self, path: Path, offset: int, pages: Tensor) -> int:
-        """Write whole pages past the cache; return how many bytes went that way."""
-        descriptor = self._direct[path]
-        if descriptor is None or not len(pages):
-            return 0
-        try:
-            return os.pwrite(descriptor, pages.numpy().data, offset)
-        except OSError:  # a file system that opens such files and then refuses; a full disk fails below, too
-            return 0
-
 
 def aligned_buffer(size: int) -> Tensor:
-    """Return (size,) uint8 whose first byte lies at a multiple of PAGE in memory.
-
-    It goes back to the system with the tensor; the allocator would keep it for the process.
-    """
+    """Return (size,) uint8 at a multiple of PAGE, in memory that goes back to the system with the tensor."""
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
 
 def _open_direct(path: Path) -> int | None:
-    if not hasattr(os, "O_DIRECT"):
-        return None
-    try:
+    with suppress(AttributeError, OSError):  # a system without the flag, a file system that refuses it
         return os.open(path, os.O_WRONLY | os.O_DIRECT)
-    except OSError:
-        return None
+    return None

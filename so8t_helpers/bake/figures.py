@@ -11,14 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from so8t_helpers.phi3.shape import LINEARS
 from so8t_helpers.show.style import COLORS, new_figure
-
-_MODULES = {
-    "qkv_proj": COLORS["theta_1"],
-    "o_proj": COLORS["theta_2"],
-    "gate_up_proj": COLORS["theta_3"],
-    "down_proj": COLORS["theta_4"],
-}
 
 
 def logit_differences(proof: dict[str, Any]) -> Figure:
@@ -54,7 +48,7 @@ def weight_errors(proof: dict[str, Any]) -> Figure:
     """Relative error of each changed weight against float64: before rounding (filled) and in the file."""
     fig, ax = new_figure(height=3.4)
     for module, rows in pd.DataFrame(proof["weights"]).groupby("module", sort=False):
-        color = _MODULES.get(str(module), COLORS["muted"])
+        color = COLORS[f"theta_{1 + LINEARS.index(str(module))}"]
         ax.plot(rows["layer"], _positive(rows["baked_error"]), "o", color=color, label=str(module))
         ax.plot(rows["layer"], _positive(rows["stored_error"]), "_", color=color, markersize=9)
     ax.set_title("●  float32, before rounding      —  as stored", fontsize=9.5)

@@ -70,10 +70,8 @@ def baked_config(config: dict[str, Any], base: Path) -> dict[str, Any]:
     new = {key: value for key, value in config.items() if key not in _REMOTE_CODE_KEYS}
     rope = rope_parameters(config)
     factors = {key: rope[key] for key in ("long_factor", "short_factor") if key in rope}
-    longrope = rope["rope_type"] == "longrope"
-    new["rope_scaling"] = {**factors, "type": "longrope"} if longrope else None
-    for key in ("rope_theta", "partial_rotary_factor"):
-        new[key] = rope[key]
+    new["rope_scaling"] = {**factors, "type": "longrope"} if rope["rope_type"] == "longrope" else None
+    new |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor")}
     new["original_max_position_embeddings"] = rope.pop("original_max_position_embeddings")
     new["rope_parameters"] = rope
     new["dtype"] = new["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
@@ -89,10 +87,13 @@ def write_card(
     proof: dict[str, Any],
 ) -> None:
     """Write the model card: what it was made from, under which licence, how it was proven, the hashes."""
-    licence = _licence(base_readme)
+    readme = base_readme.read_text(encoding="utf-8") if base_readme.is_file() else ""
+    front_matter = re.match(r"---\n(.*?)\n---", readme, flags=re.DOTALL)
+    facts = yaml.safe_load(front_matter[1]) if front_matter else None
+    licence = facts.get("license") if isinstance(facts, dict) else None
     header = {
         "base_model": provenance["base"]["id"],
-        **({"license": licence} if licence else {}),
+        **({"license": str(licence)} if licence else {}),
         "language": ["ja"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -136,36 +137,21 @@ SHA-256; `so8t verify` walks these back to the input lines.
     write_text(folder / "README.md", text)
 
 
-def _licence(readme: Path) -> str | None:
-    """Return the `license` of a model card's header."""
-    if not readme.is_file():
-        return None
-    header = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
-    data = yaml.safe_load(header[1]) if header else None
-    value = data.get("license") if isinstance(data, dict) else None
-    return str(value) if value else None
-
-
 def _dataset_text(card: dict[str, Any] | None) -> str:
     """Sum up 01_dataset's card; its settings stay out, they may name folders of one machine."""
     if card is None:
         return "No dataset card came with the adapter."
     lines = card["lines"]
-    groups = {
-        group: ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
-        for group, counts in card["train"].items()
-    }
-    return "\n".join(
-        (
-            card["purpose"],
-            "",
-            f"Of {lines['read']:,} input lines {lines['train']:,} became training samples, {lines['eval']:,} "
-            f"were held out, {lines['quarantine']:,} were set aside. Not looked for: {card['not_covered']}.",
-            "",
-            "| training samples by | |",
-            "|---|---|",
-            *(f"| {group} | {listed} |" for group, listed in groups.items()),
-            "",
-            *(f"- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"]),
-        )
-    )
+    rows = ""
+    for group, counts in card["train"].items():
+        listed = ", ".join(f"{name} {number:,}" for name, number in list(counts.items())[:12])
+        rows += f"| {group} | {listed} |\n"
+    inputs = "".join(f"\n- input `{file['name']}`: `{file['sha256']}`" for file in card["inputs"])
+    return f"""{card["purpose"]}
+
+Of {lines["read"]:,} input lines {lines["train"]:,} became training samples, {lines["eval"]:,} \
+were held out, {lines["quarantine"]:,} were set aside. Not looked for: {card["not_covered"]}.
+
+| training samples by | |
+|---|---|
+{rows}{inputs}"""

@@ -40,11 +40,7 @@ def prove(
 ) -> dict[str, Any]:
     """Compare gated, baked and rounded model; returns the figures of proof.json without bounds.
 
-    Args:
-        base, stored: tensors of the base and of the files just written.
-        gates: the trained gates, from which the gated model makes its own rotations.
-        texts: token ids of each held-out text.
-        bar: counts layers.
+    The gated model makes its own rotations from `gates`; `texts` are token ids, `bar` counts layers.
     """
     free = dict(zip(gates.layers, gates.free, strict=True)) if gates else {}
     layer = proof_model.ExactLayer(config)
@@ -56,14 +52,14 @@ def prove(
         linears = {weight_name(index, module): linear for module, linear in layer.linears.items()}
         o_proj = o_proj_name(index)
         layer.set_norms(index, base)
+        change = {name: changes.get(name, Change()) for name in linears}
         for name, linear in linears.items():
-            gate = free.get(index) if name == o_proj else None
-            linear.gate(base[name], changes.get(name, Change()), gate)
-        with _against_merged(linears[o_proj], base[o_proj], changes.get(o_proj, Change())) as alone:
+            linear.gate(base[name], change[name], free.get(index) if name == o_proj else None)
+        with _against_merged(linears[o_proj], base[o_proj], change[o_proj]) as alone:
             layer.run(gated)
         layers.append({"layer": index, **_rotation_facts(free.get(index)), **alone})
         for name, linear in linears.items():
-            linear.merge(base[name], changes.get(name, Change()))
+            linear.merge(base[name], change[name])
         layer.run(baked)
         weights += [
             _weight_facts(index, name, base[name], changes[name], free.get(index), stored[name])
@@ -82,7 +78,7 @@ def prove(
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
         "gated_layers": sorted(free),
-        **_logit_facts(proof_model.Head(config, stored), *states),
+        **_logit_facts(proof_model.head(config, stored), *states),
         "layers": layers,
         "weights": weights,
     }
@@ -147,23 +143,23 @@ def _weight_facts(
     }
 
 
-def _logit_facts(head: proof_model.Head, gated: Tensor, baked: Tensor, rounded: Tensor) -> dict[str, Any]:
+def _logit_facts(head: nn.Module, gated: Tensor, baked: Tensor, rounded: Tensor) -> dict[str, Any]:
     """Differences of logits of the three models, token agreement, and KL(baked || rounded) in nats.
 
     One head serves all three: baking passes the last norm and the head through byte for byte.
     """
-    pairs = {"baking": _Difference(), "rounding": _Difference(), "both": _Difference()}
+    differences = {name: _Difference() for name in ("baking", "rounding", "both")}
     scale, kl = 0.0, []
     for hidden in zip(*(model.split(_LOGIT_ROWS) for model in (gated, baked, rounded)), strict=True):
         g, b, r = head(torch.cat(hidden)).chunk(3)  # (tokens, V) each
-        pairs["baking"].add(g, b)
-        pairs["rounding"].add(b, r)
-        pairs["both"].add(g, r)
+        differences["baking"].add(g, b)
+        differences["rounding"].add(b, r)
+        differences["both"].add(g, r)
         scale = max(scale, float(g.abs().max()))
         log_b, log_r = b.log_softmax(-1), r.log_softmax(-1)
         kl.append((log_b.exp() * (log_b - log_r)).sum(-1))
     return {
-        "logits": {name: difference.facts() for name, difference in pairs.items()},
+        "logits": {name: difference.facts() for name, difference in differences.items()},
         "logit_scale": scale,
         "rounding_kl_mean": float(torch.cat(kl).mean()),
         "histogram_edges_log10": DECADES.tolist(),

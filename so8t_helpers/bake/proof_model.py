@@ -71,11 +71,7 @@ class StreamedLinear(nn.Module):
 
 
 class ExactLayer(StreamedLayer):
-    """A decoder layer in float64.
-
-    Attributes:
-        linears: the four linears by their names within the layer ("self_attn.o_proj").
-    """
+    """A decoder layer in float64; `linears` has its four by name within it ("self_attn.o_proj")."""
 
     def __init__(self, config: Phi3Config):
         super().__init__(config)
@@ -92,17 +88,12 @@ class ExactLayer(StreamedLayer):
             norm.weight.data = weights[weight_name(index, name)].read().double()
 
 
-class Head:
-    """The last norm and the output projection. Call it with (n, d) -> logits (n, V), float64."""
-
-    def __init__(self, config: Phi3Config, weights: Mapping[str, TensorPlace]):
-        self.norm, self.linear = _norm(config), StreamedLinear()
-        self.norm.weight.data = weights[LAST_NORM].read().double()
-        self.linear.plain(weights.get(HEAD, weights[EMBEDDING]))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.norm(x))
-        return logits
+def head(config: Phi3Config, weights: Mapping[str, TensorPlace]) -> nn.Sequential:
+    """The last norm and the output projection: (n, d) -> logits (n, V), float64."""
+    norm, linear = _norm(config), StreamedLinear()
+    norm.weight.data = weights[LAST_NORM].read().double()
+    linear.plain(weights.get(HEAD, weights[EMBEDDING]))
+    return nn.Sequential(norm, linear)
 
 
 def embed(texts: list[list[int]], weights: Mapping[str, TensorPlace]) -> Tensor:

@@ -1,8 +1,8 @@
 """Streamed baking: W' = (W + s·B·A) @ R, in float32, a block of rows at a time, rounded to the base's dtype.
 
-Every piece of rows of every tensor is independent: read it, merge, rotate, round, write it at its offset. So
-a few threads do pieces in any order, memory is one piece a thread whatever the model's size, and reading and
-writing overlap with arithmetic (torch and file calls release the interpreter's lock).
+Every piece of rows is independent: read it, merge, rotate, round, write it at its offset. So a few threads do
+pieces in any order, memory is one piece a thread, and reading and writing overlap with arithmetic (torch and
+file calls release the interpreter's lock).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from so8t_helpers.so8 import rotation
 _PIECE_BYTES = 16 * 2**20  # read and written at once
 _SYNC_BYTES = 2**26  # the disk begins when so much is written, and works during the products
 _CACHED = 384 * 1024  # weights merged at once: their float32 copy, 1.5 MiB, stays in the caches
-_MOST_AT_WORK = 8  # more cores than that would wait for the disk
+_AT_WORK = min(os.cpu_count() or 1, 8)  # more cores than that would wait for the disk
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,7 @@ def plan_changes(
 
 
 def bake_rows(rows: Tensor, lora: LoraUpdate | None = None, blocks: Tensor | None = None) -> Tensor:
-    """Return (W + s·B·A) @ R for some rows of W.
-
-    Args:
-        rows: (n, in) float32 rows of W; used as scratch.
-        lora: what is added to these rows, or None.
-        blocks: (in/8, 8, 8) float32 rotations, or None.
-    """
+    """Return (W + s·B·A) @ R for rows of W, (n, in) float32, scratch from then on; `blocks` (in/8, 8, 8)."""
     if lora is not None:
         rows.addmm_(lora.b, lora.a, alpha=lora.scale)
     return rows if blocks is None else rotation.bake_rotation(rows, blocks)
@@ -93,7 +87,6 @@ def bake_checkpoint(
         base: the base's tensors in disk order.
         changes: by tensor name; all other tensors pass through byte for byte.
         folder: exists and holds no weights.
-        max_shard_bytes: a larger model is cut into shards.
         count_bytes: called in this thread with the bytes of each finished piece.
 
     Raises:
@@ -102,7 +95,7 @@ def bake_checkpoint(
     targets = lay_out(list(base.values()), folder, max_shard_bytes)
     paths = sorted({target.path for target in targets.values()})
     pieces = (piece for source in base.values() for piece in _pieces(source))
-    threads = _cores() + 4  # so many wait for the disk meanwhile
+    threads = _AT_WORK + 4  # so many wait for the disk meanwhile
     with (
         DirectWriter(paths) as writer,
         _one_thread_per_operation(),
@@ -132,10 +125,6 @@ def bake_checkpoint(
     return targets
 
 
-def _cores() -> int:
-    return min(os.cpu_count() or 1, _MOST_AT_WORK)
-
-
 def _pieces(place: TensorPlace) -> Iterator[tuple[TensorPlace, int, int]]:
     """Cut a tensor into rows [start, stop) of about `_PIECE_BYTES`."""
     rows = place.shape[0] if place.shape else 1
@@ -154,7 +143,7 @@ class _Baker:
         self._scratch = _Scratch()
         self._load = lru_cache(maxsize=2)(StoredLora.load)  # pieces come tensor by tensor
         # More products at a time push each other out of the caches.
-        self._computing = threading.Semaphore(_cores())
+        self._computing = threading.Semaphore(_AT_WORK)
 
     def bake(self, source: TensorPlace, start: int, stop: int) -> tuple[Path, int, int]:
         """Bake rows [start, stop); return the file, its new bytes, and how many the system's cache holds."""
@@ -171,11 +160,7 @@ class _Baker:
 
 
 def _sync(path: Path) -> None:
-    """Wait until what is written is on the disk, and let the system use its pages for what comes next.
-
-    Fresh pages cost more than the arithmetic where the system has to clear or even to fetch them (a virtual
-    machine), and a model of 7 GiB would push all else, the base too, out of a laptop's memory.
-    """
+    """Wait until what is written is on the disk, and give its pages back to the system; `direct` says why."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # Linux; elsewhere the pages stay

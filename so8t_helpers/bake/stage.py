@@ -44,7 +44,10 @@ def bake(settings: Settings) -> BakeResult:
             folder is left, and proof.json says what was measured.
     """
     with open_stage(settings, STAGE) as stage:
-        _clear(stage.directory)
+        # What an earlier bake or a killed one left: a failed stage must leave no baked folder.
+        for path in (stage.directory / "model", *stage.directory.glob(".model.*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
+        (stage.directory / "proof.json").unlink(missing_ok=True)
         base = base_folder(settings)
         read_config(base)  # refuses other architectures
         weights = read_checkpoint(base)
@@ -75,7 +78,13 @@ def bake(settings: Settings) -> BakeResult:
             rotated = f"SO(8) rotations in {len(gates.layers)} layers" if gates else "no rotations"
             made_by = f"LoRA on {len(lora)} weights, {rotated}"
             model_folder.write_card(scratch, base / "README.md", carried, made_by, card, proof)
-        stage.facts |= _facts(proof)
+        logits = proof["logits"]
+        stage.facts |= {
+            "logit difference of baking": f"{logits['baking']['largest']:.1e}",
+            "logit difference of rounding": f"{logits['rounding']['largest']:.1e}",
+            "next-token agreement": round(logits["both"]["next_token_agreement"], 4),
+            "gated layers": len(proof["gated_layers"]),
+        }
         return BakeResult(stage.directory / "model", proof)
 
 
@@ -99,24 +108,23 @@ def _read_inputs(
 
 def _against_bounds(proof: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Return the proof with its bounds and a sentence for each that breaks; NaN breaks its bound."""
-    chosen = settings.bake
-    logit, layer = ("bake.logit_bound", chosen.logit_bound), ("bake.layer_bound", chosen.layer_bound)
-    figures = [("logits, gated against baked", proof["logits"]["baking"]["largest"], logit)]
+    bounds = {"logits": settings.bake.logit_bound, "layers": settings.bake.layer_bound}
+    broken: list[str] = []
+
+    def check(what: str, value: float, kind: str) -> None:
+        if not value <= bounds[kind]:
+            broken.append(f"{what}: {value:.3e} > bake.{kind.removesuffix('s')}_bound {bounds[kind]:.0e}")
+
+    check("logits, gated against baked", proof["logits"]["baking"]["largest"], "logits")
     for facts in proof["layers"]:
         name = f"layer {facts['layer']}"
-        figures.append((f"{name}, o_proj's output", facts["o_proj_difference"], logit))
+        check(f"{name}, o_proj's output", facts["o_proj_difference"], "logits")
         for key in ("orthogonality", "determinant"):
             if facts[key] is not None:
-                figures.append((f"{name}, {key} of R", facts[key], layer))
+                check(f"{name}, {key} of R", facts[key], "layers")
     for weight in proof["weights"]:
         name = f"layer {weight['layer']}, {weight['module']}'s weight against float64"
-        figures.append((name, weight["baked_error"], layer))
-    broken = [
-        f"{what}: {value:.3e} > {key} {bound:.0e}"
-        for what, value, (key, bound) in figures
-        if not value <= bound
-    ]
-    bounds = {"logits": chosen.logit_bound, "layers": chosen.layer_bound}
+        check(name, weight["baked_error"], "layers")
     return {"holds": not broken, "broken": broken, "bounds": bounds, **proof}
 
 
@@ -136,28 +144,8 @@ def _read_gates(settings: Settings, stage: Stage, adapter: Path) -> rotation.Gat
 def _read_texts(settings: Settings, base: Path, eval_file: Path) -> list[list[int]]:
     rows = read_jsonl(eval_file)[: settings.bake.proof_texts]
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [
-        tokenizer(row["text"], add_special_tokens=False)["input_ids"][: settings.bake.proof_tokens]
-        for row in rows
-    ]
-    texts = [ids for ids in texts if len(ids) >= _SHORTEST_TEXT]
+    ids = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
+    texts = [text[: settings.bake.proof_tokens] for text in ids if len(text) >= _SHORTEST_TEXT]
     if not texts:
         raise StageError(f"{eval_file}: holds no text; the proof needs held-out texts, run 01_dataset again")
     return texts
-
-
-def _clear(directory: Path) -> None:
-    """Remove what an earlier bake or a killed one left: a failed stage must leave no baked folder."""
-    for path in (directory / "model", *directory.glob(".model.*.tmp")):
-        shutil.rmtree(path, ignore_errors=True)
-    (directory / "proof.json").unlink(missing_ok=True)
-
-
-def _facts(proof: dict[str, Any]) -> dict[str, Any]:
-    logits = proof["logits"]
-    return {
-        "logit difference of baking": f"{logits['baking']['largest']:.1e}",
-        "logit difference of rounding": f"{logits['rounding']['largest']:.1e}",
-        "next-token agreement": round(logits["both"]["next_token_agreement"], 4),
-        "gated layers": len(proof["gated_layers"]),
-    }

@@ -40,15 +40,19 @@ def convert_rows(
     Raises:
         StageError: a weight that is not finite, or beyond the range of float16 where F16 is asked for.
     """
-    stored = _stored(place, start, stop)
-    rows = widen(stored, place.dtype)
+    stored = place.read(start, stop) if len(place.shape) > 1 else place.read()[None]  # a vector is one row
+    data = stored.view(torch.uint8).numpy()  # (rows, bytes a row)
+    # Widened by numpy: torch would start threads of its own in each of ours.
+    if place.dtype == "BF16":  # the upper half of a float32
+        rows = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        rows = stored.numpy().astype(np.float32, copy=False)
     _check(rows, place, start, any(kind == _Q.F16 for kind, _ in kinds))
     results: dict[tuple[GGMLQuantizationType, bool], Bytes] = {}
     for kind, importance in kinds:
         if (kind, importance is not None) not in results:
             same = (place.dtype, kind) in _SAME_BYTES
-            converted = stored.view(np.uint8) if same else quantize_rows(rows, kind, importance)
-            results[kind, importance is not None] = converted
+            results[kind, importance is not None] = data if same else quantize_rows(rows, kind, importance)
     return [results[kind, importance is not None] for kind, importance in kinds]
 
 
@@ -56,7 +60,7 @@ def quantize_rows(rows: Rows, kind: GGMLQuantizationType, importance: Rows | Non
     """Return (rows, row length) float32 as the bytes of a ggml type, (rows, bytes a row)."""
     if kind == _Q.F32:
         return np.ascontiguousarray(rows).view(np.uint8)
-    return best_quantiser()(rows, kind, importance)
+    return (exported() or packaged)(rows, kind, importance)
 
 
 def dequantize_rows(data: Bytes, kind: GGMLQuantizationType) -> Rows:
@@ -66,29 +70,12 @@ def dequantize_rows(data: Bytes, kind: GGMLQuantizationType) -> Rows:
     return np.asarray(libgguf.dequantize_rows(data, kind), dtype=np.float32)
 
 
-def widen(stored: NDArray[np.generic], dtype: str) -> Rows:
-    """Return stored numbers as float32; bfloat16 comes as its 16 bits, the upper half of a float32."""
-    if dtype == "BF16":
-        return (stored.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32, copy=False)
-
-
-def _stored(place: TensorPlace, start: int, stop: int) -> NDArray[np.generic]:
-    """Rows in the checkpoint's dtype, (rows, row length), bfloat16 as its bits; a vector is one row."""
-    vector = len(place.shape) == 1
-    tensor = place.read() if vector else place.read(start, stop)
-    if place.dtype == "BF16":  # which numpy does not know
-        tensor = tensor.view(torch.int16)
-    numbers: NDArray[np.generic] = tensor.numpy()
-    return numbers[None] if vector else numbers
-
-
 def _check(rows: Rows, place: TensorPlace, start: int, narrow: bool) -> None:
     largest = max(abs(float(rows.max())), abs(float(rows.min())))  # NaN passes through both
     if np.isfinite(largest) and not (narrow and largest >= _F16_LIMIT):
         return
-    bad = ~np.isfinite(rows) if not np.isfinite(largest) else np.abs(rows) >= _F16_LIMIT
-    row, column = (int(i) for i in np.argwhere(bad)[0])
+    bad = np.abs(rows) >= _F16_LIMIT if np.isfinite(largest) else ~np.isfinite(rows)
+    row, column = np.argwhere(bad)[0]
     value = rows[row, column]
     where = f"{place.path}: tensor {place.name}, row {start + row}, column {column}"
     if np.isfinite(value):
@@ -104,19 +91,14 @@ Bytes = NDArray[np.uint8]
 Quantise = Callable[[Rows, GGMLQuantizationType, Rows | None], Bytes]
 
 
-@cache
-def best_quantiser() -> Quantise:
-    """Return the fastest function from (rows, type, importance) to bytes: see `exported` and `packaged`."""
-    return exported() or packaged
-
-
 def packaged(rows: Rows, kind: GGMLQuantizationType, importance: Rows | None) -> Bytes:
     """Quantise (n, row length) with libgguf. -> (n, bytes a row)."""
     return np.asarray(libgguf.quantize_rows(rows, kind, importance)).view(np.uint8)
 
 
+@cache
 def exported() -> Quantise | None:
-    """Return a function like `packaged` on xllamacpp's ggml, None where its symbols are not to be had.
+    """Return a faster function like `packaged` on xllamacpp's ggml, None where its symbols are not to be had.
 
     The library is opened, not imported: no Python module of it runs. `ggml_quantize_chunk(type, src, dst,
     start, nrows, n_per_row, imatrix)` stands in ggml/include/ggml.h.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from gguf import GGUFReader
 from matplotlib.figure import Figure
@@ -13,11 +14,7 @@ from so8t_helpers.show.style import BLUE, COLORS, GREY, INK, SERIES, new_figure
 
 
 def size_against_divergence(table: pd.DataFrame) -> Figure:
-    """KL divergence from F16 over file size, one point a file, F16's own size as a line.
-
-    Args:
-        table: `file_table()` with measured quality.
-    """
+    """KL divergence from F16 over file size, one point a file of `file_table`, F16's own size as a line."""
     fig, ax = new_figure(height=3.4)
     for kind, row in table.iterrows():
         if kind == "f16":
@@ -25,9 +22,8 @@ def size_against_divergence(table: pd.DataFrame) -> Figure:
             top = ax.get_xaxis_transform()
             ax.text(row["MiB"], 0.98, "f16 ", transform=top, ha="right", va="top", color=INK)
             continue
-        colour = COLORS.get(str(kind), GREY)
-        ax.plot(row["MiB"], row["KL from F16 (nats)"], "o", markersize=8, color=colour)
         place = (row["MiB"], row["KL from F16 (nats)"])
+        ax.plot(*place, "o", markersize=8, color=COLORS[str(kind)])
         ax.annotate(str(kind), place, (8, 4), textcoords="offset points", color=INK)
     ax.set(title="What a smaller file costs", xlabel="file size (MiB)", yscale="log")
     ax.set(ylabel="KL from F16 (nats a token)", xlim=(0, None))
@@ -36,19 +32,14 @@ def size_against_divergence(table: pd.DataFrame) -> Figure:
 
 
 def tensor_type_shares(files: dict[str, dict[str, int]]) -> Figure:
-    """How many bytes of each file are of which ggml type, as stacked bars.
-
-    Args:
-        files: file type -> {ggml type: bytes}.
-    """
+    """How many bytes of each file are of which ggml type, as stacked bars: file -> {ggml type: bytes}."""
     fig, ax = new_figure(height=1.1 + 0.42 * len(files))
     kinds = list(dict.fromkeys(kind for shares in files.values() for kind in shares))
-    names = list(files)
-    left = [0.0] * len(names)
+    left = np.zeros(len(files))
     for kind in kinds:
-        widths = [files[name].get(kind, 0) / 2**20 for name in names]
-        ax.barh(names, widths, left=left, height=0.65, color=_TYPE_COLOURS.get(kind, GREY), label=kind)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
+        widths = np.array([shares.get(kind, 0) / 2**20 for shares in files.values()])
+        ax.barh([*files], widths, left=left, height=0.65, color=_TYPE_COLOURS.get(kind, GREY), label=kind)
+        left += widths
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set(title="Bytes by tensor type", xlabel="MiB")
@@ -57,11 +48,7 @@ def tensor_type_shares(files: dict[str, dict[str, int]]) -> Figure:
 
 
 def divergences(table: pd.DataFrame) -> Figure:
-    """KL divergences from F16 on a logarithmic axis: one row a file, one mark for each way to make it.
-
-    Args:
-        table: `divergence_table()`.
-    """
+    """KL divergences of `divergence_table` on a logarithmic axis: a row a file, a mark a way to make it."""
     fig, ax = new_figure(height=1.3 + 0.42 * len(table))
     for column, marker, colour in zip(table, "os^v", SERIES, strict=False):
         filled = colour if marker != "v" else "none"
@@ -74,11 +61,7 @@ def divergences(table: pd.DataFrame) -> Figure:
 
 
 def o_proj_errors(errors: pd.DataFrame) -> Figure:
-    """Relative error of each layer's o_proj output as baked, and its ratio to the error without rotation.
-
-    Args:
-        errors: `o_proj_table()`.
-    """
+    """Errors of `o_proj_table` as baked, and their ratios to those without rotation, by layer."""
     fig, (error, ratio) = new_figure(height=3.2, ncols=2)
     for file, rows in errors.groupby("file", sort=False):
         colour = COLORS.get(str(file), GREY)
@@ -132,10 +115,7 @@ def file_table(quality: dict[str, Any]) -> pd.DataFrame:
 
 
 def divergence_table(quality: dict[str, Any]) -> pd.DataFrame:
-    """One row a quantised file: KL from F16 of the file, of o_proj alone, and of other ways to make it.
-
-    Columns that no file has are left out; NaN where one does not apply.
-    """
+    """One row a quantised file, one column a way to make it that any file has: KL from F16, NaN for none."""
     files = {k: e for k, e in quality["files"].items() if "kl_mean" in e and k not in {"f16", "bf16"}}
     columns = {
         kind: {name: entry.get(key) for key, name in _DIVERGENCES.items()} for kind, entry in files.items()

@@ -1,10 +1,8 @@
 """The importance matrix: how strongly the inputs of each linear drive it, measured on the training texts.
 
-llama.cpp's definition (`IMatrixCollector::collect_imatrix` in tools/imatrix/imatrix.cpp): for each linear of
-a block, the sum of x_j^2 over all tokens and the number of tokens, for each input column j. The quantiser
-weighs column j's rounding error by their quotient, the mean square (`load_imatrix` in
-tools/quantize/quantize.cpp). As in `llama-imatrix`, embedding and output stay out of it. The file is one that
-`llama-quantize --imatrix` reads.
+As in llama.cpp (`IMatrixCollector::collect_imatrix`): for each linear of a block and each input column j, the
+sum of x_j^2 over all tokens, and their number. The quantiser weighs column j's rounding error by the mean
+square (`load_imatrix` in tools/quantize/quantize.cpp).
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""The plan of a set of GGUF files: which checkpoint tensor goes where, as what, at which byte.
-
-All files hold the same tensors in the order in which they lie in the checkpoint, so one pass over the
-shards writes every file from front to back.
-"""
+"""The plan of a set of GGUF files, all in the checkpoint's order: one pass writes each from front to back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -25,25 +22,20 @@ ALIGNMENT = 32  # GGUF's default `general.alignment`
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of the model: its name in the GGUF, its shape, and where its weights come from.
-
-    `source` is a place in a shard, or the numbers themselves for what config.json holds (longrope factors).
-    """
+    """One tensor by its GGUF name: a place in a shard, or config.json's own numbers (longrope factors)."""
 
     name: str
     shape: tuple[int, ...]
     source: TensorPlace | NDArray[np.float32]
 
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if len(self.shape) > 1 else 1
+
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One GGUF file to write.
-
-    Attributes:
-        types: the ggml type of each tensor; offsets: where its bytes begin, from the start of the file.
-        header: all bytes before the first tensor.
-        size: bytes of the whole file.
-    """
+    """One GGUF file to write: type and offset of each tensor, and `header`, all bytes before the first."""
 
     path: Path
     file_type: FileType
@@ -100,39 +92,28 @@ def plan_file(
     model: Model,
     name: str,
     provenance: str,
-    imatrix: dict[str, str | int] | None = None,
+    imatrix: dict[str, str | int],
 ) -> PlannedFile:
     """Lay out one file; for `name`, `provenance` and `imatrix` see `add_metadata`."""
     writer = GGUFWriter(None, ARCHITECTURE)  # of metadata alone: the tensors' bytes never pass through it
-    add_metadata(writer, model, name, file_type, provenance, imatrix if file_type.is_k_quant else None)
+    add_metadata(writer, model, name, file_type, provenance, imatrix if file_type.is_k_quant else {})
     shape = model.shape
-    types, sizes = {}, {}
+    types, starts, position = {}, {}, 0
     for tensor in tensors:
         kind = tensor_type(file_type, tensor.name, tensor.shape, shape.num_layers, shape.tie_embeddings)
-        types[tensor.name], sizes[tensor.name] = kind, byte_size(kind, tensor.shape)
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), sizes[tensor.name], raw_dtype=kind
-        )
-    header = _header_bytes(writer, path)
-    offsets, position = {}, len(header)
-    for tensor in tensors:
-        offsets[tensor.name] = position
-        position = _align(position + sizes[tensor.name])
-    return PlannedFile(path, file_type, types, offsets, header, position)
-
-
-def _header_bytes(writer: GGUFWriter, path: Path) -> bytes:
-    scratch = path.with_name(f".{path.name}.header")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        writer.write_header_to_file(scratch)
+        size = byte_size(kind, tensor.shape)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+        types[tensor.name], starts[tensor.name] = kind, position
+        position += _align(size)
+    with TemporaryDirectory() as scratch:
+        writer.write_header_to_file(Path(scratch) / "header")
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         writer.close()
-        header = scratch.read_bytes()
-    finally:
-        scratch.unlink(missing_ok=True)
-    return header.ljust(_align(len(header)), b"\0")
+        header = (Path(scratch) / "header").read_bytes()
+    header = header.ljust(_align(len(header)), b"\0")
+    offsets = {name: len(header) + start for name, start in starts.items()}
+    return PlannedFile(path, file_type, types, offsets, header, len(header) + position)
 
 
 def _align(position: int) -> int:

@@ -37,9 +37,8 @@ class Measurements:
 
     def _texts(self, name: str) -> list[str]:
         """Texts of the data set; none where this step is used alone, without one."""
-        settings = self.settings
-        path = stage_input(settings, settings.training.dataset_dir, "01_dataset") / name
-        if not path.is_file() and settings.gguf.model_dir is not None:
+        path = stage_input(self.settings, self.settings.training.dataset_dir, "01_dataset") / name
+        if not path.is_file() and self.settings.gguf.model_dir is not None:
             return []
         self.stage.read_file(f"01_dataset/{name}", path, "run 01_dataset, or set training.dataset_dir")
         return [row["text"] for row in read_jsonl(path)]
@@ -51,16 +50,11 @@ class Measurements:
         return take_tokens(ids, limit, longest)
 
     def importance_matrix(self) -> imatrix.Imatrix:
-        """Measure the importance matrix on the training texts, or take the one of an earlier try.
-
-        Raises:
-            StageError: no training texts.
-        """
-        settings = self.settings.gguf
+        """Measure the importance matrix on the training texts, or take the one of an earlier try."""
         lines = self._texts("train.jsonl")
         # In a random but fixed order, so that the first ones stand for all labels.
         mixed = random.Random(self.settings.run.seed).sample(lines, len(lines))
-        texts = self._tokens(mixed, settings.imatrix_tokens)
+        texts = self._tokens(mixed, self.settings.gguf.imatrix_tokens)
         if not texts:
             raise StageError("gguf.imatrix: no training texts; set training.dataset_dir, or imatrix: false")
         key = hashlib.sha256(repr((texts, source_stamps(self.tensors))).encode()).hexdigest()

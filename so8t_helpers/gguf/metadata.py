@@ -39,10 +39,7 @@ def general_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """What the files need to know of the model folder besides its weights.
-
-    `parameters` is the number of weights, longrope factors included, as the converter counts them.
-    """
+    """A model folder but its weights, whose number is `parameters`, longrope factors included."""
 
     folder: Path
     shape: Phi3Shape
@@ -76,21 +73,21 @@ def add_metadata(
     name: str,
     file_type: FileType,
     provenance: str,
-    imatrix: dict[str, str | int] | None = None,
+    imatrix: dict[str, str | int],
 ) -> None:
-    """Add all keys of a file to a writer.
-
-    Args:
-        name: the profile's `gguf.name`.
-        provenance: the JSON text behind `so8t.provenance`.
-        imatrix: the keys `quantize.imatrix.*`, for a k-quant file made with an importance matrix.
-    """
+    """Add all keys of a file to a writer; `provenance` is JSON, `imatrix` the keys `quantize.imatrix.*`."""
     _add_general(writer, model, general_name(name))
     _add_architecture(writer, model.shape)
     writer.add_file_type(file_type.ftype)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_tokenizer(writer, model)
-    for key, value in (imatrix or {}).items():
+    tokens, scores, types = zip(*read_vocabulary(model.folder, model.shape.vocab_size), strict=True)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    gguf.SpecialVocab(model.folder, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
+    for key, value in imatrix.items():
         if isinstance(value, int):
             writer.add_uint32(key, value)
         else:
@@ -124,17 +121,6 @@ def _add_architecture(writer: GGUFWriter, shape: Phi3Shape) -> None:
     factor = attention_factor(shape)
     if factor is not None:
         writer.add_rope_scaling_attn_factors(factor)
-
-
-def _add_tokenizer(writer: GGUFWriter, model: Model) -> None:
-    vocabulary = read_vocabulary(model.folder, model.shape.vocab_size)
-    tokens, scores, types = zip(*vocabulary, strict=True)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
-    gguf.SpecialVocab(model.folder, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
 
 
 Token = tuple[bytes, float, TokenType]  # text, score, type

@@ -1,9 +1,8 @@
 """How much of a file's error comes from o_proj, and whether the baked rotation helps or hurts there.
 
-The baked weight is W' = W R (see `rotation`). Quantised as it is, o_proj computes Q(W R) x. Had the rotation
-stayed outside, it would compute Q(W) R x. Both stand for the same exact product, so their errors can be
-compared: the rotation mixes each eight columns, which spreads outliers, but it may also make some.
-No importance matrix enters here: it would have to be another one for each side.
+The baked weight is W' = W R (see `rotation`). Quantised as it is, o_proj computes Q(W R) x; had the rotation
+stayed outside, Q(W) R x. Both stand for one exact product, so their errors can be compared. No importance
+matrix enters here: it would have to be another one for each side.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ class Study:
     """What both measurements share.
 
     Attributes:
-        read: gives an exact weight. texts: token ids of the held-out texts.
         blocks: layer -> its baked rotation (d/8, 8, 8); layers without a gate are left out.
         types: file type -> {GGUF name: ggml type}.
     """
@@ -54,11 +52,9 @@ def passes(types: Mapping[str, object], blocks: Mapping[int, Tensor]) -> int:
 
 
 def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
-    """KL divergence of models in which o_proj alone is quantised.
+    """KL divergence of models in which o_proj alone is quantised, in nats a token, by file type.
 
-    Returns:
-        File type -> {"kl_o_proj": as baked, "kl_o_proj_unrotated": quantised before the rotation; only with
-        gates}, in nats a token.
+    "kl_o_proj" is as baked, "kl_o_proj_unrotated" quantised before the rotation, where there are gates.
     """
     names = study.names
     variants: dict[str, dict[str, Tensor]] = {"kl_o_proj": {}}
@@ -77,9 +73,7 @@ def divergences(study: Study, reference: States) -> dict[str, dict[str, float]]:
 def output_errors(study: Study) -> list[dict[str, Any]]:
     """Relative error of each layer's o_proj output on the held-out texts, ||(Q - W') x|| / ||W' x||.
 
-    Returns:
-        One row a layer and file type: {"layer", "file", "rotated", "unrotated"}; `unrotated` is None for a
-        layer without a gate.
+    One row a layer and file type; `unrotated` is None for a layer without a gate.
     """
     squares: dict[str, defaultdict[str, float]] = {}  # weight -> variant -> sum of squared outputs or errors
     products: dict[str, Tensor] = {}  # of the layer at hand: "exact" and what each variant computes with
@@ -97,16 +91,17 @@ def output_errors(study: Study) -> list[dict[str, Any]]:
             squares[name][key] += error.double().square().sum().item()
 
     last_hidden(study.config, study.read, study.texts, study.on_layer, observe)
-    found = []
-    for layer, name in enumerate(study.names):
+
+    def relative(name: str, key: str) -> float | None:
         sums = squares[name]
-        for file in study.types:
-            row: dict[str, Any] = {"layer": layer, "file": file}
-            for side in ("rotated", "unrotated"):
-                key = f"{file} {side}"
-                row[side] = (sums[key] / sums["exact"]) ** 0.5 if key in sums else None
-            found.append(row)
-    return found
+        return (sums[key] / sums["exact"]) ** 0.5 if key in sums else None
+
+    return [
+        {"layer": layer, "file": file}
+        | {side: relative(name, f"{file} {side}") for side in ("rotated", "unrotated")}
+        for layer, name in enumerate(study.names)
+        for file in study.types
+    ]
 
 
 def _variants(study: Study, name: str) -> dict[str, Tensor]:

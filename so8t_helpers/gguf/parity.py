@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.phi3.chat import render
@@ -27,22 +27,16 @@ TEXTS = (
 
 
 def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float) -> int:
-    """Compare the token ids of all special tokens, of Japanese texts and of whole chats.
-
-    Args:
-        gguf: any of the files; all have the same tokenizer.
-        folder: the model folder with the HF tokenizer.
-        texts: further texts, e.g. held-out samples.
-        timeout: seconds for llama.cpp to load the file and to answer.
-
-    Returns:
-        The number of texts compared.
+    """Compare the token ids of all special tokens, Japanese texts, whole chats and `texts`; return how many.
 
     Raises:
         StageError: the first text that is cut differently.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    samples = [*_special_samples(tokenizer), *TEXTS, *(_chat(text) for text in TEXTS), *texts]
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    # Alone, and between texts with and without white space around it.
+    special = [sample for t in tokens for sample in (t, f"前{t}後", f"前 {t} 後", f"前\n{t}\n後", f"{t}{t}")]
+    samples = [*special, *TEXTS, *(_chat(text) for text in TEXTS), *texts]
     with open_llama_cpp(gguf, num_ctx=256, timeout=timeout) as engine:
         for text in samples:
             expected = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -56,16 +50,7 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
     return len(samples)
 
 
-def _special_samples(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each added token alone, and between texts with and without white space around it."""
-    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-    return [sample for t in tokens for sample in (t, f"前{t}後", f"前 {t} 後", f"前\n{t}\n後", f"{t}{t}")]
-
-
 def _chat(text: str) -> str:
-    messages = [
-        {"role": "system", "content": "日本語で答えてください。"},
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": text},
-    ]
+    turns = {"system": "日本語で答えてください。", "user": text, "assistant": text}
+    messages = [{"role": role, "content": content} for role, content in turns.items()]
     return render(messages, add_generation_prompt=True)

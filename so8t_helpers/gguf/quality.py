@@ -50,13 +50,7 @@ def run_texts(
     on_layer: Callable[[], None],
     first_scored: int = 1,
 ) -> States:
-    """Run the texts through a model.
-
-    Args:
-        texts: token ids, each text by itself.
-        on_layer: called after every layer.
-        first_scored: index in each text of the first token that is predicted and counted.
-    """
+    """Run texts through a model; `first_scored` is the index in each of the first token that counts."""
     hidden = last_hidden(config, read, texts, on_layer)
     device = hidden.device
     ids = torch.tensor([token for text in texts for token in text], device=device)
@@ -71,15 +65,11 @@ def compare(states: States, reference: States) -> dict[str, Any]:
     """Return a model's figures against a reference on the same texts.
 
     KL divergence is sum p ln(p / q), p the reference's distribution, in nats a token, as in
-    `llama-perplexity --kl-divergence`.
-
-    Returns:
-        perplexity, kl_mean, kl_max, top1_agreement (share of positions), positions.
+    `llama-perplexity --kl-divergence`; `top1_agreement` is a share of the positions.
     """
     loss, divergences, agree = 0.0, [], 0
-    for start in range(0, len(states.scored), _POSITIONS_AT_ONCE):
-        at = states.scored[start : start + _POSITIONS_AT_ONCE]
-        targets = states.targets[start : start + _POSITIONS_AT_ONCE]
+    chunks = (tensor.split(_POSITIONS_AT_ONCE) for tensor in (states.scored, states.targets))
+    for at, targets in zip(*chunks, strict=True):
         q = states.log_probabilities(at)
         loss -= q.gather(1, targets[:, None]).double().sum().item()
         p = reference.log_probabilities(at)

@@ -27,7 +27,7 @@ from so8t_helpers.gguf.writer import (
 )
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import HashCache, check_disk, write_json
+from so8t_helpers.run.files import check_disk, run_hashes, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, stage_input
 from so8t_helpers.settings import Settings
@@ -71,7 +71,7 @@ def export(settings: Settings) -> GgufResult:
         _remove_others(stage, files.values())
         measure = Measurements(settings, stage, folder, tensors)
         matrix = measure.importance_matrix() if settings.gguf.imatrix else None
-        carried, keys = _provenance(settings, stage, folder), matrix.metadata() if matrix else None
+        carried, keys = _provenance(settings, stage, folder), matrix.metadata() if matrix else {}
         plans = {
             kind: plan_file(path, FILE_TYPES[kind], tensors, model, name, carried, keys)
             for kind, path in files.items()
@@ -89,7 +89,10 @@ def export(settings: Settings) -> GgufResult:
                 quality["files"][kind] |= figures
             quality |= found
         write_json(stage.directory / "quality.json", quality)
-        stage.facts |= _facts(quality)
+        for kind, entry in quality["files"].items():
+            stage.facts[f"{kind} MiB"] = round(entry["bytes"] / 2**20, 1)
+            if "kl_mean" in entry and kind != "f16":
+                stage.facts[f"{kind} KL from F16"] = f"{entry['kl_mean']:.2e}"
         return GgufResult(files, quality)
 
 
@@ -123,9 +126,10 @@ def _provenance(settings: Settings, stage: Stage, folder: Path) -> str:
     else:  # a model from elsewhere: only its own files can be named
         carried = {"format": "so8t-provenance", "version": origin.VERSION, "run": settings.run.name}
         carried |= {"base": None, "sha256": {}}
-    cache, label = HashCache(settings.run_dir / ".hashes.json"), _label(folder)
-    model = {k.removeprefix(label): cache.sha256(p) for k, p in stage.inputs.items() if k.startswith(label)}
-    cache.save()
+    label = _label(folder)
+    named = {k.removeprefix(label): path for k, path in stage.inputs.items() if k.startswith(label)}
+    with run_hashes(settings) as cache:
+        model = {name: cache.sha256(path) for name, path in named.items()}
     return json.dumps(carried | {"model": model}, ensure_ascii=False)
 
 
@@ -179,12 +183,3 @@ def _size(plan: PlannedFile, tensors: Sequence[GgufTensor], model: Model) -> dic
         "tensor_types": dict(kinds.most_common()),
         "tensor_bytes": dict(sizes.most_common()),
     }
-
-
-def _facts(quality: dict[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for kind, entry in quality["files"].items():
-        facts[f"{kind} MiB"] = round(entry["bytes"] / 2**20, 1)
-        if "kl_mean" in entry and kind != "f16":
-            facts[f"{kind} KL from F16"] = f"{entry['kl_mean']:.2e}"
-    return facts

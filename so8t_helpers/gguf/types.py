@@ -53,13 +53,9 @@ _FALLBACK = {_Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
 def tensor_type(
     file_type: FileType, name: str, shape: tuple[int, ...], layers: int, tied: bool
 ) -> GGMLQuantizationType:
-    """Return the type of one tensor.
+    """Return the type of one tensor, named as in the GGUF, of a shape as in the checkpoint.
 
-    Args:
-        name: its name in the GGUF, e.g. "blk.3.ffn_down.weight".
-        shape: as in the checkpoint; the last number is the row's length.
-        layers: the model's number of decoder layers.
-        tied: whether the model has no `output.weight` of its own.
+    `layers` is the number of decoder layers; a `tied` model has no `output.weight` of its own.
     """
     # Both programs keep vectors and norms in F32: `n_dims <= 1 or new_name.endswith("_norm.weight")` in the
     # converter, `tensor_allows_quantization` in the quantiser.

@@ -1,9 +1,8 @@
 """One pass over the checkpoint that writes all GGUF files: each shard is read once, whatever their number.
 
-Chunks of rows are read, checked and quantised on several threads; this thread puts the results in their
-places in order, so memory holds a few chunks whatever the model's size. A file grows as `.<name>.part`, its
-journal says how many tensors are safely on disk, and an interrupted pass goes on from there. One more thread
-waits for the disk, which would otherwise hold up the quantisers at every sync.
+Several threads quantise chunks of rows, this one puts them in their places in order, so memory holds a few
+chunks whatever the model's size. A file grows as `.<name>.part`, its journal says how many tensors are safely
+on disk, and an interrupted pass goes on from there. One more thread waits for the disk.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +76,6 @@ class _Job:
     start: int
     stop: int
     parts: list[_Part]
-    last: bool
 
 
 def journal_path(path: Path) -> Path:
@@ -106,24 +104,17 @@ def unfinished(
     """Return the files that are not whole, each with its key and the number of tensors already written."""
     found = []
     for plan in plans:
-        key = file_key(plan, tensors, importance)
-        done = _journalled(plan, key)
+        key, done = file_key(plan, tensors, importance), 0
+        with suppress(OSError, ValueError):  # no journal, or one cut short
+            journal = json.loads(journal_path(plan.path).read_text(encoding="utf-8"))
+            done = journal["done"] if journal["key"] == key else 0
         whole = plan.path.is_file() and plan.path.stat().st_size == plan.size and done == len(tensors)
         if not whole:
             found.append((plan, key, done if part_path(plan.path).is_file() else 0))
     return found
 
 
-def _journalled(plan: PlannedFile, key: str) -> int:
-    try:
-        journal = json.loads(journal_path(plan.path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
-    return int(journal["done"]) if journal["key"] == key else 0
-
-
 def source_bytes(tensors: Sequence[GgufTensor]) -> int:
-    """Return how many bytes of the checkpoint the tensors are."""
     return sum(t.source.nbytes for t in tensors if isinstance(t.source, TensorPlace))
 
 
@@ -132,22 +123,18 @@ def write_files(
     tensors: Sequence[GgufTensor],
     threads: int,
     on_read: Callable[[int], None],
-    importance: Importance | None = None,
+    importance: Importance,
 ) -> list[Path]:
-    """Write the files that are not there yet, in one pass over the checkpoint.
+    """Write the files that are not whole yet, in one pass over the checkpoint, and return them.
 
     Args:
         threads: how many chunks are quantised at once.
         on_read: called with the number of checkpoint bytes done just now.
         importance: by tensor, the mean square of each input column, for the k-quant files.
 
-    Returns:
-        The files written now; those already whole are left alone.
-
     Raises:
         StageError: a weight that is not finite or does not fit; finished tensors stay in the journal.
     """
-    importance = importance or {}
     open_plans = unfinished(plans, tensors, importance)
     with (
         ExitStack() as stack,
@@ -188,11 +175,9 @@ def _jobs(tensors: Sequence[GgufTensor], parts: list[_Part]) -> Iterator[_Job]:
         lacking = [part for part, done in zip(parts, begun, strict=True) if done <= index]
         if not lacking:
             continue
-        rows = _rows(tensor)
         step = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            yield _Job(index, tensor, start, stop, lacking, stop == rows)
+        for start in range(0, tensor.rows, step):
+            yield _Job(index, tensor, start, min(start + step, tensor.rows), lacking)
 
 
 def _convert(job: _Job, importance: Importance) -> list[Bytes]:
@@ -211,10 +196,6 @@ def _finish(job: _Job, future: Future[list[Bytes]], on_read: Callable[[int], Non
     for part, data in zip(job.parts, future.result(), strict=True):
         row_bytes = data.nbytes // (job.stop - job.start)
         part.put(part.plan.offsets[job.tensor.name] + job.start * row_bytes, data)
-        if job.last:
+        if job.stop == job.tensor.rows:
             part.tensor_done(job.index + 1)
-    on_read(source_bytes([job.tensor]) * (job.stop - job.start) // _rows(job.tensor))
-
-
-def _rows(tensor: GgufTensor) -> int:
-    return tensor.shape[0] if len(tensor.shape) > 1 else 1
+    on_read(source_bytes([job.tensor]) * (job.stop - job.start) // job.tensor.rows)

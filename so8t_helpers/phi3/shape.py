@@ -96,9 +96,9 @@ class Phi3Shape:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the checkpoint, by name; without a head that is tied."""
         vocabulary, norm = (self.vocab_size, self.hidden_size), (self.hidden_size,)
-        shapes = {EMBEDDING: vocabulary, LAST_NORM: norm} | (
-            {} if self.tie_embeddings else {HEAD: vocabulary}
-        )
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: vocabulary, LAST_NORM: norm}
+        if not self.tie_embeddings:
+            shapes[HEAD] = vocabulary
         linears = {module: self.linear_shape(linear) for linear, module in LINEAR_MODULES.items()}
         for layer in range(self.num_layers):
             shapes |= {weight_name(layer, module): linears.get(module, norm) for module in BLOCK}
@@ -106,11 +106,7 @@ class Phi3Shape:
 
 
 def read_shape(folder: Path) -> Phi3Shape:
-    """Read config.json of a Phi3 folder.
-
-    Raises:
-        SettingsError: missing file, another architecture, an activation or rope type that Phi-3 lacks.
-    """
+    """Read config.json; a SettingsError if missing, or for another architecture, activation or rope type."""
     path = folder / "config.json"
     if not path.is_file():
         raise SettingsError(f"{folder}: no config.json; model.base must name a Phi3 folder or hub id")
@@ -123,7 +119,7 @@ def read_shape(folder: Path) -> Phi3Shape:
     if rope["rope_type"] not in {"default", "longrope"}:
         raise SettingsError(f"{path}: rope type {rope['rope_type']!r}, expected 'longrope' or none")
     heads = config["num_attention_heads"]
-    factors = [tuple(rope[k]) if k in rope else None for k in ("short_factor", "long_factor")]
+    short, long = (tuple(rope[k]) if k in rope else None for k in ("short_factor", "long_factor"))
     return Phi3Shape(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
@@ -134,8 +130,8 @@ def read_shape(folder: Path) -> Phi3Shape:
         rms_eps=config.get("rms_norm_eps", 1e-5),
         rope_theta=rope["rope_theta"],
         rotary_dim=int(config["hidden_size"] // heads * rope["partial_rotary_factor"]),
-        short_factor=factors[0],
-        long_factor=factors[1],
+        short_factor=short,
+        long_factor=long,
         max_positions=config["max_position_embeddings"],
         original_max_positions=rope["original_max_position_embeddings"],
         sliding_window=config.get("sliding_window"),
@@ -166,9 +162,7 @@ def attention_factor(shape: Phi3Shape) -> float | None:
     """
     if shape.long_factor is None:
         return None
-    ratio = shape.max_positions / shape.original_max_positions
-    if ratio <= 1.0:
-        return 1.0
+    ratio = max(1.0, shape.max_positions / shape.original_max_positions)
     return math.sqrt(1 + math.log(ratio) / math.log(shape.original_max_positions))
 
 

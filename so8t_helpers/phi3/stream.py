@@ -1,15 +1,13 @@
 """A Phi3 run one decoder layer at a time, so that its weights are never in memory together.
 
 transformers' own Phi3DecoderLayer does the arithmetic, so what is measured is the weights, not another
-implementation of the model. The proof of a bake gives it rows straight from the shards, in float64; the
-measurements of GGUF files give it dequantised float32 weights.
+implementation of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,6 @@ from so8t_helpers.phi3.shape import BLOCK, EMBEDDING, LAST_NORM, LINEAR_MODULES,
 from so8t_helpers.run.files import StageError
 
 Read = Callable[[str], Tensor]  # gives a weight by its GGUF name
-Observe = Callable[[str, Tensor], None]
 # Through a layer at once: 128 MiB of what gate_up_proj gives, in float64. The proof of a bake reads, merges
 # and widens the whole layer again each time.
 _TOKENS = 1024
@@ -45,10 +42,8 @@ class StreamedLayer:
     """One decoder layer without memory of its own, given the weights of one layer of a model after another.
 
     Texts begin at position 0 and are padded, if at all, right: a padded position comes after all others of
-    its text, so the causal mask alone hides it from them.
-
-    Attributes:
-        module: the layer; its weights are on the meta device until somebody sets them.
+    its text, so the causal mask alone hides it from them. `module` is on the meta device until its weights
+    are set.
     """
 
     def __init__(self, config: Phi3Config, device: str | torch.device = "cpu"):
@@ -59,17 +54,14 @@ class StreamedLayer:
     def run(self, *hidden: Tensor) -> None:
         """Send batches of texts, (B, T, d) each, through the layer, a few texts at a time, in place."""
         for batch in hidden:
-            for x in batch.split(max(1, _TOKENS // batch.shape[1])):
-                x.copy_(self.module(x, **self._arguments(x)))
-
-    def _arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return the attention mask and rotary tables for x (B, T, d)."""
-        position = torch.arange(x.shape[1], device=x.device)
-        mask = None  # plain causal attention
-        if self.window is not None and len(position) > self.window:
-            distance = position[:, None] - position[None, :]
-            mask = ((distance >= 0) & (distance < self.window))[None, None]
-        return {"attention_mask": mask, "position_embeddings": self.rotary(x, position[None])}
+            position = torch.arange(batch.shape[1], device=batch.device)
+            mask = None  # plain causal attention
+            if self.window is not None and len(position) > self.window:
+                distance = position[:, None] - position[None, :]
+                mask = ((distance >= 0) & (distance < self.window))[None, None]
+            rotary = self.rotary(batch, position[None])
+            for x in batch.split(max(1, _TOKENS // len(position))):
+                x.copy_(self.module(x, attention_mask=mask, position_embeddings=rotary))
 
 
 @torch.no_grad()
@@ -78,14 +70,11 @@ def last_hidden(
     read: Read,
     texts: Sequence[Sequence[int]],
     on_layer: Callable[[], None],
-    observe: Observe | None = None,
+    observe: Callable[[str, Tensor], None] | None = None,
 ) -> Tensor:
-    """Send texts through all layers and the last norm. -> (tokens of all texts, d) float32.
+    """Send texts (token ids, each alone) through all layers and the last norm. -> (all tokens, d) float32.
 
-    Args:
-        texts: token ids; each text stands alone.
-        on_layer: called after every layer.
-        observe: called with a linear's GGUF name and its input (tokens, in) for every text.
+    `observe` is called with a linear's GGUF name and its input (tokens, in) for every text.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     embedding = read(TOP[EMBEDDING])

@@ -44,7 +44,6 @@ class TensorPlace:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, that is of all but the first dimension."""
         return self.nbytes // self.shape[0] if self.shape and self.shape[0] else self.nbytes
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
@@ -61,11 +60,7 @@ class TensorPlace:
         return torch.frombuffer(buffer, dtype=FLOATS[self.dtype]).view(stop - start, *self.shape[1:])
 
     def read_into(self, buffer: bytearray | memoryview, start: int) -> None:
-        """Fill a buffer of bytes with the rows from `start` on.
-
-        Raises:
-            StageError: if the file ends before these rows do.
-        """
+        """Fill a buffer of bytes with the rows from `start` on; a StageError if the file ends before."""
         with self.path.open("rb") as file:
             file.seek(self.offset + start * self.row_bytes)
             if file.readinto(buffer) != len(buffer):
@@ -74,9 +69,6 @@ class TensorPlace:
 
 def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
     """Return the places of all tensors of a model folder, in the order they lie on disk.
-
-    Args:
-        folder: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
 
     Raises:
         StageError: no such file, a shard or tensor missing, or a header that does not fit its file.
@@ -100,11 +92,7 @@ def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
 
 
 def weight_reader(folder: Path) -> Callable[[str], Tensor]:
-    """Return a function that reads one tensor of a model folder by name, for who takes them one by one.
-
-    Raises:
-        StageError: as `read_checkpoint`; on a call, a tensor that is not there.
-    """
+    """Return a function that reads one tensor of a model folder by name; a StageError for one not there."""
     places = read_checkpoint(folder)
 
     def read(name: str) -> Tensor:
@@ -116,11 +104,7 @@ def weight_reader(folder: Path) -> Callable[[str], Tensor]:
 
 
 def read_header(path: Path) -> dict[str, TensorPlace]:
-    """Return the places of the tensors of one safetensors file, by offset.
-
-    Raises:
-        StageError: if the file is cut short or is not safetensors.
-    """
+    """Return the places of a safetensors file's tensors by offset; a StageError if cut short or not one."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -154,10 +138,9 @@ def lay_out(sources: Sequence[TensorPlace], folder: Path, max_bytes: int) -> dic
         shards[-1].append(source)
         filled += source.nbytes
     count = len(shards)
-    numbered = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    names = numbered if count > 1 else [SINGLE_FILE]
     targets: dict[str, TensorPlace] = {}
-    for name, shard in zip(names, shards, strict=True):
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE_FILE
         targets |= _create(folder / name, shard)
     if count > 1:
         weight_map = {name: target.path.name for name, target in targets.items()}
@@ -173,13 +156,9 @@ def _create(path: Path, sources: list[TensorPlace]) -> dict[str, TensorPlace]:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
     position = 0
     for source in sources:
-        end = position + source.nbytes
-        header[source.name] = {
-            "dtype": source.dtype,
-            "shape": list(source.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
+        begin, position = position, position + source.nbytes
+        offsets = [begin, position]
+        header[source.name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
     with path.open("wb") as file:
