@@ -27,11 +27,11 @@ from claims import claim, write_claims
 
 from so8t_helpers.demo import ensure_base, ensure_records
 from so8t_helpers.report.comparison import comparison_path
-from so8t_helpers.run.progress import STATUS_NAME
+from so8t_helpers.run.records import read_status
 from so8t_helpers.run.stage import STAGES, read_manifest, stale_reason
 from so8t_helpers.settings import Settings, load_settings, merge
 from so8t_helpers.verbs import sweep
-from so8t_helpers.verbs.status import read_status
+from so8t_helpers.verbs.arguments import parse_grid
 
 GRID = ["so8t.init_scale=0.02,0.05", "pet.lambda_stabilization=0.05,0.1"]
 LONGEST = 1200.0  # seconds for one call
@@ -54,17 +54,17 @@ def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 def kill_in_the_middle(process: subprocess.Popen[bytes], points: list[Settings]) -> str:
     """Kill the sweep and its children when the third point is half-way through its training."""
-    path, deadline = points[2].run_dir / STATUS_NAME, time.monotonic() + LONGEST
+    deadline = time.monotonic() + LONGEST
     while time.monotonic() < deadline and process.poll() is None:
-        status = read_status(path)
-        if status and status["stage"] == "02_train" and status["done"] >= status["total"] / 2:
+        status = read_status(points[2].run_dir)
+        if status and status.stage == "02_train" and status.done >= status.total / 2:
             family = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             for member in family:
                 if member.is_running():
                     member.kill()
             process.wait()
-            return f"{status['done']} of {status['total']} steps of the third point"
+            return f"{status.done} of {status.total} steps of the third point"
         time.sleep(0.2)
     raise SystemExit("the sweep was never in the middle of its third training")
 
@@ -104,7 +104,7 @@ def measure(folder: Path, steps: int, prompts: int, base_from: Path | None) -> d
     for place in (alone, many):
         place.mkdir()
     here = {"root": str(many / "runs"), "reports_root": str(many / "reports")}
-    swept = sweep.points(merge(settings, {"run": here}), sweep.parse_grid(GRID))
+    swept = sweep.points(merge(settings, {"run": here}), parse_grid(GRID))
     points = [point.settings for point in swept]
 
     if base_from is not None:

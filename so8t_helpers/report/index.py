@@ -88,13 +88,10 @@ def write_index(settings: Settings) -> Path:
     rows.sort(key=lambda row: row["finished"], reverse=True)
     path = index_path(settings)
     comparisons = sorted(page.stem for page in (path.parent / COMPARISONS).glob("*.html"))
-    shown: dict[str, Any] = {
-        "title": "Runs",
-        "rows": rows,
-        "comparisons": comparisons,
-        "finding": _finding(rows),
-    }
-    return write_page(path, "index.html.j2", settings, **shown)
+    finding = _finding(rows)
+    return write_page(
+        path, "index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons, finding=finding
+    )
 
 
 def _finding(rows: list[dict[str, Any]]) -> str:
