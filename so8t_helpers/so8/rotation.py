@@ -177,6 +177,10 @@ class Gates:
     free: Tensor
     layers: list[int]
 
+    @property
+    def hidden_size(self) -> int:
+        return self.free.shape[1] * BLOCK
+
 
 def save_gates(path: Path, gates: Gates) -> None:
     """Write gates as safetensors: one float32 tensor `layers.N.free` of shape (d/8, 28) for each layer."""
@@ -188,7 +192,7 @@ def save_gates(path: Path, gates: Gates) -> None:
         "format": "so8t-gates",
         "version": "1",
         "convention": "y = (W + sBA) R x, R = exp(A), bake W' = (W + sBA) @ R; free = upper triangle of A",
-        "hidden_size": str(gates.free.shape[1] * BLOCK),
+        "hidden_size": str(gates.hidden_size),
         "layers": json.dumps(gates.layers),
     }
     with atomic_path(path) as scratch:

@@ -118,7 +118,7 @@ class _Product(torch.autograd.Function):
         b: Tensor,
         s: float,
         value_needed: bool,
-        weight: FrozenWeight,
+        weight: FrozenWeight,  # one tuple: with *tensors, torch.compile miscounts whether forward takes ctx
     ) -> Tensor:
         ctx.save_for_backward(a_x, b, *weight)
         ctx.s, ctx.kind = s, type(weight)
