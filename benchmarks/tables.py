@@ -41,7 +41,7 @@ CHOSEN = {
         "Baking against copying the same files",
         "焼き込みの時間、同じファイルのコピー比",
     ),
-    ("gguf", "bytes equal to llama.cpp's, Q4_K_M"): (
+    ("gguf_files", "bytes equal to llama.cpp's, Q4_K_M"): (
         "Q4_K_M bytes equal to llama.cpp's own",
         "Q4_K_M が llama.cpp 自身の出力と一致するバイト",
     ),

@@ -60,6 +60,23 @@ def test_product_and_gradients_equal_float64(kind: str, dtype: torch.dtype, boun
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["each", "held"])
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_product_compiles_whole_with_gradients_and_without(kind: str, held: bool):
+    torch.compiler.reset()  # what other tests compiled counts towards a limit
+    stored = quantize(draw(64, 64), kind)
+    x, a_x, b = (draw(*shape).requires_grad_() for shape in ((9, 64), (9, 4), (64, 4)))
+    weight = hold(stored, b.detach(), 2.0, torch.float32) if held else stored
+    compiled = torch.compile(adapted_product, fullgraph=True, dynamic=False, backend="aot_eager")
+    plain = adapted_product(x, a_x, b, weight, 2.0)
+    for found in (compiled(x, a_x, b, weight, 2.0), torch.no_grad()(compiled)(x, a_x, b, weight, 2.0)):
+        torch.testing.assert_close(found, plain)
+    upstream = torch.ones(9, 64)
+    expected = torch.autograd.grad(plain, (x, a_x, b), upstream)
+    found = torch.autograd.grad(compiled(x, a_x, b, weight, 2.0, False), (x, a_x, b), upstream)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["each", "held"])
 def test_gradients_do_not_need_the_product_itself(held: bool):
     weight = quantize(draw(64, 64), "int8")
     grads = []

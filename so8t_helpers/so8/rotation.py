@@ -197,7 +197,7 @@ def save_gates(path: Path, gates: Gates) -> None:
         "format": "so8t-gates",
         "version": "1",
         "convention": "y = (W + sBA) R x, R = exp(A), bake W' = (W + sBA) @ R; free = upper triangle of A",
-        "hidden_size": str(gates.free.shape[1] * BLOCK),
+        "hidden_size": str(gates.hidden_size),
         "layers": json.dumps(gates.layers),
     }
     with atomic_path(path) as scratch:

@@ -112,7 +112,13 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, a_x: Tensor, b: Tensor, s: float, value_needed: bool, weight: FrozenWeight
+        ctx: Any,
+        x: Tensor,
+        a_x: Tensor,
+        b: Tensor,
+        s: float,
+        value_needed: bool,
+        weight: FrozenWeight,  # one tuple: with *tensors, torch.compile miscounts whether forward takes ctx
     ) -> Tensor:
         ctx.save_for_backward(a_x, b, *weight)
         ctx.s, ctx.kind = s, type(weight)

@@ -29,7 +29,7 @@ class DeviceInputs:
 
 
 class HostInputs:
-    """Keeps inputs in pinned host memory; copies run on a stream of their own beside the layers.
+    """Keeps inputs in pinned host memory; copies run on a stream of their own while layers compute.
 
     All buffers are static and the copies are ordered by events alone, so a CUDA graph can capture them.
     """

@@ -1,7 +1,7 @@
 """F16 + Q8_0 + Q4_K_M in one pass, against llama.cpp's converter run twice and its quantiser once.
 
-    python benchmarks/gguf.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 30 GB of disk
-    python benchmarks/gguf.py --layers 2      # a quick look, which is not written to the results
+    python benchmarks/gguf_files.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 30 GB of disk
+    python benchmarks/gguf_files.py --layers 2      # a quick look, which is not written to the results
 
 On a shared machine the steps can be run one by one, with the same `--folder`: `--steps make`, then `ours`,
 `theirs`, `compare`; the folder keeps their figures, and the last one writes the results and empties it.
@@ -229,7 +229,7 @@ def report(figures: dict[str, Any]) -> int:
     if figures["layers"] < 32:
         print(json.dumps(claims, indent=1))
         return 0
-    return 0 if write_claims("gguf", figures, claims) else 1
+    return 0 if write_claims("gguf_files", figures, claims) else 1
 
 
 if __name__ == "__main__":
