@@ -1,6 +1,6 @@
 """F16 + Q8_0 + Q4_K_M in one pass, against llama.cpp's converter run twice and its quantiser once.
 
-    python benchmarks/gguf_files.py                 # Phi-3.5-mini's shapes, 3.8 G parameters; needs 30 GB of disk
+    python benchmarks/gguf_files.py                 # Phi-3.5-mini's shapes; needs 30 GB of disk
     python benchmarks/gguf_files.py --layers 2      # a quick look, which is not written to the results
 
 On a shared machine the steps can be run one by one, with the same `--folder`: `--steps make`, then `ours`,
