@@ -1,8 +1,4 @@
-"""The typed profile: every setting of a run, its default (the seed's), and what is wrong with a bad one.
-
-A profile is one YAML file in `params/`, read into pydantic models that forbid unknown keys and never convert
-types: YAML turns `1e-4` into a string, and a silent conversion would hide that.
-"""
+"""The typed profile: every setting of a run, its default (the seed's), and what is wrong with a bad one."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ class SettingsError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, types are never converted, values are frozen."""
+    """Base of all sections: unknown keys are errors; types are never converted (YAML's `1e-4` is a text)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -91,11 +87,12 @@ class ModelSettings(Section):
 
 
 class GateSettings(Section):
-    """SO8T gates in front of o_proj. `layer_indices: null` means every layer."""
+    """SO8T gates in front of o_proj."""
 
     enabled: bool = True
-    init_scale: NonNegative = 0.05
-    layer_indices: list[int] | None = None
+    init_scale: NonNegative = 0.05  # 0: start at the identity
+    learning_rate: Positive | None = None  # null: LoRA's
+    layer_indices: list[int] | None = None  # null: every layer
     orthogonal_reg: NonNegative = 1e-4
 
 
@@ -107,6 +104,7 @@ class PetSettings(Section):
     lambda_transition: NonNegative = 0.05
     lambda_stabilization: NonNegative = 0.1
     phase_shares: list[Share] = [0.2, 0.4, 0.4]
+    relative: bool = False  # divide the hidden states by their root mean square: models differ in scale
     penalty: Literal["mse", "huber"] = "mse"
     huber_delta: Positive = 1.0
 
@@ -122,6 +120,8 @@ class LoraSettings(Section):
 
     r: Count = 64
     alpha: Count = 128
+    rslora: bool = False  # scale by alpha / sqrt(r)
+    b_rate: Positive | None = None  # B's own learning rate (LoRA+); null: A's
     dropout: Share = 0.05
     target_modules: list[str] = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
@@ -151,6 +151,15 @@ class TrainingSettings(Section):
     checkpoint_minutes: Positive | None = 10
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     angle_snapshots: Annotated[int, Field(ge=2)] = 50
+    eval_steps: Literal["auto"] | Count | None = "auto"  # between two looks at the held-out loss
+    eval_samples: Literal["auto"] | Count | None = "auto"  # held-out ones; null: all; auto: 3% of the time
+    keep: Literal["last", "best"] = "last"  # which adapter
+    patience: Count | None = None  # looks without a new best after which the training stops
+    sample_steps: Literal["auto"] | Count | None = (
+        "auto"  # between two rounds of answers; auto: 2% of the time
+    )
+    sample_prompts: Count = 8
+    trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
 
 
 class BakeSettings(Section):
@@ -247,11 +256,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def load_settings(profile: str | Path, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read a profile and lay overrides over it.
-
-    Args:
-        profile: a name in `params/` ("demo") or the path of a YAML file.
-        overrides: nested dict, e.g. `{"training": {"max_steps": 5}}`; merged key by key.
+    """Read a profile, a name in `params/` or a YAML file, and lay `{"section": {"key": value}}` over it.
 
     Raises:
         SettingsError: missing file, unknown key (with the nearest known one), wrong type or value.
@@ -310,7 +315,6 @@ def _explain(item: Any) -> str:
             parent = parent.model_fields[part].annotation
         near = difflib.get_close_matches(location[-1], parent.model_fields, n=1, cutoff=0.0)
         return f"unknown key `{key}`; did you mean `{'.'.join([*location[:-1], *near])}`?"
-    value = item["input"]
-    number_as_text = isinstance(value, str) and item["type"] in {"float_type", "int_type"}
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)" if number_as_text else ""
-    return f"`{key}`: {item['msg'].lower()}, got {value!r}{hint}"
+    as_text = isinstance(item["input"], str) and item["type"] in {"float_type", "int_type"}
+    hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)" if as_text else ""
+    return f"`{key}`: {item['msg'].lower()}, got {item['input']!r}{hint}"

@@ -39,8 +39,16 @@ def distance(found: dict[str, Tensor], exact: dict[str, Tensor], start: dict[str
     return float((off / moved).sqrt())
 
 
+OWN = {
+    "lora": CHOSEN["lora"] | {"rslora": True, "b_rate": 8e-3},
+    "so8t": {"init_scale": 0.0, "learning_rate": 2e-2},
+    "pet": {"relative": True},
+}
+
+
 @pytest.mark.slow
-def test_twenty_steps_are_those_of_the_libraries(demo_run: Settings, tmp_path):
+@pytest.mark.parametrize("more", [{}, OWN], ids=["as the seed says", "own rates, from the identity"])
+def test_twenty_steps_are_those_of_the_libraries(demo_run: Settings, tmp_path, more: dict):
     """As near to the libraries' training in float64 as their own in float32 is, with room for another order.
 
     Two float32 computations of one thing differ from the exact one by amounts of one size; which is nearer is
@@ -48,7 +56,7 @@ def test_twenty_steps_are_those_of_the_libraries(demo_run: Settings, tmp_path):
     """
     demo.prepare(demo_run)
     data = {"dataset_dir": str(demo_run.run_dir / "01_dataset")}
-    settings = merge(demo_run, CHOSEN | {"run": {"name": "twin", "root": str(tmp_path)}})
+    settings = merge(demo_run, CHOSEN | more | {"run": {"name": "twin", "root": str(tmp_path)}})
     settings = merge(settings, {"training": data, "model": {"base": str(demo_folder(demo_run, "base"))}})
     stage.train(settings)
     metrics = pd.read_parquet(settings.run_dir / "02_train" / "metrics.parquet")

@@ -53,6 +53,7 @@ def make_twin(folder: Path, settings: Settings, adapter: dict[str, Tensor], dtyp
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
+        use_rslora=lora.rslora,
         lora_dropout=0.0,
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
@@ -84,9 +85,11 @@ def train_twin(
     twin: Twin, settings: Settings, steps: Iterable[tuple[list[PackedSequence], float, float]]
 ) -> None:
     """Train; each step gives its sequences, the learning rate and PET's lambda."""
-    trained = [p for p in twin.model.parameters() if p.requires_grad]
-    trained += [gate.free for gate in twin.gates.values()]
-    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
+    named = [(name, p) for name, p in twin.model.named_parameters() if p.requires_grad]
+    named += [("free", gate.free) for gate in twin.gates.values()]
+    trained = [parameter for _, parameter in named]
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in trained], weight_decay=0.0)
+    own = {"lora_B": settings.lora.b_rate, "free": settings.so8t.learning_rate}
     base = twin.model.get_base_model()
     for sequences, rate, weight in steps:
         optimizer.zero_grad()
@@ -107,12 +110,17 @@ def train_twin(
                 if len(d) > 2
             ]
             pet = torch.stack(bends).sum() / middles
+            if settings.pet.relative:
+                inner = torch.cat([hidden[d][1:-1] for d in _documents(sequence) if len(d) > 2])
+                pet = pet / inner.detach().square().mean()
             (task + weight * pet).backward()
             task_loss, pet_loss = task_loss + task.item(), pet_loss + pet.item()
         norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in trained))
         for parameter in trained:
             parameter.grad *= min(1.0, settings.training.max_grad_norm / (norm + 1e-6))
-        optimizer.param_groups[0]["lr"] = rate
+        for (name, _), group in zip(named, optimizer.param_groups, strict=True):
+            chosen = next((value for part, value in own.items() if part in name and value), None)
+            group["lr"] = rate * chosen / settings.training.learning_rate if chosen else rate
         optimizer.step()
         twin.losses.append(task_loss)
         twin.pet.append(pet_loss)

@@ -69,6 +69,11 @@ def _key(layer: int, linear: str, side: str) -> str:
     return f"base_model.model.{weight_path(layer, linear)}.lora_{side.upper()}.weight"
 
 
+def lora_scale(r: int, alpha: float, rslora: bool) -> float:
+    """What B A is multiplied by (Hu et al. 2022), or rank-stabilised (Kalajdzievski 2023)."""
+    return alpha / sqrt(r) if rslora else alpha / r
+
+
 def write_adapter(
     folder: Path,
     matrices: Mapping[tuple[int, str, str], Tensor],
@@ -88,6 +93,7 @@ def write_adapter(
     LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
+        use_rslora=lora.rslora,
         lora_dropout=lora.dropout,
         target_modules=targets,
         base_model_name_or_path=base,
@@ -170,7 +176,7 @@ def _pair(
         raise StageError(
             f"{where}: rank {a.shape[0]} in the weights, {r} in {CONFIG_FILE}; files of two trainings"
         )
-    return StoredLora(a, b, alpha / sqrt(r) if config.get("use_rslora") else alpha / r)
+    return StoredLora(a, b, lora_scale(r, alpha, config.get("use_rslora", False)))
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

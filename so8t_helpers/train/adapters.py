@@ -60,7 +60,8 @@ class Adapters:
     """LoRA and gates of a model.
 
     Attributes:
-        lora: (N,) float32, all A and B one after the other; `lora.grad` collects their gradients.
+        lora: (N,) float32, all A and then all B; `lora.grad` collects their gradients.
+        count_a: how many of its numbers are A's.
         matrices: A (r, in) and B (out, r) by layer, linear, and "a" or "b": leaves that are views of `lora`.
         free: (gated layers, d/8, 28) float32, the free numbers of the rotations.
         rotations: (gated layers, d/8, 8, 8), exp of them, cut off from `free`: micro-steps see this matrix
@@ -73,12 +74,15 @@ class Adapters:
         self.layers = gated_layers(settings, shape)
         generator = torch.Generator().manual_seed(settings.run.seed)
         drawn: dict[tuple[int, str, str], Tensor] = {}
-        for layer, linear in itertools.product(range(shape.num_layers), self.targets):
-            out, into = shape.linear_shape(linear)
+        places = list(itertools.product(range(shape.num_layers), self.targets))
+        for layer, linear in places:
             # As PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero.
+            into = shape.linear_shape(linear)[1]
             bound, a = 1 / math.sqrt(into), torch.empty(settings.lora.r, into)
             drawn[layer, linear, "a"] = a.uniform_(-bound, bound, generator=generator)
-            drawn[layer, linear, "b"] = torch.zeros(out, settings.lora.r)
+        self.count_a = sum(matrix.numel() for matrix in drawn.values())
+        for layer, linear in places:
+            drawn[layer, linear, "b"] = torch.zeros(shape.linear_shape(linear)[0], settings.lora.r)
         self.lora = nn.Parameter(torch.cat([matrix.flatten() for matrix in drawn.values()]).to(device))
         self.lora.grad = torch.zeros_like(self.lora)
         sizes = [matrix.numel() for matrix in drawn.values()]
@@ -98,6 +102,24 @@ class Adapters:
         self._leaves = [r.requires_grad_() for r in self.rotations.unbind()]
         for leaf, grad in zip(self._leaves, self.rotations.grad, strict=False):
             leaf.grad = grad
+
+    def groups(self) -> list[tuple[nn.Parameter, float]]:
+        """Return what the optimizer updates, each with its rate over LoRA's: A and B, the gates' numbers.
+
+        A and B are one where they have one rate. LoRA+ (Hayou et al. 2024) gives B a larger one.
+        """
+        chosen, rate = self.settings, self.settings.training.learning_rate
+        found = [(self.lora, 1.0)]
+        if chosen.lora.b_rate is not None:
+            assert self.lora.grad is not None
+            found = []
+            for part, own in ((slice(self.count_a), rate), (slice(self.count_a, None), chosen.lora.b_rate)):
+                parameter = nn.Parameter(self.lora.data[part])
+                parameter.grad = self.lora.grad[part]
+                found.append((parameter, own / rate))
+        if self.layers:
+            found.append((self.free, (chosen.so8t.learning_rate or rate) / rate))
+        return found
 
     def refresh_rotations(self) -> None:
         """Compute R = exp(A) of all gates at once after a change of `free`, in place: graphs hold it."""

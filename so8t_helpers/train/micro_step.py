@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from so8t_helpers.phi3.lora_folder import lora_scale
 from so8t_helpers.phi3.shape import rope_tables
 from so8t_helpers.settings import Settings
 from so8t_helpers.train import pet
@@ -72,13 +73,9 @@ class MicroStep:
         length = settings.training.sequence_length
         self.base, self.pet = base, settings.pet
         device = base.device
-        self.config = LayerConfig(
-            base.shape,
-            settings.lora.alpha / settings.lora.r,
-            settings.lora.dropout,
-            varlen,
-            v_apart=tiles > 1,
-        )
+        lora = settings.lora
+        scale = lora_scale(lora.r, lora.alpha, lora.rslora)
+        self.config = LayerConfig(base.shape, scale, lora.dropout, varlen, v_apart=tiles > 1)
         layers = [adapters.layer(base, i) for i in range(base.shape.num_layers)]
         self.segments = [
             Segment(function, layer, self.config, count, linears)
@@ -224,6 +221,8 @@ class MicroStep:
         """
         grad = torch.empty_like(hidden)
         valid = pet.valid_positions(self.documents)
+        relative = self.pet.enabled and self.pet.relative
+        scale = pet.inverse_scale(hidden, valid, _LOSS_CHUNK) if relative else None
         for start in range(0, len(hidden), _LOSS_CHUNK):
             end = min(start + _LOSS_CHUNK, len(hidden))
             logits = hidden[start:end] @ self.base.head.t()  # (chunk, vocab)
@@ -233,7 +232,7 @@ class MicroStep:
             self.task_loss += task * self.per_target
             gradient = gradient @ self.base.head
             if self.pet.enabled:
-                penalty, by_hidden = pet.penalty_and_gradient(hidden, valid, start, end, self.pet)
+                penalty, by_hidden = pet.penalty_and_gradient(hidden, valid, start, end, self.pet, scale)
                 self.pet_loss += penalty * self.per_pet_position
                 gradient = gradient + by_hidden * (self.pet_lambda * self.per_pet_position * self.loss_scale)
             grad[start:end] = gradient

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,8 +52,18 @@ def valid_positions(documents: Tensor) -> Tensor:
     return (left == middle) & (middle == right) & (middle >= 0)
 
 
+def inverse_scale(hidden: Tensor, valid: Tensor, chunk: int) -> Tensor:
+    """Return one over the root mean square of the hidden states at valid positions, () float32.
+
+    `pet.relative` multiplies the states by it, as by a constant: they come out of a norm, so there is little
+    to be gained by shrinking them. A float32 copy exists of `chunk` tokens at a time.
+    """
+    squares = [rows.float().square().mean(-1) for rows in hidden[1:-1].split(chunk)]
+    return ((torch.cat(squares) * valid).sum() / valid.sum().clamp(min=1)).clamp(min=1e-12).rsqrt()
+
+
 def penalty_and_gradient(
-    hidden: Tensor, valid: Tensor, start: int, end: int, settings: PetSettings
+    hidden: Tensor, valid: Tensor, start: int, end: int, settings: PetSettings, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One stretch of the sum over valid positions of the mean over features of rho(second difference).
 
@@ -63,6 +74,7 @@ def penalty_and_gradient(
     Args:
         hidden: (T, d) output of the final norm, T >= 3.
         valid: (T - 2,) from `valid_positions`.
+        scale: () what the states are multiplied by beforehand, from `inverse_scale`; None for 1.
         start, end: the stretch; the sums over stretches that cover 0 ... T make the whole.
 
     Returns:
@@ -71,6 +83,8 @@ def penalty_and_gradient(
     """
     first, last = max(start - 1, 1), min(end + 1, len(hidden) - 1)  # middles of differences it enters
     states = hidden[first - 1 : last + 1].float()
+    if scale is not None:
+        states = states * scale
     difference = states[2:] - 2 * states[1:-1] + states[:-2]  # (last - first, d)
     counted = valid[first - 1 : last - 1, None]
     if settings.penalty == "huber":
@@ -83,4 +97,5 @@ def penalty_and_gradient(
     gradient = gradient * (counted / hidden.shape[1])
     # Widened to the middles start - 1 ... end.
     gradient = functional.pad(gradient, (0, 0, first - start + 1, end + 1 - last))
-    return total, gradient[2:] - 2 * gradient[1:-1] + gradient[:-2]
+    by_states = gradient[2:] - 2 * gradient[1:-1] + gradient[:-2]
+    return total, by_states if scale is None else by_states * scale
