@@ -109,6 +109,30 @@ def decision_of(thinking: str) -> str | None:
     return label if label in LABELS else None
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Where the parts of a well-formed assistant's turn lie, in characters.
+
+    Attributes:
+        final: where the final part begins, its mark included; 0 in a text without thinking.
+        decision: begin and end of the label in the decision line, None where no decision is stated.
+    """
+
+    final: int
+    decision: tuple[int, int] | None
+
+
+def spans(text: str) -> Spans:
+    """Tell the parts of a text apart that `build` or `join` made; any other text is one final part."""
+    if text.startswith(SEED_THINKING):
+        final = thinking_end = text.rfind(f"\n{SEED_FINAL}\n") + 1
+    else:
+        final = text.rfind(f"\n<{FINAL_TAG}>") + 1
+        thinking_end = text.rfind(f"</{THINK_TAGS[-1]}>", 0, final)
+    stated = list(_DECISION.finditer(fold(text[:thinking_end]))) if final else []
+    return Spans(final, stated[-1].span(1) if stated else None)
+
+
 def with_decision(thinking: str, label: str) -> str:
     """Return the thinking with the line that states the decision at its end.
 

@@ -150,14 +150,33 @@ def attention_half(
     x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig, value_needed: bool = True
 ) -> Tensor:
     """Return x + o_proj(gate(attention(norm(x)))). x (T, d) -> (T, d)."""
+    q, k, v = project_qkv(x, layer, packed, config)
+    mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
+    return project_out(x, mixed, layer, packed, config, value_needed)
+
+
+def project_qkv(
+    x: Tensor, layer: LayerTensors, packed: Packed, config: LayerConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries (T, H, D) and keys, both rotated, and values (T, KV, D), of x (T, d)."""
     shape, kv = config.shape, config.shape.num_kv_heads
     qkv = adapted_linear(rms_norm(x, layer.norm1, shape.rms_eps), layer.qkv, packed, config)
     heads = qkv.view(len(x), shape.num_heads + 2 * kv, shape.head_dim)  # (T, H + 2 KV, D)
     q, k, v = heads.split((shape.num_heads, kv, kv), dim=1)
     if config.v_apart:
         v = v.clone(memory_format=torch.contiguous_format)
-    q, k = _rope(q, packed.cos, packed.sin), _rope(k, packed.cos, packed.sin)
-    mixed = attend(q, k, v, packed.bounds, config.varlen).reshape(len(x), -1)  # (T, H * D)
+    return _rope(q, packed.cos, packed.sin), _rope(k, packed.cos, packed.sin), v
+
+
+def project_out(
+    x: Tensor,
+    mixed: Tensor,
+    layer: LayerTensors,
+    packed: Packed,
+    config: LayerConfig,
+    value_needed: bool = True,
+) -> Tensor:
+    """Return x + o_proj(gate(mixed)). x (T, d), mixed (T, H * D), attention's output."""
     if layer.rotation is not None:
         mixed = gate(mixed, layer.rotation)
     return x + adapted_linear(mixed, layer.o, packed, config, value_needed)

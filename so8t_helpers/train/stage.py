@@ -45,6 +45,7 @@ from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.optimizer import Optimizer, learning_rate
+from so8t_helpers.train.watch import Watch
 from so8t_helpers.train.workers import Workers, join, launch, launched
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,9 @@ def train(settings: Settings) -> dict[str, Any]:
         data = stage_input(settings, settings.training.dataset_dir, "01_dataset")
         made_by = "run 01_dataset first, or set training.dataset_dir"
         rows = read_jsonl(stage.read_file("01_dataset/train.jsonl", data / "train.jsonl", made_by))
+        eval_rows = []
+        if settings.training.eval_steps is not None and (data / "eval.jsonl").is_file():
+            eval_rows = read_jsonl(stage.read_file("01_dataset/eval.jsonl", data / "eval.jsonl"))
         folder = base_folder(settings)
         stage.read_file("base/config.json", folder / "config.json")
         shape = read_shape(folder)
@@ -83,12 +87,14 @@ def train(settings: Settings) -> dict[str, Any]:
         check_disk(stage.directory, 5 * adapters.lora.nbytes + 2**26, "training (adapter and checkpoints)")
         micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
 
+        watch = Watch(settings, workers, micro_step, adapters, schedule, eval_rows, tokenizer)
         pad = tokenizer.pad_token_id or 0
-        loop = Loop(settings, stage, workers, samples, schedule, adapters, micro_step, pad)
+        loop = Loop(settings, stage, workers, samples, schedule, adapters, micro_step, watch, pad)
         loop.run()
         if workers.main:
             loop.write_results()
-        stage.facts |= loop.facts() | {"speed": machine.summary, "memory": memory.describe(shape.num_layers)}
+        stage.facts |= loop.facts() | watch.facts()
+        stage.facts |= {"speed": machine.summary, "memory": memory.describe(shape.num_layers)}
         return stage.facts
 
 
@@ -116,12 +122,13 @@ class Loop:
     schedule: Schedule
     adapters: Adapters
     micro_step: MicroStep
+    watch: Watch
     pad_token: int
 
     def __post_init__(self) -> None:
         t = self.settings.training
         self.total = len(self.schedule.steps)
-        self.optimizer = Optimizer(self.adapters, t, t.precision == "fp16")
+        self.optimizer = Optimizer(self.adapters, t)
         self.metrics: list[dict[str, Any]] = []
         self.snapshots: dict[int, Tensor] = {}  # the gates' free numbers by optimizer step
         count = min(t.angle_snapshots, self.total + 1)
@@ -137,11 +144,19 @@ class Loop:
         with Progress(self.settings, "02_train", self.total, "step", "training", main) as bar:
             bar.skip(first)
             self._snapshot(first)
+            self.watch.start(first)
+            if first == 0:
+                self.watch.look(0)
             for done in range(first + 1, self.total + 1):
                 row = self._one_step(done - 1)
                 self.metrics.append(row)
                 bar.update(1, loss=row["task_loss"], pet=row["pet_loss"], tokens_per_s=row["tokens_per_s"])
-                self._snapshot(done)
+                self.watch.after_step(row)
+                stop = self.watch.look(done)
+                self._snapshot(done, stop)
+                if stop:
+                    log.info("stopped at step %d: no better held-out loss since %d", done, self.watch.best)
+                    break
                 by_steps = t.checkpoint_steps and done % t.checkpoint_steps == 0
                 by_time = t.checkpoint_minutes and time.monotonic() - saved_at >= 60 * t.checkpoint_minutes
                 if (by_steps or by_time) and done < self.total and main:
@@ -196,8 +211,8 @@ class Loop:
         text = f"{self.settings.run.seed}/{step}/{number}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
-    def _snapshot(self, step: int) -> None:
-        if self.adapters.layers and step in self.snapshot_steps:
+    def _snapshot(self, step: int, always: bool = False) -> None:
+        if self.adapters.layers and (always or step in self.snapshot_steps):
             self.snapshots[step] = self.adapters.free.detach().cpu().clone()
 
     def _fingerprint(self) -> str:
@@ -210,12 +225,13 @@ class Loop:
     def _save(self, step: int) -> None:
         tensors = {"lora": self.adapters.lora.data, "free": self.adapters.free.data}
         tensors |= self.optimizer.tensors()
-        tensors |= {f"snapshot.{s}": free for s, free in self.snapshots.items()}
+        tensors |= {f"snapshot.{s}": free for s, free in self.snapshots.items()} | self.watch.tensors()
         state = {
             "step": step,
             "metrics": self.metrics,
             "loss_scale": self.optimizer.loss_scale,
             "good_steps": self.optimizer.good_steps,
+            "watch": self.watch.state(),
         }
         keep = self.settings.training.keep_checkpoints
         resume.save(self.checkpoint_dir, step, self.fingerprint, resume.Checkpoint(tensors, state), keep)
@@ -231,6 +247,7 @@ class Loop:
         self.adapters.refresh_rotations()
         self.optimizer.restore(found.tensors, found.state)
         self.metrics = found.state["metrics"]
+        self.watch.restore(found.tensors, found.state["watch"])
         self.snapshots = {
             int(k.removeprefix("snapshot.")): v for k, v in found.tensors.items() if k.startswith("snapshot.")
         }
@@ -238,11 +255,16 @@ class Loop:
         return int(found.state["step"])
 
     def write_results(self) -> None:
-        """Write adapter, metrics and angles; checkpoints have served their purpose then."""
+        """Write adapter, metrics, angles and what was seen; checkpoints have served their purpose then."""
+        best = self.watch.take_best()
+        if best is not None:  # what is left of the rotations ends where the adapter is from
+            self.snapshots = {step: free for step, free in self.snapshots.items() if step <= best}
+            self._snapshot(best, always=True)
         with atomic_directory(self.stage.directory / "adapter") as scratch:
             self.adapters.save(scratch)
         with atomic_path(self.stage.directory / "metrics.parquet") as scratch:
             pd.DataFrame(self.metrics).to_parquet(scratch)
+        self.watch.write_results(self.stage.directory)
         if self.snapshots:
             steps = sorted(self.snapshots)
             free = torch.stack([self.snapshots[s] for s in steps])  # (S, L, d/8, 28)
