@@ -62,7 +62,9 @@ BROUGHT_BY = {
     "pygments": "nbconvert",
     "starlette": "fastapi",
     "triton": "torch",  # on Linux alone
-    "ray": "so8t-workbench",  # the extra
+    "ray": "so8t-workbench",  # extras, these three
+    "mlflow-skinny": "so8t-workbench",
+    "wandb": "so8t-workbench",
 }
 
 

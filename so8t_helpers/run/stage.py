@@ -187,6 +187,7 @@ def stage_settings(settings: Settings, name: str) -> dict[str, Any]:
         section, _, key = entry.partition(".")
         for k in [key] if key else data[section]:
             flat[f"{section}.{k}"] = data[section][k]
+    flat.pop("training.trackers", None)  # who is told of a training changes nothing of it
     return flat
 
 
