@@ -38,6 +38,7 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
         max((abs(a - b) for a, b in zip(losses[0], other, strict=False)), default=math.nan)
         for other in losses[1:]
     )
+    watched = "so8t int8, watched"
     worst = stacks.get("20 steps against float32", {}).get("worst_over_bound", {})
     rows = [
         (
@@ -85,6 +86,14 @@ def claims(stacks: dict[str, Any]) -> list[dict[str, Any]]:
         ("losses on 2 GPUs: off by, over 1 GPU twice", apart / max(noise, 1e-4), False, 3, "x"),
         ("20 steps in bf16 against float32, over the bound", worst.get("bf16", math.nan), False, 1, "x"),
         ("20 steps in fp16 against float32, over the bound", worst.get("fp16", math.nan), False, 1, "x"),
+        (
+            "held-out losses at the default cadence",
+            get(watched, "held_out_share"),
+            False,
+            0.03,
+            "of the steps",
+        ),
+        ("answers at the default cadence", get(watched, "writing_share"), False, 0.02, "of the steps"),
         ("first start to first step, weights loaded", get(ours, "first_step_s"), False, 60, "s"),
         ("second start to first step", get(second, "first_step_s"), False, 60, "s"),
     ]

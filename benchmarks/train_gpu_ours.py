@@ -23,6 +23,7 @@ from train_gpu_common import (
     measure,
     random_tensor,
 )
+from train_gpu_watch import watched
 
 from so8t_helpers.train import workers as train_workers
 
@@ -53,7 +54,8 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     from so8t_helpers.train.optimizer import Optimizer
 
     workers = train_workers.join()
-    cap, steps, rate = (arguments.pop(k, d) for k, d in (("cap", None), ("steps", None), ("rate", 1e-4)))
+    defaults = {"cap": None, "steps": None, "rate": 1e-4, "watch": None}
+    cap, steps, rate, watch = (arguments.pop(key, default) for key, default in defaults.items())
     if cap:
         torch.cuda.set_per_process_memory_fraction(
             cap * GIB / torch.cuda.get_device_properties(0).total_memory
@@ -75,7 +77,7 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     started = time.perf_counter()
     adapters = Adapters(shape, chosen, machine.device)
     micro_step, plan = build_micro_step(base, adapters, chosen, machine, most)
-    optimizer = Optimizer(adapters, chosen.training, chosen.training.precision == "fp16")
+    optimizer = Optimizer(adapters, chosen.training)
     losses = []
 
     def step(number: int) -> None:
@@ -88,6 +90,8 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
         optimizer.step(rate)
         losses.append(round(micro_step.task_loss.item(), 4))
 
+    if watch:
+        return watched(config, chosen, workers, micro_step, adapters, step, watch)
     if steps:
         for number in range(steps):
             step(number)
