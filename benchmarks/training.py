@@ -3,9 +3,49 @@
     python benchmarks/training.py [--folder runs/benchmark-training] [--parallel N]
 
 Three arms, three seeds each, on the demo's records; at the end the trained model answers every held-out
-prompt, greedily. Then ten epochs on 200 records, which overfit. With three seeds only a difference well beyond
-the seeds' own spread means anything. Results: benchmarks/results/training.json; 20 minutes on two cores.
-"""The demo's profile with its runs in `folder`."""
+prompt, greedily. Then ten epochs on 200 records, which overfit. With three seeds only a difference well
+beyond the seeds' own spread means anything. Results go to results/training.json; 20 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from claims import claim, write_claims  # noqa: E402
+
+from so8t_helpers import demo  # noqa: E402
+from so8t_helpers.dataset import stage as dataset_stage  # noqa: E402
+from so8t_helpers.evaluate.judge import is_correct  # noqa: E402
+from so8t_helpers.run.files import demo_folder, read_jsonl, write_yaml  # noqa: E402
+from so8t_helpers.run.stage import read_manifest  # noqa: E402
+from so8t_helpers.settings import Settings, load_settings, merge  # noqa: E402
+from so8t_helpers.so8.history import read_angles  # noqa: E402
+
+SEEDS = (0, 1, 2)
+RATE = 0.02
+ARMS: dict[str, dict[str, Any]] = {
+    "no gates": {"so8t": {"enabled": False}},
+    "gates as the seed says": {"so8t": {"init_scale": 0.05}},
+    f"gates from the identity, rate {RATE}": {"so8t": {"init_scale": 0.0, "learning_rate": RATE}},
+}
+# All held-out records, at six moments; answers once, at the end.
+HELD_OUT = {"eval_steps": 103, "eval_samples": None, "sample_steps": 100_000, "sample_prompts": 1000}
+OVERFIT_RECORDS, OVERFIT_EPOCHS = 200, 10
+
+
+def settings_of(folder: Path, name: str, overrides: dict[str, Any]) -> Settings:
+    """The demo's profile with its runs in `folder`."""
     places = {"name": name, "root": str(folder / "runs"), "reports_root": str(folder / "reports")}
     return merge(load_settings("demo", {"run": places, "training": HELD_OUT}), overrides)
 
