@@ -58,7 +58,7 @@ STACKS: dict[str, tuple[str, dict[str, Any], int]] = {
         {**RECOMPUTED, "lora": {"r": 8, "alpha": 16, "dropout": 0.0}},
         60,
     ),
-    "so8t int8, watched": (OURS, {**RECOMPUTED, "watch": 40}, 150),
+    "so8t int8, watched": (OURS, {**RECOMPUTED, "watch": 40}, 240),
     "so8t int8, 11 GiB": (OURS, {"training": {"memory_gib": 11.0}, "cap": 11.0}, 70),
     "so8t nf4": (OURS, {"model": {"quantization": "nf4"}, "training": {"memory_gib": 3.6}}, 60),
     "unsloth nf4": ("unsloth", {"bits": 4}, 120),

@@ -68,6 +68,7 @@ def watched(
     looks = sum(row["seconds"] for row in watch.rows) * (1 + 1 / len(watch.rows))
     steps = sum(watch.step_seconds)
     answers = sorted({row["step"] for row in watch.written})
+    round_seconds = watch.writer.write().seconds if watch.writer else None
     return {
         "held_out_share": round(looks / steps, 4),
         "writing_share": round((whole - steps - sum(row["seconds"] for row in watch.rows)) / steps, 4),
@@ -75,7 +76,8 @@ def watched(
         "sequences_a_look": len(watch.held_out.sequences) if watch.held_out else 0,
         "seconds_a_look": [round(row["seconds"], 3) for row in watch.rows],
         "rounds_of_answers": answers,
-        "seconds_a_round": round(watch.expected_seconds, 2),
+        "seconds_a_round_expected": round(watch.expected_seconds, 2),
+        "seconds_a_round": round_seconds,
         "tokens_an_answer_at_most": watch.writer.most if watch.writer else 0,
         "first_look_s": round(first, 1),
         "steps": count,

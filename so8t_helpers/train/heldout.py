@@ -38,7 +38,7 @@ class HeldOutDocument:
     """A document with what is counted where.
 
     Attributes:
-        parts: (n,) int8, the index in `PARTS` of each target; -1 where there is none.
+        parts: (n,) int64, the index in `PARTS` of each target; -1 where there is none.
         labels: (n,) int8, the index in LABELS of the right label where the next token decides it; else -1.
     """
 
@@ -88,7 +88,7 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
                 decisive = np.flatnonzero(inside & (document.tokens == choices[right]))
                 labels[decisive[:1] - 1] = right
         # A target stands one position before its token.
-        parts = np.where(document.targets == IGNORE, -1, np.append(parts[1:], -1)).astype(np.int8)
+        parts = np.where(document.targets == IGNORE, -1, np.append(parts[1:], -1))
         found.append(HeldOutDocument(document, parts, labels))
     return found
 

@@ -139,10 +139,11 @@ class Watch:
         every = self.training.sample_steps
         if every != "auto":
             return step == self.total or (step > 0 and every is not None and step % every == 0)
+        if not self.expected_seconds:
+            writer.write(1)  # loads what only writing needs; with the start, where it belongs
+            self.expected_seconds = writer.write(_PROBE).seconds * writer.most / _PROBE
         if step == 0 or step not in self.steps or not self.step_seconds:
             return False
-        if not self.expected_seconds:
-            self.expected_seconds = writer.write(_PROBE).seconds * writer.most / _PROBE
         whole = statistics.median(self.step_seconds) * self.total
         return self.writing_seconds + self.expected_seconds <= _SHARE * whole
 
