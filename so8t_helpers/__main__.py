@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     every = [profile_settings(profile, options.set) for profile in options.profile]
     stages = (stage_name(options.only),) if options.only else stage_range(options.from_stage, options.to)
     for settings in every:
-        batch.preflight(settings, stages)
+        batch.preflight(settings, stages, options.force)
     for settings in every:
         outcomes = batch.run_stages(settings, stages, force=options.force)
         print("\n".join(batch.summary(settings, outcomes)))

@@ -162,9 +162,24 @@ def test_preflight_finds_what_would_stop_the_run_later(scratch_settings: Setting
         batch.preflight(scratch_settings, ("02_train",))
     with pytest.raises(SettingsError, match=r"training\.dataset_dir: no folder"):
         batch.preflight(merge(scratch_settings, {"training": {"dataset_dir": "/gone"}}), TWO)
-    with pytest.raises(SettingsError, match=r"dataset\.inputs: 'nothing/\*\.jsonl' matches no file"):
+    with pytest.raises(SettingsError, match=r"dataset\.inputs: no file matches 'nothing/\*\.jsonl'"):
         batch.preflight(merge(scratch_settings, {"dataset": {"inputs": ["nothing/*.jsonl"]}}), TWO)
     assert not scratch_settings.run_dir.exists(), "a refused run leaves nothing behind"
+
+
+def test_preflight_looks_at_the_stages_from_the_first_that_is_due(
+    scratch_settings: Settings, notebooks: Path, monkeypatch: pytest.MonkeyPatch
+):
+    looked: list[str] = []
+    monkeypatch.setattr(batch, "check_stage", lambda settings, stage: looked.append(stage))
+    for force, expected in ((False, []), (True, list(TWO))):
+        batch.run_stages(scratch_settings, TWO)
+        looked.clear()
+        batch.preflight(scratch_settings, TWO, force)
+        assert looked == expected
+    looked.clear()
+    batch.preflight(merge(scratch_settings, {"lora": {"r": 4}}), TWO)
+    assert looked == ["02_train"]
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_start(

@@ -14,14 +14,14 @@ from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
 from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
 from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, write_json
 from so8t_helpers.run.progress import Progress
-from so8t_helpers.run.stage import Stage, open_stage, stage_input
-from so8t_helpers.settings import Settings
+from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
+from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.so8 import rotation
 
 STAGE = "03_bake"
@@ -36,6 +36,26 @@ class BakeResult:
     proof: dict[str, Any]
 
 
+def check(settings: Settings) -> None:
+    """Look at base, adapter and data set, as far as they are here; nothing is made, fetched or written.
+
+    Raises:
+        SettingsError, StageError: a file is missing, or does not fit the others and the settings.
+    """
+    stage, base = Stage(settings, STAGE), check_base(settings)
+    weights = None if base is None else _read_base(base)
+    adapter, dataset = other_input(settings, STAGE), other_input(settings, "02_train")
+    if dataset is not None:
+        _held_out(stage, dataset)
+    elif settings.dataset.eval_share == 0.0 and not (settings.run_dir / "01_dataset/eval.jsonl").is_file():
+        raise SettingsError("dataset.eval_share: 0 leaves no held-out text, which the proof of a bake reads")
+    if adapter is not None:
+        _register_adapter(stage, adapter)
+        gates = _read_gates(settings, stage, adapter)
+        if weights is not None:
+            plan_changes(weights, read_adapter(adapter, weights), gates)
+
+
 def bake(settings: Settings) -> BakeResult:
     """Bake this run's adapter and gates onto the 16-bit base, prove it, and leave `03_bake/model`.
 
@@ -48,9 +68,9 @@ def bake(settings: Settings) -> BakeResult:
         for path in (stage.directory / "model", *stage.directory.glob(".model.*.tmp")):
             shutil.rmtree(path, ignore_errors=True)
         (stage.directory / "proof.json").unlink(missing_ok=True)
+        check(settings)
         base = base_folder(settings)
-        read_config(base)  # refuses other architectures
-        weights = read_checkpoint(base)
+        weights = _read_base(base)
         adapter, texts, card = _read_inputs(settings, stage, base, weights)
         lora, gates = read_adapter(adapter, weights), _read_gates(settings, stage, adapter)
         changes = plan_changes(weights, lora, gates)
@@ -88,6 +108,24 @@ def bake(settings: Settings) -> BakeResult:
         return BakeResult(stage.directory / "model", proof)
 
 
+def _read_base(base: Path) -> dict[str, TensorPlace]:
+    """Return the places of the base's tensors. Raises StageError: no Phi3, quantised, or a file missing."""
+    read_config(base)  # refuses other architectures
+    model_folder.baked_config(json.loads((base / "config.json").read_text(encoding="utf-8")), base)
+    weights = read_checkpoint(base)
+    model_folder.base_files(base, [])
+    return weights
+
+
+def _register_adapter(stage: Stage, adapter: Path) -> None:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        stage.read_file(f"02_train/adapter/{name}", adapter / name, "run 02_train, or set bake.adapter_dir")
+
+
+def _held_out(stage: Stage, dataset: Path) -> Path:
+    return stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads held-out texts")
+
+
 def _read_inputs(
     settings: Settings, stage: Stage, base: Path, weights: dict[str, TensorPlace]
 ) -> tuple[Path, list[list[int]], dict[str, Any] | None]:
@@ -95,11 +133,9 @@ def _read_inputs(
     for name, path in model_folder.base_files(base, {place.path for place in weights.values()}).items():
         stage.read_file(f"base/{name}", path)
     adapter = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        stage.read_file(f"02_train/adapter/{name}", adapter / name, "run 02_train, or set bake.adapter_dir")
+    _register_adapter(stage, adapter)
     dataset = stage_input(settings, settings.training.dataset_dir, "01_dataset")
-    needed = "the proof reads held-out texts"
-    eval_file = stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", needed)
+    eval_file = _held_out(stage, dataset)
     card, path = None, dataset / "card.json"
     if path.is_file():
         card = json.loads(stage.read_file("01_dataset/card.json", path).read_text(encoding="utf-8"))

@@ -13,10 +13,11 @@ from so8t_helpers.dataset.assemble import assemble
 from so8t_helpers.dataset.card import describe
 from so8t_helpers.dataset.chunks import ChunkResult, first_pass
 from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_classifier
+from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.reading import Chunk, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
-from so8t_helpers.dataset.teacher import cache_path
-from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.dataset.teacher import cache_path, teacher_path
+from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.run.files import HashCache, StageError, check_disk, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage
@@ -35,6 +36,27 @@ class Built:
     card: dict[str, Any]
 
 
+def check(settings: Settings) -> None:
+    """Look at what the stage would read, as far as it is here; nothing is made, fetched or written.
+
+    Raises:
+        SettingsError: an input, word list, model or tokenizer that is not there; an input in UTF-16.
+        StageError: a word list that is not there.
+    """
+    chosen = settings.dataset
+    inspect(find_files([pattern for pattern in chosen.inputs if pattern != "demo"], "dataset.inputs"))
+    find_files(chosen.nsfw_training, "dataset.nsfw_training")
+    _word_lists(Stage(settings, STAGE))
+    if chosen.nsfw_model is not None:
+        model_folder(chosen)
+    if chosen.teacher:
+        teacher_path(settings)
+    if chosen.robots_dir and not chosen.robots_fetch:
+        _robots_folder(settings)
+    if (base := check_base(settings)) is not None:
+        _tokenizer(base)
+
+
 def build(settings: Settings) -> Built:
     """Carry out the stage.
 
@@ -43,6 +65,7 @@ def build(settings: Settings) -> Built:
         StageError: where nothing was kept, or the inputs' lines cannot be read.
     """
     with open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
+        check(settings)
         files = inspect(input_files(settings))
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
@@ -57,13 +80,12 @@ def build(settings: Settings) -> Built:
         for path in labelled:
             stage.read_file(f"nsfw_training/{path.name}", path)
         classifier = train_classifier(settings, labelled, classifier_path) if labelled else None
-        for name in settings.dataset.nsfw_words:
-            stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
+        _word_lists(stage)
         plan = Plan(
             settings.dataset,
             settings.run.seed,
             settings.training.sequence_length,
-            _tokenizer(settings, stage),
+            stage.read_file("base/tokenizer.json", _tokenizer(base_folder(settings))),
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
             cache_path(settings) if settings.dataset.teacher else None,
@@ -100,20 +122,31 @@ def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], inputs: Path)
     if settings.dataset.robots_fetch:
         folder.mkdir(parents=True, exist_ok=True)
         fetch_robots(chunks, folder, settings.dataset.robots_agent)
-    if chosen and not folder.is_dir():
-        raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
+    elif chosen:
+        _robots_folder(settings)
     for path in sorted(folder.glob("*.txt")):
         stage.read_file(f"robots/{path.name}", path)
     return folder if folder.is_dir() else None
 
 
-def _tokenizer(settings: Settings, stage: Stage) -> Path:
-    """Return the base's tokenizer.json, registered as an input."""
-    folder = base_folder(settings)
+def _robots_folder(settings: Settings) -> Path:
+    folder = resolve(settings.dataset.robots_dir or "")
+    if not folder.is_dir():
+        raise SettingsError(f"dataset.robots_dir: no folder {folder}; it holds one <host>.txt for each host")
+    return folder
+
+
+def _word_lists(stage: Stage) -> None:
+    for name in stage.settings.dataset.nsfw_words:
+        stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
+
+
+def _tokenizer(folder: Path) -> Path:
+    """Return the base's tokenizer.json."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise SettingsError(
             f"model.base: {folder} has no tokenizer.json; save the fast tokenizer there with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    return stage.read_file("base/tokenizer.json", path)
+    return path

@@ -49,20 +49,27 @@ class Thoughts:
         self._database.commit()
 
 
+def teacher_path(settings: Settings) -> Path:
+    """Return the GGUF file or the model folder of the profile's teacher.
+
+    Raises:
+        SettingsError: no such teacher.
+    """
+    path = resolve(settings.dataset.teacher or "")
+    if not path.is_file() and not (path / "config.json").is_file():
+        raise SettingsError(f"dataset.teacher: neither a GGUF file nor a model folder: {path}")
+    return path
+
+
 def cache_path(settings: Settings) -> Path:
     """Return the cache of the profile's teacher: another model or length has another file.
 
     Raises:
         SettingsError: no such teacher.
     """
-    path = resolve(settings.dataset.teacher or "")
-    if path.is_file():
-        identity = sha256_file(path)
-    elif (path / "config.json").is_file():
-        weights = sorted(path.glob("*.safetensors"))
-        identity = "".join(sha256_file(p) for p in [path / "config.json", *weights])
-    else:
-        raise SettingsError(f"dataset.teacher: neither a GGUF file nor a model folder: {path}")
+    path = teacher_path(settings)
+    files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    identity = "".join(map(sha256_file, files))
     name = f"{identity} {settings.dataset.teacher_max_tokens} {INSTRUCTION}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return resolve(settings.run.root) / ".teacher" / f"{digest}.sqlite"
@@ -70,7 +77,7 @@ def cache_path(settings: Settings) -> Path:
 
 def open_teacher(settings: Settings) -> Engine:
     """Open the engine that the profile names: a GGUF file or a model folder."""
-    path = resolve(settings.dataset.teacher or "")
+    path = teacher_path(settings)
     if path.is_file():
         from so8t_helpers.engines.llama_cpp import open_llama_cpp  # noqa: PLC0415  (an option)
 

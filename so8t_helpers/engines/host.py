@@ -9,7 +9,13 @@ from pathlib import Path
 from so8t_helpers.engines.base import Closing, Engine, EngineError, threads_for
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.engines.ollama import Modelfile, open_ollama
-from so8t_helpers.engines.ollama_server import OllamaServer, find_ollama
+from so8t_helpers.engines.ollama_server import (
+    OllamaServer,
+    check_version,
+    find_binary,
+    find_ollama,
+    server_version,
+)
 from so8t_helpers.run.files import StageError, check_disk
 from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import Settings
@@ -29,14 +35,9 @@ class GgufHost(Closing):
     def __init__(self, settings: Settings):
         self.settings = settings
         self.server: OllamaServer | None = None
+        check_engine(settings)
         if settings.eval.engine != "llama_cpp":
             self.server = find_ollama(settings)
-        if settings.eval.engine == "ollama" and self.server is None:
-            raise EngineError(
-                f"eval.engine is ollama, but nothing answers at {settings.eval.ollama_url} and there is no "
-                "ollama program in PATH or SO8T_OLLAMA; start `ollama serve`, install Ollama, or set "
-                "eval.engine to auto or llama_cpp"
-            )
         self.name = "Ollama" if self.server else "llama.cpp"
         self.version = (
             self.server.version if self.server else f"xllamacpp {importlib.metadata.version('xllamacpp')}"
@@ -80,6 +81,20 @@ class GgufHost(Closing):
             self.server.close()
 
 
+def check_engine(settings: Settings) -> None:
+    """Raise EngineError: `eval.engine` is "ollama" and there is none, or the one that runs is too old."""
+    url = settings.eval.ollama_url
+    if settings.eval.engine == "llama_cpp":
+        return
+    if (version := server_version(url)) is not None:
+        check_version(version, url)
+    elif find_binary() is None and settings.eval.engine == "ollama":
+        raise EngineError(
+            f"eval.engine is ollama, but nothing answers at {url} and there is no ollama program in PATH or "
+            "SO8T_OLLAMA; start `ollama serve`, install Ollama, or set eval.engine to auto or llama_cpp"
+        )
+
+
 def find_gguf(settings: Settings, kind: str) -> Path:
     """Return the file of one type ("q4_k_m") that 04_gguf made, or that lies in `eval.gguf_dir`.
 
@@ -92,11 +107,16 @@ def find_gguf(settings: Settings, kind: str) -> Path:
         raise StageError(f"several files for {kind} in {folder}: {', '.join(path.name for path in found)}")
     if not found:
         there = ", ".join(path.name for path in sorted(folder.glob("*.gguf"))) or "no GGUF at all"
-        raise StageError(
-            f"missing input 04_gguf/{settings.gguf.name}-{kind}.gguf: {folder} holds {there}; run stage "
-            "04_gguf with this type in gguf.types, or choose another in eval.models or serve.model"
-        )
+        raise missing_gguf(settings, kind, f"{folder} holds {there}")
     return found[0]
+
+
+def missing_gguf(settings: Settings, kind: str, there: str) -> StageError:
+    """Return the error of a file that is not there and will not be; `there` says what is in its place."""
+    return StageError(
+        f"missing input 04_gguf/{settings.gguf.name}-{kind}.gguf: {there}; run stage 04_gguf with this type "
+        "in gguf.types, or choose another in eval.models or serve.model"
+    )
 
 
 def parted_style(settings: Settings) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from so8t_helpers.engines.base import Completion, Engine
-from so8t_helpers.engines.host import GgufHost, find_gguf, modelfile_of
+from so8t_helpers.engines.host import GgufHost, check_engine, find_gguf, missing_gguf, modelfile_of
 from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluate.calibration import calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity, check_native
@@ -19,15 +19,33 @@ from so8t_helpers.evaluate.harness import check_harness, run_harness
 from so8t_helpers.evaluate.judge import score
 from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
-from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.run.files import write_json, write_jsonl, write_text
 from so8t_helpers.run.progress import Progress
-from so8t_helpers.run.stage import Stage, open_stage, stage_input
+from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
 
 STAGE = "05_ollama_eval"
 _FOLDERS = ("base", "baked")
+
+
+def check(settings: Settings) -> None:
+    """Look at harness, engine and the models that are to be evaluated; nothing is made or started.
+
+    Raises:
+        SettingsError, StageError: a model that no stage makes, or a folder or program that is not there.
+    """
+    check_harness(settings)
+    check_engine(settings)
+    elsewhere = other_input(settings, STAGE) is not None
+    if "base" in settings.eval.models:
+        check_base(settings)
+    for name in (name for name in settings.eval.models if name not in _FOLDERS):
+        if elsewhere:
+            find_gguf(settings, name)
+        elif name not in settings.gguf.types:
+            raise missing_gguf(settings, name, f"gguf.types has {', '.join(settings.gguf.types)}")
 
 
 def evaluate(settings: Settings) -> dict[str, Any]:
@@ -39,7 +57,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         StageError: a model, a file or the held-out records are missing, or token ids differ.
         EngineError: an engine cannot load a model or breaks off.
     """
-    check_harness(settings)
+    check(settings)
     with open_stage(settings, STAGE) as stage:
         prompts = choose_prompts(stage)
         audit = AuditLog(stage.directory / "audit.jsonl")

@@ -25,11 +25,12 @@ from so8t_helpers.gguf.writer import (
     unfinished,
     write_files,
 )
+from so8t_helpers.phi3.source import local_base
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import check_disk, run_hashes, write_json
+from so8t_helpers.run.files import StageError, check_disk, run_hashes, write_json
 from so8t_helpers.run.progress import Progress
-from so8t_helpers.run.stage import Stage, open_stage, stage_input
+from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
 
@@ -54,6 +55,25 @@ class GgufResult:
     quality: dict[str, Any]
 
 
+def check(settings: Settings) -> None:
+    """Look at the named model, else at the base whose tokenizer a bake copies; nothing is made or written.
+
+    Raises:
+        SettingsError, StageError: a missing file, a tensor that does not fit, another architecture.
+    """
+    folder, base = other_input(settings, STAGE), local_base(settings)
+    if folder is not None:
+        _read_folder(Stage(settings, STAGE), folder)
+    elif base is not None:
+        baked = stage_input(settings, None, "03_bake", "model")
+        for name in _TOKENIZER_FILES:
+            if not (base / name).is_file() and not (baked / name).is_file():
+                raise StageError(
+                    f"model.base: {base} has no {name}, which a GGUF file is made of; fetch it from where "
+                    "the base comes from, transformers 5 does not save it"
+                )
+
+
 def export(settings: Settings) -> GgufResult:
     """Write the profile's GGUF files from the baked folder, check them in llama.cpp, measure their quality.
 
@@ -63,9 +83,8 @@ def export(settings: Settings) -> GgufResult:
     """
     with open_stage(settings, STAGE) as stage:
         folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
-        places = _register_model(stage, folder)
-        model = read_model(folder, sum(prod(place.shape) for place in places.values()))
-        tensors = collect_tensors(places, model)
+        check(settings)
+        model, tensors = _read_folder(stage, folder)
         name, types = settings.gguf.name, settings.gguf.types
         files: dict[str, Path] = {kind: stage.directory / f"{name}-{kind}.gguf" for kind in types}
         _remove_others(stage, files.values())
@@ -94,6 +113,13 @@ def export(settings: Settings) -> GgufResult:
             if "kl_mean" in entry and kind != "f16":
                 stage.facts[f"{kind} KL from F16"] = f"{entry['kl_mean']:.2e}"
         return GgufResult(files, quality)
+
+
+def _read_folder(stage: Stage, folder: Path) -> tuple[Model, list[GgufTensor]]:
+    """Register a model's files; return what its configuration says, and its tensors, still on disk."""
+    places = _register_model(stage, folder)
+    model = read_model(folder, sum(prod(place.shape) for place in places.values()))
+    return model, collect_tensors(places, model)
 
 
 def _register_model(stage: Stage, folder: Path) -> dict[str, TensorPlace]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from so8t_helpers.run.files import demo_folder
+from so8t_helpers.run.files import demo_folder, demo_place
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
@@ -19,14 +19,11 @@ def base_folder(settings: Settings) -> Path:
     Raises:
         SettingsError: no such folder, and not a hub id that can be fetched or found in the cache.
     """
+    if (local := check_base(settings)) is not None:
+        return local
     name = settings.model.base
     if name == "demo":
         return demo_folder(settings, "base")
-    local = resolve(name)
-    if local.is_dir():
-        return local
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise SettingsError(f"model.base: no folder {local}, and {name!r} is not a hub id (owner/name)")
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -41,6 +38,28 @@ def base_folder(settings: Settings) -> Path:
             f"({type(error).__name__}); check the name, the network, or name a local folder"
         ) from error
     return Path(folder)
+
+
+def local_base(settings: Settings) -> Path | None:
+    """Return the base's folder where it is a local one, or the demo's that was made; None for any other."""
+    name = settings.model.base
+    folder = demo_place(settings, "base") if name == "demo" else resolve(name)
+    return folder if folder.is_dir() else None
+
+
+def check_base(settings: Settings) -> Path | None:
+    """Return `local_base`, and None for the demo's or a hub's that a run would make or fetch.
+
+    Raises:
+        SettingsError: no such folder, and not a hub id.
+    """
+    name, local = settings.model.base, local_base(settings)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "~", "/"))
+    if local is None and name != "demo" and not is_hub_id:
+        raise SettingsError(
+            f"model.base: no folder {resolve(name)}, and {name!r} is not a hub id (owner/name)"
+        )
+    return local
 
 
 def hub_cache(settings: Settings) -> Path:

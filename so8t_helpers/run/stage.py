@@ -201,6 +201,24 @@ def stage_input(settings: Settings, chosen: str | None, stage: str, part: str = 
     return path
 
 
+def other_input(settings: Settings, name: str) -> Path | None:
+    """Return the folder that a setting names for a stage to read; None where it reads the stage before it.
+
+    A folder inside that of this run's stage before it is no other input: it need not have been made yet.
+
+    Raises:
+        SettingsError: there is no such folder.
+    """
+    section, key = OTHER_INPUT[name]
+    chosen = getattr(getattr(settings, section), key)
+    previous = settings.run_dir / STAGES[STAGES.index(name) - 1]
+    if chosen is None or resolve(chosen).is_relative_to(previous):
+        return None
+    if not resolve(chosen).is_dir():
+        raise SettingsError(f"{section}.{key}: no folder {resolve(chosen)}; name one that exists, or null")
+    return resolve(chosen)
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version(), "system": platform.system()}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from so8t_helpers.phi3.lora_folder import WEIGHTS_FILE, read_matrices, write_adapter
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
-from so8t_helpers.settings import LoraSettings, Settings, SettingsError
+from so8t_helpers.phi3.weights import TensorPlace
+from so8t_helpers.settings import LoraSettings, Settings, SettingsError, resolve
 from so8t_helpers.so8 import rotation
 from so8t_helpers.train.frozen import Base
 from so8t_helpers.train.layers import AdaptedLinear, LayerTensors, LoraFactors
@@ -54,6 +55,58 @@ def gated_layers(settings: Settings, shape: Phi3Shape) -> list[int]:
             f"{shape.num_layers - 1}; null means all, so8t.enabled: false means none"
         )
     return layers
+
+
+def check_adapters(settings: Settings, shape: Phi3Shape | None) -> None:
+    """Look at what the settings say of LoRA and gates, and at the folder to go on from.
+
+    Args:
+        shape: the base's; None where the base is not here yet and only what needs no base is looked at.
+
+    Raises:
+        SettingsError, StageError: an unknown layer or linear, a file that is missing or does not fit.
+    """
+    check_targets(settings.lora)
+    if shape is not None:
+        gated_layers(settings, shape)
+    if settings.training.continue_from:
+        start = resolve(settings.training.continue_from)
+        read_stored(start, settings, shape) if shape else stored_weights(start)
+
+
+def stored_weights(folder: Path) -> Path:
+    """Return the weights file of a LoRA folder to go on from. Raises SettingsError: there is none."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise SettingsError(f"training.continue_from: no {WEIGHTS_FILE} in {folder}")
+    return path
+
+
+def read_stored(
+    folder: Path, settings: Settings, shape: Phi3Shape
+) -> tuple[dict[tuple[str, str], TensorPlace], rotation.Gates | None]:
+    """Return what lies in a folder to go on from: where the matrices are, and the gates.
+
+    Raises:
+        SettingsError, StageError: a file is missing, or does not fit the model and the settings.
+    """
+    path = stored_weights(folder)
+    stored, expected, r = read_matrices(path), {}, settings.lora.r
+    for side, i, linear in itertools.product("ab", range(shape.num_layers), check_targets(settings.lora)):
+        out, into = shape.linear_shape(linear)
+        expected[weight_path(i, linear), side] = (r, into) if side == "a" else (out, r)
+    wrong = [key for key, size in expected.items() if key not in stored or stored[key].shape != size]
+    if wrong or len(stored) != len(expected):
+        raise SettingsError(
+            f"{path}: does not fit lora.r and lora.target_modules of this profile (first: {wrong[:1]})"
+        )
+    layers = gated_layers(settings, shape)
+    if not layers:
+        return stored, None
+    gates = rotation.load_gates(folder / rotation.GATES_FILE)
+    if gates.layers != layers or gates.free.shape[1] != rotation.count_blocks(shape.hidden_size):
+        raise SettingsError(f"{folder}: its gates are on layers {gates.layers}, not {layers}")
+    return stored, gates
 
 
 class Adapters:
@@ -177,24 +230,10 @@ class Adapters:
         Raises:
             SettingsError, StageError: a file is missing, or does not fit the model and the settings.
         """
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            raise SettingsError(f"training.continue_from: no {WEIGHTS_FILE} in {folder}")
-        stored = read_matrices(path)
-        views = {(weight_path(i, linear), side): view for (i, linear, side), view in self.matrices.items()}
-        wrong = [key for key, view in views.items() if key not in stored or stored[key].shape != view.shape]
-        if wrong or len(stored) != len(views):
-            raise SettingsError(
-                f"{path}: does not fit lora.r and lora.target_modules of this profile (first: {wrong[:1]})"
-            )
+        stored, gates = read_stored(folder, self.settings, self.shape)
         with torch.no_grad():
-            for key, view in views.items():
-                view.copy_(stored[key].read())
-            if self.layers:
-                gates = rotation.load_gates(folder / rotation.GATES_FILE)
-                if gates.layers != self.layers or gates.free.shape != self.free.shape:
-                    raise SettingsError(
-                        f"{folder}: its gates are on layers {gates.layers}, not {self.layers}"
-                    )
+            for (i, linear, side), view in self.matrices.items():
+                view.copy_(stored[weight_path(i, linear), side].read())
+            if gates is not None:
                 self.free.copy_(gates.free)
         self.refresh_rotations()

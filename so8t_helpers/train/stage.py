@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from so8t_helpers.phi3.shape import read_shape
-from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import (
     StageError,
@@ -35,20 +35,34 @@ from so8t_helpers.run.files import (
     sha256_file,
 )
 from so8t_helpers.run.progress import Progress
-from so8t_helpers.run.stage import Stage, open_stage, stage_input, stage_settings
+from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input, stage_settings
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 from so8t_helpers.so8.rotation import principal_angles
 from so8t_helpers.train import batches, pet, resume
-from so8t_helpers.train.adapters import Adapters, check_targets, gated_layers
+from so8t_helpers.train.adapters import Adapters, check_adapters
 from so8t_helpers.train.batches import Schedule, plan
 from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.optimizer import Optimizer, learning_rate
-from so8t_helpers.train.watch import Watch
-from so8t_helpers.train.workers import Workers, join, launch, launched
+from so8t_helpers.train.watch import Watch, check_held_out
+from so8t_helpers.train.workers import Workers, check_cards, join, launch, launched
 
 log = logging.getLogger(__name__)
+
+
+def check(settings: Settings) -> None:
+    """Look at settings, machine and what would be read, as far as it is here; nothing is made or written.
+
+    Raises SettingsError or StageError where something does not fit, or is not there.
+    """
+    base = check_base(settings)
+    if (data := other_input(settings, "02_train")) is not None:
+        Stage(settings, "02_train").read_file("01_dataset/train.jsonl", data / "train.jsonl")
+    check_adapters(settings, read_shape(base) if base else None)
+    look_at_machine(settings)
+    check_cards(settings)
+    check_held_out(settings.training, settings.training.eval_steps is not None)
 
 
 def train(settings: Settings) -> dict[str, Any]:
@@ -69,9 +83,8 @@ def train(settings: Settings) -> dict[str, Any]:
             eval_rows = read_jsonl(stage.read_file("01_dataset/eval.jsonl", data / "eval.jsonl"))
         folder = base_folder(settings)
         stage.read_file("base/config.json", folder / "config.json")
-        shape = read_shape(folder)
-        check_targets(settings.lora)
-        gated_layers(settings, shape)
+        check(settings)
+        check_adapters(settings, shape := read_shape(folder))  # a base that was just fetched
         machine = look_at_machine(settings)
         log.info("%s", machine.summary)
         prepare_allocator(settings)
@@ -219,8 +232,7 @@ class Loop:
         """Hash of all that decides the course of the training."""
         decisive = stage_settings(self.settings, "02_train")
         inputs = {label: sha256_file(path) for label, path in self.stage.inputs.items()}
-        text = json.dumps([decisive, inputs], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps([decisive, inputs], sort_keys=True).encode()).hexdigest()
 
     def _save(self, step: int) -> None:
         tensors = {"lora": self.adapters.lora.data, "free": self.adapters.free.data}

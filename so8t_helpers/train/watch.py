@@ -31,11 +31,14 @@ _SHARE = 0.02  # of the training's time that writing may take under "auto"
 _PROBE = 3  # tokens whose time tells what a round of answers will take
 
 
-def needs_held_out(training: TrainingSettings) -> str | None:
-    """Return the setting that cannot do without held-out samples, None where none is set."""
-    if training.keep == "best":
-        return "training.keep: best"
-    return "training.patience" if training.patience else None
+def check_held_out(training: TrainingSettings, there: bool) -> None:
+    """Raise SettingsError where a setting cannot do without held-out samples, and none are there."""
+    needing = "training.keep: best" if training.keep == "best" else "training.patience"
+    if not there and (training.keep == "best" or training.patience):
+        raise SettingsError(
+            f"{needing}: needs held-out samples; set dataset.eval_share above 0 and leave "
+            "training.eval_steps at auto or a number"
+        )
 
 
 class Watch:
@@ -69,13 +72,9 @@ class Watch:
         self.writer: Writer | None = None
         self.trackers: Trackers | None = None
         self.steps: frozenset[int] = frozenset()
-        if self.training.eval_steps is None or not eval_rows:
-            needing = needs_held_out(self.training)
-            if needing:
-                raise SettingsError(
-                    f"{needing}: needs held-out samples; set dataset.eval_share above 0 and leave "
-                    "training.eval_steps at auto or a number"
-                )
+        there = self.training.eval_steps is not None and bool(eval_rows)
+        check_held_out(self.training, there)
+        if not there:
             return
         # In the order of a hash, so that any beginning is a fair sample.
         eval_rows = sorted(eval_rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())

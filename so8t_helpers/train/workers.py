@@ -88,15 +88,21 @@ def launcher(count: int) -> list[str]:
     return [*arguments, "--main_process_port", "0"]
 
 
+def check_cards(settings: Settings) -> None:
+    """Raise StageError where there are cards, but fewer than workers that this process would start."""
+    count, cards = settings.run.processes, torch.cuda.device_count()
+    if not launched() and torch.cuda.is_available() and cards < count:
+        raise StageError(f"run.processes: {count} workers want a card each, this machine has {cards}")
+
+
 def launch(settings: Settings) -> dict[str, Any]:
     """Run 02_train in `run.processes` workers; show a bar, return the stage's facts.
 
     Raises:
         StageError: there are fewer cards than workers, or a worker failed; the message holds its last words.
     """
-    count, cards = settings.run.processes, torch.cuda.device_count()
-    if torch.cuda.is_available() and cards < count:
-        raise StageError(f"run.processes: {count} workers want a card each, this machine has {cards}")
+    check_cards(settings)
+    count = settings.run.processes
     profile = settings.run_dir / "params.yaml"
     write_yaml(profile, settings.model_dump())
     command = [sys.executable, *launcher(count), "-m", _MODULE, str(profile)]

@@ -27,13 +27,14 @@ from so8t_helpers.run.stage import (
     STAGES,
     executed_path,
     manifest_path,
+    other_input,
     read_manifest,
     report_path,
     stale_reason,
     utc_now,
 )
-from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
-from so8t_helpers.verbs.needs import check_inputs, check_room
+from so8t_helpers.settings import PARAMS_DIR, Settings, resolve
+from so8t_helpers.verbs.needs import check_room, check_stage
 from so8t_helpers.verbs.status import ProgressLine
 
 
@@ -51,7 +52,7 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
 
     Raises SettingsError or StageError for what can be known before any long work.
     """
-    preflight(settings, stages)
+    preflight(settings, stages, force)
     with _alone(settings):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
         outcomes: list[Outcome] = []
@@ -138,32 +139,28 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     return Outcome(stage, state, error or f"{reason}; {seconds:.0f} s")
 
 
-def preflight(settings: Settings, stages: tuple[str, ...]) -> None:
-    """Raise before any long work what would stop the run later.
+def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) -> None:
+    """Raise before any long work what would stop the run later; the first stage that is due brings the rest.
 
     Raises:
         StageError: a missing notebook or stage before the first; too little room on a disk.
-        SettingsError: inputs that match no file, a folder that does not exist.
+        SettingsError, StageError: what a stage that is due, or may become so, finds in its `check`.
     """
     for stage in stages:
         notebook = _notebook_path(settings, stage)
         if not notebook.is_file():
             raise StageError(f"{stage}: missing notebook {notebook}; see run.notebooks")
-    if "01_dataset" in stages:
-        check_inputs(settings)
     for stage in (stage for stage in stages if stage in OTHER_INPUT):
         section, key = OTHER_INPUT[stage]
-        chosen = getattr(getattr(settings, section), key)
-        if chosen is not None and not resolve(chosen).is_dir():
-            raise SettingsError(
-                f"{section}.{key}: no folder {resolve(chosen)}; name one that exists, or null"
-            )
-        previous = STAGES[STAGES.index(stage) - 1]
+        chosen, previous = other_input(settings, stage), STAGES[STAGES.index(stage) - 1]
         if chosen is None and previous not in stages and read_manifest(settings, previous) is None:
             raise StageError(
                 f"{stage} reads {previous}, which has not been completed in {settings.run_dir}; "
                 f"run it first, or name a folder in {section}.{key}"
             )
+    first = next((i for i, stage in enumerate(stages) if force or due_reason(settings, stage)), len(stages))
+    for stage in stages[first:]:
+        check_stage(settings, stage)
     check_room(settings, stages)
 
 

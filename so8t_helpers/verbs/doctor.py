@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 
 from so8t_helpers.phi3.source import hub_cache
-from so8t_helpers.run.files import free_bytes
+from so8t_helpers.run.files import StageError, free_bytes
+from so8t_helpers.run.stage import STAGE_TITLES, STAGES
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
-from so8t_helpers.verbs.needs import GIB, Needs, check_inputs, estimate
+from so8t_helpers.verbs.needs import GIB, Needs, check_stage, estimate
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
 
@@ -49,7 +50,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _numbers(settings)
     yield from _memory(settings, needs := estimate(settings))
     yield from _disks(settings, needs)
-    yield _inputs(settings)
+    for stage in STAGES:
+        yield _stage(settings, stage)
     yield _ollama(settings)
     yield _llama_cpp()
 
@@ -95,8 +97,6 @@ def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
         have, where = psutil.virtual_memory().available, "free RAM"
     if settings.training.memory_gib != "auto":
         have, where = int(settings.training.memory_gib * GIB), "training.memory_gib"
-    if torch.cuda.is_available() and torch.cuda.device_count() < settings.run.processes:
-        yield Finding(BAD, "GPU", f"run.processes: {settings.run.processes} wants as many cards")
     text = f"training takes about {needs.training / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
     yield Finding(GOOD if needs.training <= have else BAD, "memory", text)
 
@@ -115,12 +115,12 @@ def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:
             yield Finding(GOOD, "cache", f"cache.{key}: {resolve(value)}")
 
 
-def _inputs(settings: Settings) -> Finding:
+def _stage(settings: Settings, stage: str) -> Finding:
     try:
-        check_inputs(settings)
-    except SettingsError as error:
-        return Finding(BAD, "records", str(error))
-    return Finding(GOOD, "records", ", ".join(settings.dataset.inputs))
+        check_stage(settings, stage)
+    except (SettingsError, StageError) as error:
+        return Finding(BAD, STAGE_TITLES[stage], str(error))
+    return Finding(GOOD, STAGE_TITLES[stage], "nothing found that would stop it")
 
 
 def _ollama(settings: Settings) -> Finding:
@@ -134,9 +134,8 @@ def _ollama(settings: Settings) -> Finding:
         binary = os.environ.get("SO8T_OLLAMA") or shutil.which("ollama")
     if binary and Path(binary).is_file():
         return Finding(GOOD, "Ollama", f"installed, not running: {binary} (a run starts its own)")
-    needed = settings.eval.engine == "ollama"
-    text = "not found; the embedded llama.cpp answers in its place"
-    return Finding(BAD if needed else NOTE, "Ollama", text)
+    replaced = "; the embedded llama.cpp answers in its place" if settings.eval.engine == "auto" else ""
+    return Finding(NOTE, "Ollama", f"not found{replaced}")
 
 
 def _llama_cpp() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 from so8t_helpers.dataset.reading import matching
@@ -9,18 +10,9 @@ from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache
 from so8t_helpers.run.files import check_disk
 from so8t_helpers.run.stage import STAGES, manifest_path
-from so8t_helpers.settings import Settings, SettingsError, resolve
+from so8t_helpers.settings import Settings, resolve
 
-
-def check_inputs(settings: Settings) -> None:
-    """Raise SettingsError for an entry of `dataset.inputs` that matches no file."""
-    for pattern in settings.dataset.inputs:
-        if pattern != "demo" and not matching(pattern):
-            raise SettingsError(
-                f"dataset.inputs: {pattern!r} matches no file under {resolve('.')}; name JSONL files"
-            )
-
-
+_ROOMS = dict(zip(STAGES, ("dataset", "train", "bake", "gguf", "evaluate"), strict=True))
 GIB = 2**30
 # Phi-3.5-mini, which a hub id stands for before it has been downloaded: 3.82 G weights of 16 bits.
 PHI35_BYTES = 7_642_159_104
@@ -65,6 +57,14 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
         training=int(training),
         base_known=present,
     )
+
+
+def check_stage(settings: Settings, stage: str) -> None:
+    """Raise SettingsError or StageError for what would stop a stage, as far as it can be known now.
+
+    The stage's room is imported here: most bring torch along.
+    """
+    importlib.import_module(f"so8t_helpers.{_ROOMS[stage]}.stage").check(settings)
 
 
 def check_room(settings: Settings, stages: tuple[str, ...]) -> None:

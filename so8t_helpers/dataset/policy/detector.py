@@ -40,15 +40,21 @@ class Detector:
         return found
 
 
+def model_folder(settings: DatasetSettings) -> Path:
+    """Return the folder of `nsfw_model`. Raises SettingsError: there is none."""
+    folder = resolve(settings.nsfw_model or "")
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"dataset.nsfw_model: no model folder {folder} (it would hold a config.json)")
+    return folder
+
+
 def _model(settings: DatasetSettings) -> Callable[[list[str]], np.ndarray]:
     """Return a function that gives texts their probability of the unsafe labels, from a local model folder.
 
     Raises:
         SettingsError: no such folder, or none of its labels is in `nsfw_model_labels`.
     """
-    folder = resolve(settings.nsfw_model or "")
-    if not (folder / "config.json").is_file():
-        raise SettingsError(f"dataset.nsfw_model: no model folder {folder} (it would hold a config.json)")
+    folder = model_folder(settings)
     import torch  # noqa: PLC0415  (an option)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 

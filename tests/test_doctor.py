@@ -1,0 +1,192 @@
+"""What would stop a stage is said by `so8t doctor`, and by `so8t run` before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from so8t_helpers.__main__ import main
+from so8t_helpers.run.files import StageError
+from so8t_helpers.run.stage import STAGES
+from so8t_helpers.settings import Settings, SettingsError, load_settings
+from so8t_helpers.verbs.batch import preflight
+from so8t_helpers.verbs.doctor import BAD, examine
+from so8t_helpers.verbs.needs import check_stage
+from tests.phi3_folders import small_folder
+
+no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="a card can do what these forbid")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a local base and one file of records, and what else a setting may name wrongly."""
+    folder = tmp_path_factory.mktemp("doctor")
+    small_folder(folder / "base")
+    (folder / "records.jsonl").write_text('{"instruction": "1+1?", "output": "2"}\n', encoding="utf-8")
+    (folder / "wide.jsonl").write_text('{"instruction": "1+1?", "output": "2"}\n', encoding="utf-16")
+    for name in ("empty", "other", "bare", "quantised"):
+        (folder / name).mkdir()
+    (folder / "other" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    for path in (folder / "base").iterdir():
+        for name in ("bare", "quantised"):
+            if (name, path.name) != ("bare", "tokenizer.model"):
+                (folder / name / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"bits": 4}
+    (folder / "quantised" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def overrides(here: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "run": {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")},
+        "dataset": {"inputs": [str(here / "records.jsonl")]},
+        "model": {"base": str(here / "base")},
+    }
+
+
+def as_options(chosen: dict[str, dict[str, Any]]) -> list[str]:
+    pairs = [(f"{section}.{key}", value) for section, keys in chosen.items() for key, value in keys.items()]
+    return [part for key, value in pairs for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+@no_card
+def test_fp16_without_a_card_is_a_problem_to_doctor_and_stops_a_run_before_it_begins(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = as_options(overrides(here, tmp_path))
+    message = "training.precision: fp16 needs a CUDA card; use fp32 (or bf16) on the CPU"
+    assert main(["doctor", "rtx3060", *options]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("PROBLEM")] == [f"PROBLEM  Training     {message}"]
+    assert lines[-1] == "profile rtx3060: 1 problems"
+
+    assert main(["run", "rtx3060", *options]) == 2
+    assert capsys.readouterr().err == f"so8t run: {message}\n"
+    assert list(tmp_path.iterdir()) == []
+
+    assert main(["doctor", "rtx3060", *options, "--set", "training.precision=fp32"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "keys", "message"),
+    [
+        ("01", "dataset", {"inputs": ["nothing.jsonl"]}, "dataset.inputs: no file matches 'nothing.jsonl'"),
+        ("01", "dataset", {"inputs": ["HERE/wide.jsonl"]}, "UTF-16 is not read"),
+        (
+            "01",
+            "dataset",
+            {"nsfw_words": ["HERE/gone.tsv"]},
+            "no file .*gone.tsv; dataset.nsfw_words names it",
+        ),
+        ("01", "dataset", {"nsfw_training": ["gone.jsonl"]}, "dataset.nsfw_training: no file matches"),
+        ("01", "dataset", {"nsfw_model": "HERE/empty"}, "dataset.nsfw_model: no model folder"),
+        ("01", "dataset", {"teacher": "HERE/empty"}, "dataset.teacher: neither a GGUF file nor"),
+        ("01", "dataset", {"robots_dir": "HERE/gone"}, "dataset.robots_dir: no folder"),
+        ("01", "model", {"base": "HERE/gone"}, "model.base: no folder .* is not a hub id"),
+        ("01", "model", {"base": "HERE/other"}, "has no tokenizer.json"),
+        ("02", "model", {"base": "HERE/other"}, "model_type is 'llama', expected 'phi3'"),
+        ("02", "training", {"dataset_dir": "HERE/gone"}, "training.dataset_dir: no folder"),
+        ("02", "training", {"dataset_dir": "HERE/empty"}, "missing input 01_dataset/train.jsonl"),
+        ("02", "lora", {"target_modules": ["q_proj"]}, "matches no linear of Phi-3"),
+        ("02", "so8t", {"layer_indices": [0, 9]}, r"\[9\]; the model has layers 0 to 1"),
+        ("02", "training", {"continue_from": "HERE/empty"}, "training.continue_from: no adapter_model"),
+        ("02", "training", {"keep": "best", "eval_steps": None}, "training.keep: best: needs held-out"),
+        ("02", "training", {"patience": 2, "eval_steps": None}, "training.patience: needs held-out"),
+        ("03", "bake", {"adapter_dir": "HERE/gone"}, "bake.adapter_dir: no folder"),
+        ("03", "bake", {"adapter_dir": "HERE/empty"}, "missing input 02_train/adapter/adapter_config.json"),
+        ("03", "training", {"dataset_dir": "HERE/empty"}, "missing input 01_dataset/eval.jsonl"),
+        ("03", "dataset", {"eval_share": 0.0}, "dataset.eval_share: 0 leaves no held-out text"),
+        ("03", "model", {"base": "HERE/quantised"}, "this base is quantised"),
+        ("04", "gguf", {"model_dir": "HERE/gone"}, "gguf.model_dir: no folder"),
+        ("04", "gguf", {"model_dir": "HERE/empty"}, "missing input model/config.json"),
+        ("04", "model", {"base": "HERE/bare"}, "model.base: .*bare has no tokenizer.model"),
+        ("05", "eval", {"gguf_dir": "HERE/gone"}, "eval.gguf_dir: no folder"),
+        ("05", "eval", {"gguf_dir": "HERE/empty"}, "holds no GGUF at all"),
+        (
+            "05",
+            "eval",
+            {"models": ["base", "q6_k"]},
+            r"missing input 04_gguf/phi3-so8t-q6_k.gguf: gguf\.types has f16",
+        ),
+        (
+            "05",
+            "eval",
+            {"engine": "ollama", "ollama_url": "http://127.0.0.1:9"},
+            "eval.engine is ollama, but",
+        ),
+        ("05", "eval", {"harness_tasks": ["a"], "harness_dir": "HERE/gone"}, "eval.harness_"),
+    ],
+)
+def test_what_would_stop_a_stage_is_known_before(
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    section: str,
+    keys: dict[str, Any],
+    message: str,
+):
+    monkeypatch.setenv("PATH", "")  # no ollama in it
+    monkeypatch.delenv("SO8T_OLLAMA", raising=False)
+    chosen = overrides(here, tmp_path)
+    named = json.loads(json.dumps(keys).replace("HERE", here.as_posix()))
+    chosen[section] = chosen.get(section, {}) | named
+    settings = load_settings("demo", chosen)
+    name = next(name for name in STAGES if name.startswith(stage))
+    with pytest.raises((SettingsError, StageError), match=message):
+        check_stage(settings, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@no_card
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"precision": "fp16"}, "fp16 needs a CUDA card"), ({"speed": "graph"}, "graph is not possible here")],
+)
+def test_what_the_machine_cannot_do_is_known_before(here: Path, tmp_path: Path, keys: dict, message: str):
+    settings = load_settings("demo", {**overrides(here, tmp_path), "training": keys})
+    with pytest.raises(SettingsError, match=message):
+        preflight(settings, STAGES)
+
+
+def test_fewer_cards_than_workers_are_known_before(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from so8t_helpers.train import workers
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    settings = load_settings("demo", {"run": {"processes": 2}})
+    with pytest.raises(StageError, match=r"run.processes: 2 workers want a card each, this machine has 1"):
+        workers.check_cards(settings)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a worker itself starts none
+    workers.check_cards(settings)
+
+
+def problems(settings: Settings) -> list[str]:
+    return [finding.subject for finding in examine(settings) if finding.state == BAD]
+
+
+def test_what_a_run_will_make_or_fetch_first_is_no_problem(here: Path, tmp_path: Path):
+    chosen = overrides(here, tmp_path)
+    assert problems(load_settings("demo", chosen)) == []
+    assert problems(load_settings("demo", {"run": chosen["run"]})) == [], "the demo's base is not there yet"
+    hub = load_settings("demo", {"run": chosen["run"], "model": {"base": "owner/never-fetched"}})
+    for stage in STAGES:
+        check_stage(hub, stage)
+    run = Path(chosen["run"]["root"]) / "demo"
+    own = {
+        "training": {"dataset_dir": str(run / "01_dataset")},
+        "bake": {"adapter_dir": str(run / "02_train" / "adapter")},
+        "gguf": {"model_dir": str(run / "03_bake" / "model")},
+        "eval": {"gguf_dir": str(run / "04_gguf")},
+    }
+    preflight(load_settings("demo", {**chosen, **own}), STAGES)
+    with pytest.raises(StageError, match="04_gguf reads 03_bake, which has not been completed"):
+        preflight(load_settings("demo", {**chosen, **own}), STAGES[3:])
+    assert list(tmp_path.iterdir()) == []
