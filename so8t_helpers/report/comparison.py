@@ -72,6 +72,7 @@ def _answer(runs: list[Settings], states: dict[str, list[StageState]]) -> str:
     for key, what, best, form in (
         *((f"answer {model}", f"correct answers of {model}", max, "{:.1%}") for model in models[:1]),
         ("last task loss", "last task loss", min, "{:.3f}"),
+        ("held-out loss", "kept held-out loss", min, "{:.3f}"),
     ):
         found = {name: value for name, of in facts.items() if isinstance(value := of.get(key), int | float)}
         if len(found) == len(runs):

@@ -25,6 +25,7 @@ def key_figures(settings: Settings) -> tuple[str, ...]:
     return (
         "train lines",
         "last task loss",
+        "kept held-out loss",
         "logit difference of baking",
         f"{settings.gguf.types[-1]} KL from F16",
         "format baked",

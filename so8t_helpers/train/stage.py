@@ -97,7 +97,8 @@ def train(settings: Settings) -> dict[str, Any]:
         adapters = Adapters(shape, settings, machine.device)
         if settings.training.continue_from:
             adapters.load(resolve(settings.training.continue_from))
-        check_disk(stage.directory, 5 * adapters.lora.nbytes + 2**26, "training (adapter and checkpoints)")
+        room = (8 if settings.training.keep == "best" else 5) * adapters.lora.nbytes + 2**26
+        check_disk(stage.directory, room, "training (adapter and checkpoints)")
         micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
 
         watch = Watch(settings, workers, micro_step, adapters, schedule, eval_rows, tokenizer)

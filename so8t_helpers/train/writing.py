@@ -26,7 +26,7 @@ def choose_prompts(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str,
     """Return rows of eval.jsonl to be answered: the labels in turn, within one by a hash of the row's id."""
     by_label: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest()):
-        by_label.setdefault(row["label"], []).append(row)
+        by_label.setdefault(row.get("label", ""), []).append(row)
     turns = [label_rows[i] for i in range(count) for label_rows in by_label.values() if i < len(label_rows)]
     return turns[:count]
 
@@ -92,8 +92,8 @@ class Writer:
         parsed = think_format.parse(self.tokenizer.decode(ids, skip_special_tokens=False))
         return {
             "id": row["id"],
-            "label": row["label"],
-            "question": row["question"],
+            "label": row.get("label", ""),
+            "question": row.get("question", row["messages"][-2]["content"]),
             "final": parsed.final,
             "well_formed": parsed.well_formed,
             "decision": parsed.decision,
