@@ -51,7 +51,9 @@ def settings_of(folder: Path, name: str, overrides: dict[str, Any]) -> Settings:
 
 
 def train(settings: Settings) -> None:
-    """Carry out 02_train in a process of its own, as the launcher of several cards does."""
+    """Carry out 02_train in a process of its own; one that is finished in the folder is not repeated."""
+    if read_manifest(settings, "02_train"):
+        return
     profile = settings.run_dir / "params.yaml"
     write_yaml(profile, settings.model_dump())
     run([sys.executable, "-m", "so8t_helpers.train.stage", str(profile)], cwd=ROOT, check=True)
@@ -74,7 +76,6 @@ def outcome(settings: Settings, data: Path) -> dict[str, float]:
     return {
         "held-out loss": float(last["loss"]),
         **{part: float(last[part]) for part in ("thinking", "decision", "final")},
-        "decision right of four": float(last["decision_right"]),
         "in format": statistics.fmean(row["well_formed"] for row in written),
         "right label": statistics.fmean(row["decision"] == row["label"] for row in written),
         "right answer": statistics.fmean(right),

@@ -116,8 +116,8 @@ def libraries(base: Path, adapters: Adapters) -> torch.nn.Module:
 
 def test_parts_cover_every_target_and_the_label_is_the_decision(base: Path):
     tokenizer = batches.load_tokenizer(base)
-    choices = heldout.label_tokens(tokenizer)
-    assert choices and len(set(choices)) == 4
+    labels = heldout.label_tokens(tokenizer)
+    assert len({tuple(label) for label in labels}) == 4
     for row, found in zip(rows(9), heldout.read_documents(rows(9), tokenizer, LENGTH), strict=True):
         targets, parts = found.document.targets, found.parts
         assert ((parts >= 0) == (targets != batches.IGNORE)).all()
@@ -128,16 +128,23 @@ def test_parts_cover_every_target_and_the_label_is_the_decision(base: Path):
         assert decision.strip() == (row["label"] if private else "")
         final = tokenizer.decode(targets[parts == 2])
         assert f"{row['id']}です。" in final and "数は" not in final and final.endswith("<|end|>")
-        at = np.flatnonzero(found.labels >= 0)
-        assert len(at) == private
-        assert not private or targets[at[0]] == choices[LABELS.index(row["label"])]
+        forks = np.flatnonzero(found.choices[:, 0] >= 0)
+        assert len(forks) >= private
+        assert (found.choices[forks, 0] == targets[forks]).all() and (parts[forks] == 1).all()
+
+
+def test_labels_that_begin_alike_are_told_apart_by_two_choices():
+    labels = [[10], [11], [12, 1], [12, 2, 3]]  # as the demo's tokenizer has DENY and REFUSE
+    forks = [list(heldout._forks(labels, right)) for right in range(4)]
+    assert forks[0] == [(0, [10, 11, 12])] and forks[1] == [(0, [11, 10, 12])]
+    assert forks[2] == [(0, [12, 10, 11]), (1, [1, 2])]
+    assert forks[3] == [(0, [12, 10, 11]), (1, [2, 1])]
 
 
 def test_the_loss_is_that_of_transformers_part_by_part(settings: Settings, base: Path):
     step, adapters, documents, _ = parts_of(settings, base)
-    choices = heldout.label_tokens(batches.load_tokenizer(base))
     lengths = [len(d.parts) for d in documents]
-    held_out = heldout.HeldOut(step, documents, choices, heldout._pack(lengths, LENGTH, 3), 0, Workers())
+    held_out = heldout.HeldOut(step, documents, heldout._pack(lengths, LENGTH, 3), 0, Workers())
     measured = held_out.measure()
     model, right = libraries(base, adapters), 0
     for one, sums in zip(documents, measured.sums, strict=True):
@@ -148,8 +155,8 @@ def test_the_loss_is_that_of_transformers_part_by_part(settings: Settings, base:
         expected = [loss[torch.tensor(one.parts == part)].sum().item() for part in range(3)]
         # float32 through two layers: logits of size 1 are off by some 1e-6, a sum of 40 of them by 1e-5.
         assert sums.tolist() == pytest.approx(expected, abs=1e-4)
-        at = torch.tensor(one.labels >= 0)
-        right += int((logits[at][:, choices].argmax(-1) == torch.tensor(one.labels)[at]).sum())
+        forks = [(logits[at], tokens) for at, tokens in enumerate(one.choices.tolist()) if tokens[0] >= 0]
+        right += bool(forks) and all(max(tokens, key=lambda t: row[t]) == tokens[0] for row, tokens in forks)
     assert (measured.right, measured.decided) == (right, 6)
     figures = held_out.figures(measured)
     assert figures["loss"] == pytest.approx((measured.sums.sum() / held_out.counts.sum()).item())

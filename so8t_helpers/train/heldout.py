@@ -8,7 +8,7 @@ compared with an interval.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,27 +39,33 @@ class HeldOutDocument:
 
     Attributes:
         parts: (n,) int64, the index in `PARTS` of each target; -1 where there is none.
-        labels: (n,) int8, the index in LABELS of the right label where the next token decides it; else -1.
+        choices: (n, 4) int64, where the next token decides on the label: the right token, then those of the
+            other labels (the right one again for want of others); elsewhere -1.
     """
 
     document: Document
     parts: np.ndarray
-    labels: np.ndarray
+    choices: np.ndarray
 
 
-def label_tokens(tokenizer: Any) -> list[int] | None:
-    """Return the token by which each label's text differs from the other labels', in the order of LABELS.
-
-    None where the tokenizer gives no one position at which all four differ.
-    """
+def label_tokens(tokenizer: Any) -> list[list[int]]:
+    """Return the tokens of each label as the decision line has them, in the order of LABELS."""
     texts = [think_format.with_decision("。", label) for label in think_format.LABELS]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for column in zip(*rows, strict=False):
-        if len(set(column)) == len(rows):
-            return list(column)
-        if len(set(column)) > 1:
-            return None
-    return None
+    shared = next(k for k, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
+    return [row[shared:] for row in rows]
+
+
+def _forks(labels: list[list[int]], right: int) -> Iterator[tuple[int, list[int]]]:
+    """Where the right label's tokens part from others': (the token, the right next one first, then theirs).
+
+    Labels may begin alike (`▁ D ENY`, `▁ R EFUSE`): then a decision is made of two choices.
+    """
+    own = labels[right]
+    for k, token in enumerate(own):
+        others = {row[k] for row in labels if row[:k] == own[:k] and len(row) > k} - {token}
+        if others:
+            yield k, [token, *sorted(others)]
 
 
 def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> list[HeldOutDocument]:
@@ -69,7 +75,7 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         SettingsError: as `batches.tokenize`.
     """
     documents = batches.tokenize(rows, tokenizer, length)
-    choices = label_tokens(tokenizer)
+    labels = label_tokens(tokenizer)
     found = []
     for row, document in zip(rows, documents, strict=True):
         text = chat.render(row["messages"])
@@ -78,18 +84,19 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         ends = np.array([end for _, end in offsets[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)
-        labels = np.full(len(ends), -1, dtype=np.int8)
+        choices = np.full((len(ends), len(labels)), -1)
         if spans.decision:
             start, stop = spans.decision
             inside = (ends > start) & (ends <= stop)
             parts[inside] = 1
             right = think_format.LABELS.index(row["messages"][-1]["content"][start:stop].upper())
-            if choices:
-                decisive = np.flatnonzero(inside & (document.tokens == choices[right]))
-                labels[decisive[:1] - 1] = right
+            first = int(np.flatnonzero(inside)[0])
+            if document.tokens[first : first + len(labels[right])].tolist() == labels[right]:
+                for k, tokens in _forks(labels, right):
+                    choices[first + k - 1] = tokens + tokens[:1] * (len(labels) - len(tokens))
         # A target stands one position before its token.
         parts = np.where(document.targets == IGNORE, -1, np.append(parts[1:], -1))
-        found.append(HeldOutDocument(document, parts, labels))
+        found.append(HeldOutDocument(document, parts, choices))
     return found
 
 
@@ -161,7 +168,6 @@ class HeldOut:
         self,
         micro_step: MicroStep,
         documents: list[HeldOutDocument],
-        choices: list[int] | None,
         sequences: list[list[int]],
         pad_token: int,
         workers: Workers,
@@ -172,13 +178,14 @@ class HeldOut:
         self.segments = [
             replace(segment, config=replace(segment.config, dropout=0.0)) for segment in micro_step.segments
         ]
-        self.choices = torch.tensor(choices or [0] * len(think_format.LABELS), device=device)
         total = len(micro_step.embedded)
         # Static buffers, as in the micro-step: a captured graph reads from fixed addresses.
         self.bucket = torch.zeros(total, dtype=torch.int64, device=device)  # document x part; the last: none
-        self.label = torch.full((total,), -1, dtype=torch.int64, device=device)
+        self.choices = torch.full((total, len(think_format.LABELS)), -1, dtype=torch.int64, device=device)
         self.sums = torch.zeros(len(documents) * len(PARTS) + 1, dtype=torch.float64, device=device)
-        self.decisions = torch.zeros(2, dtype=torch.int64, device=device)  # right, decided
+        self.wrong = torch.zeros(
+            len(documents) + 1, dtype=torch.int64, device=device
+        )  # choices; the last: none
         self.counts = self._count()
         self.graph: torch.cuda.CUDAGraph | None = None
         if micro_step.graph is not None:
@@ -194,17 +201,18 @@ class HeldOut:
         """Run all sequences and gather the sums of all workers."""
         started = time.perf_counter()
         self.sums.zero_()
-        self.decisions.zero_()
+        self.wrong.zero_()
         for chosen in self.sequences[self.workers.rank :: self.workers.count]:
             self._load(chosen)
             if self.graph is not None:
                 self.graph.replay()
             else:
                 self._walk()
-        self.workers.add_up([self.sums, self.decisions])
-        right, decided = self.decisions.tolist()
+        self.workers.add_up([self.sums, self.wrong])
+        decided = torch.tensor([bool((d.choices >= 0).any()) for d in self.documents])
+        right = int((decided & (self.wrong[:-1].cpu() == 0)).sum())
         sums = self.sums[:-1].cpu().clone().view(-1, len(PARTS))
-        return Measurement(sums, right, decided, time.perf_counter() - started)
+        return Measurement(sums, right, int(decided.sum()), time.perf_counter() - started)
 
     def figures(self, measured: Measurement) -> dict[str, float]:
         """Return mean losses in nats a token, whole and by part, and the share of right decisions."""
@@ -224,16 +232,16 @@ class HeldOut:
         )
         step.load(sequence, 0)
         bucket = np.full(len(step.embedded), len(self.sums) - 1, dtype=np.int64)
-        label = np.full(len(step.embedded), -1, dtype=np.int64)
+        choices = np.full(self.choices.shape, -1)
         at = 0
         for i in chosen:
             one = self.documents[i]
             end = at + len(one.parts)
             bucket[at:end] = np.where(one.parts < 0, len(self.sums) - 1, i * len(PARTS) + one.parts)
-            label[at:end] = one.labels
+            choices[at:end] = one.choices
             at = end
         self.bucket.copy_(torch.from_numpy(bucket))
-        self.label.copy_(torch.from_numpy(label))
+        self.choices.copy_(torch.from_numpy(choices))
 
     def _walk(self) -> None:
         step = self.step
@@ -250,9 +258,10 @@ class HeldOut:
             index = torch.where(targets == IGNORE, 0, targets)[:, None]
             loss = logits.logsumexp(-1) - logits.gather(1, index)[:, 0]
             self.sums.index_add_(0, self.bucket[rows], loss.double())
-            label = self.label[rows]
-            right = logits[:, self.choices].argmax(-1) == label
-            self.decisions += torch.stack((right.sum(), (label >= 0).sum()))
+            choices = self.choices[rows]
+            best = logits.gather(1, choices.clamp(min=0)).argmax(-1)
+            wrong = (choices[:, 0] >= 0) & (best != 0)
+            self.wrong.index_add_(0, self.bucket[rows] // len(PARTS), wrong.long())
 
     def _capture(self, beside: torch.cuda.CUDAGraph) -> None:
         """Record the pass as a graph in the micro-step's pool: the two never run at once."""

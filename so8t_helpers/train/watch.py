@@ -87,8 +87,8 @@ class Watch:
         )
         self.steps = planned.steps
         documents = documents[: 1 + max(i for one in planned.sequences for i in one)]
-        pad, choices = tokenizer.pad_token_id or 0, heldout.label_tokens(tokenizer)
-        self.held_out = HeldOut(micro_step, documents, choices, planned.sequences, pad, workers)
+        pad = tokenizer.pad_token_id or 0
+        self.held_out = HeldOut(micro_step, documents, planned.sequences, pad, workers)
         if self.training.sample_steps is not None and workers.main:
             prompts = choose_prompts(eval_rows, self.training.sample_prompts)
             self.writer = Writer(micro_step, prompts, tokenizer, length)
