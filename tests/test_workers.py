@@ -31,7 +31,8 @@ def settings(tmp_path: Path) -> Settings:
         answer = f"# 思考ステップ\n数は{i}。\n判定: ALLOW\n\n# 最終回答\n{i}です。"
         messages = [{"role": "user", "content": f"/think {i}は？"}, {"role": "assistant", "content": answer}]
         rows.append({"id": str(i), "messages": messages})
-    write_jsonl(data / "train.jsonl", rows)
+    write_jsonl(data / "train.jsonl", rows[:32])
+    write_jsonl(data / "eval.jsonl", rows[32:])
     return load_settings(
         "demo",
         {
@@ -44,6 +45,8 @@ def settings(tmp_path: Path) -> Settings:
                 "max_steps": 4,
                 "gradient_accumulation": 3,  # two workers: one has two micro-steps, the other one
                 "checkpoint_steps": 1,
+                "eval_steps": 2,
+                "eval_samples": None,
             },
         },
     )
@@ -68,6 +71,10 @@ def test_two_workers_end_where_one_does(settings: Settings):
     for column in ("task_loss", "pet_loss", "grad_norm"):
         assert metrics_of_two[column].tolist() == pytest.approx(metrics[column].tolist(), rel=1e-5)
     assert metrics_of_two["tokens"].tolist() == metrics["tokens"].tolist()
+    looks = [pd.read_parquet(s.run_dir / "02_train" / "heldout.parquet") for s in (settings, two)]
+    assert looks[0]["step"].tolist() == looks[1]["step"].tolist() == [0, 2, 4]
+    assert looks[1]["loss"].tolist() == pytest.approx(looks[0]["loss"].tolist(), rel=1e-4)
+    assert looks[1]["loss"][0] == pytest.approx(looks[0]["loss"][0], rel=1e-9)  # nothing trained yet
     for name, tensor in tensors.items():
         # AdamW's first steps move by the rate whatever the gradient's size; where a gradient is almost zero
         # that rounding decides its sign, so a number may be two rates a step apart, but hardly any is.

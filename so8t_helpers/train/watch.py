@@ -77,7 +77,7 @@ class Watch:
         if not there:
             return
         # In the order of a hash, so that any beginning is a fair sample.
-        eval_rows = sorted(eval_rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest())
+        eval_rows = sorted(eval_rows, key=lambda row: hashlib.sha256(str(row.get("id")).encode()).digest())
         length = self.training.sequence_length
         documents = heldout.read_documents(eval_rows, tokenizer, length)
         lengths = [len(d.parts) for d in documents]

@@ -25,7 +25,7 @@ from so8t_helpers.train.micro_step import MicroStep
 def choose_prompts(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return rows of eval.jsonl to be answered: the labels in turn, within one by a hash of the row's id."""
     by_label: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: hashlib.sha256(str(row["id"]).encode()).digest()):
+    for row in sorted(rows, key=lambda row: hashlib.sha256(str(row.get("id")).encode()).digest()):
         by_label.setdefault(row.get("label", ""), []).append(row)
     turns = [label_rows[i] for i in range(count) for label_rows in by_label.values() if i < len(label_rows)]
     return turns[:count]
@@ -91,7 +91,7 @@ class Writer:
         """Of an answer only its final part is kept, and what can be said of the rest."""
         parsed = think_format.parse(self.tokenizer.decode(ids, skip_special_tokens=False))
         return {
-            "id": row["id"],
+            "id": row.get("id"),
             "label": row.get("label", ""),
             "question": row.get("question", row["messages"][-2]["content"]),
             "final": parsed.final,
