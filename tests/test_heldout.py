@@ -187,6 +187,12 @@ def test_answers_are_those_that_transformers_writes(settings: Settings, base: Pa
         assert len(found) > 3
 
 
+def test_a_round_that_takes_too_long_is_given_up(settings: Settings, base: Path):
+    step, _, _, tokenizer = parts_of(settings, base)
+    written = Writer(step, choose_prompts(rows(9, first=30), 4), tokenizer, LENGTH).write(limit=0.0)
+    assert written.rows == [] and written.seconds > 0
+
+
 def test_a_training_leaves_curves_answers_and_a_verdict(settings: Settings):
     facts = stage.train(settings)
     folder = settings.run_dir / "02_train"

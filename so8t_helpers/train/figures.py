@@ -199,5 +199,5 @@ def _shares(ax: Axes, steps: pd.Series, lines: dict[str, pd.Series]) -> None:
     """Draw shares from 0 to 1 over the steps."""
     for (name, values), color in zip(lines.items(), SERIES, strict=False):
         ax.plot(steps, values, "o-", markersize=3, color=color, label=name)
-    ax.set(xlabel="optimizer step", ylabel="share", ylim=(-0.03, 1.03))
+    ax.set(xlabel="optimizer step", ylabel="share", ylim=(-0.03, 1.03), xlim=(0, None))
     ax.legend()

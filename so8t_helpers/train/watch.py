@@ -143,12 +143,17 @@ class Watch:
             self.expected_seconds = writer.write(_PROBE).seconds * writer.most / _PROBE
         if step == 0 or step not in self.steps or not self.step_seconds:
             return False
-        whole = statistics.median(self.step_seconds) * self.total
-        return self.writing_seconds + self.expected_seconds <= _SHARE * whole
+        return self.expected_seconds <= self._allowance()
+
+    def _allowance(self) -> float:
+        """Seconds that writing may still take."""
+        if self.training.sample_steps != "auto":
+            return float("inf")
+        return _SHARE * statistics.median(self.step_seconds) * self.total - self.writing_seconds
 
     def _write(self, writer: Writer, step: int) -> None:
         try:
-            written = writer.write()
+            written = writer.write(limit=self._allowance())
         except torch.cuda.OutOfMemoryError:
             log.warning(
                 "no memory on the card for answers during the training; set training.memory_gib lower"
@@ -156,7 +161,9 @@ class Watch:
             self.writer = None
             return
         self.writing_seconds += written.seconds
-        self.expected_seconds = written.seconds
+        self.expected_seconds = written.seconds  # one that gave up will not fit later either
+        if not written.rows:
+            return
         self.written += [{"step": step, **row} for row in written.rows]
         if self.trackers:
             self.trackers.log({f"answers/{k}": v for k, v in shares(written.rows).items()}, step)

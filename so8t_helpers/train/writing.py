@@ -65,8 +65,11 @@ class Writer:
         self.config = replace(micro_step.config, dropout=0.0)
 
     @torch.no_grad()
-    def write(self, most: int | None = None) -> Written:
-        """Answer all prompts, each to its end or to `most` tokens (by default the room that there is)."""
+    def write(self, most: int | None = None, limit: float = float("inf")) -> Written:
+        """Answer all prompts, each to its end or to `most` tokens (by default the room that there is).
+
+        After `limit` seconds it gives up: then there are no rows.
+        """
         started = time.perf_counter()
         lengths = torch.tensor([len(prompt) for prompt in self.prompts])
         caches, hidden = self._prefill(lengths)
@@ -82,6 +85,8 @@ class Writer:
                     answer.append(token)
             if all(ended):
                 break
+            if time.perf_counter() - started > limit:
+                return Written([], time.perf_counter() - started)
             hidden = self._next(tokens, positions, caches)
             positions = positions + 1
         rows = [self._judge(row, ids) for row, ids in zip(self.rows, answers, strict=True)]
