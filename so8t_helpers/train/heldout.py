@@ -77,13 +77,13 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
     """
     documents = batches.tokenize(rows, tokenizer, length)
     labels = label_tokens(tokenizer)
+    texts = [chat.render(row["messages"]) for row in rows]
+    offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     found = []
-    for row, document in zip(rows, documents, strict=True):
-        text = chat.render(row["messages"])
+    for row, document, places in zip(rows, documents, offsets, strict=True):
         begin = len(chat.render(row["messages"][:-1], add_generation_prompt=True))
         spans = think_format.spans(row["messages"][-1]["content"])
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        ends = np.array([end for _, end in offsets[: len(document.tokens)]]) - begin
+        ends = np.array([end for _, end in places[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)
         choices = np.full((len(ends), len(labels)), -1)
         if spans.decision:
@@ -184,9 +184,9 @@ class HeldOut:
         self.bucket = torch.zeros(total, dtype=torch.int64, device=device)  # document x part; the last: none
         self.choices = torch.full((total, len(think_format.LABELS)), -1, dtype=torch.int64, device=device)
         self.sums = torch.zeros(len(documents) * len(PARTS) + 1, dtype=torch.float64, device=device)
-        self.wrong = torch.zeros(
-            len(documents) + 1, dtype=torch.int64, device=device
-        )  # choices; the last: none
+        # Wrong choices of each document; the last is nobody's.
+        self.wrong = torch.zeros(len(documents) + 1, dtype=torch.int64, device=device)
+        self.decided = torch.tensor([bool((d.choices >= 0).any()) for d in documents])
         self.counts = self._count()
         self.graph: torch.cuda.CUDAGraph | None = None
         if micro_step.graph is not None:
@@ -210,10 +210,9 @@ class HeldOut:
             else:
                 self._walk()
         self.workers.add_up([self.sums, self.wrong])
-        decided = torch.tensor([bool((d.choices >= 0).any()) for d in self.documents])
-        right = int((decided & (self.wrong[:-1].cpu() == 0)).sum())
+        right = int((self.decided & (self.wrong[:-1].cpu() == 0)).sum())
         sums = self.sums[:-1].cpu().clone().view(-1, len(PARTS))
-        return Measurement(sums, right, int(decided.sum()), time.perf_counter() - started)
+        return Measurement(sums, right, int(self.decided.sum()), time.perf_counter() - started)
 
     def figures(self, measured: Measurement) -> dict[str, float]:
         """Return mean losses in nats a token, whole and by part, and the share of right decisions."""

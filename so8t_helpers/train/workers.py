@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from so8t_helpers.run.files import StageError, write_yaml
 from so8t_helpers.run.records import read_status
-from so8t_helpers.run.stage import read_manifest
+from so8t_helpers.run.stage import manifest_path, read_manifest
 from so8t_helpers.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def launch(settings: Settings) -> dict[str, Any]:
     command = [sys.executable, *launcher(count), "-m", _MODULE, str(profile)]
     log.info("training in %d processes: accelerate launch -m %s", count, _MODULE)
     output = settings.run_dir / ".workers.log"
-    (settings.run_dir / _STAGE / "manifest.json").unlink(missing_ok=True)
+    manifest_path(settings, _STAGE).unlink(missing_ok=True)
     # The bar is drawn here; theirs would be lines without end in the log.
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     with output.open("w", encoding="utf-8") as file:

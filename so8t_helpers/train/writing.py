@@ -6,7 +6,6 @@ go through one packed pass; from then on each step adds one token to every answe
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +22,9 @@ from so8t_helpers.train.micro_step import MicroStep
 
 
 def choose_prompts(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return rows of eval.jsonl to be answered: the labels in turn, within one by a hash of the row's id."""
+    """Return rows of eval.jsonl to be answered: the labels in turn, each label's rows as they come."""
     by_label: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: hashlib.sha256(str(row.get("id")).encode()).digest()):
+    for row in rows:
         by_label.setdefault(row.get("label", ""), []).append(row)
     turns = [label_rows[i] for i in range(count) for label_rows in by_label.values() if i < len(label_rows)]
     return turns[:count]
