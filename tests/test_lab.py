@@ -69,7 +69,8 @@ def test_a_click_goes_to_a_block_that_moved(page: Page):
     buttons.nth(3).click()
     wait_for_other_picture(page, before)
     layer, block = wanted.split("·")
-    assert page.locator(f".note >> text=Layer {layer}, block {block}").count() == 1
+    # The note is drawn after the picture: wait for it too.
+    page.locator(f".note >> text=Layer {layer}, block {block}").wait_for()
 
 
 def test_a_second_run_stands_beside_the_first(page: Page):
