@@ -49,7 +49,7 @@ def main() -> int:
     from so8t_helpers.engines.ollama import open_ollama
     from so8t_helpers.engines.ollama_server import find_ollama
     from so8t_helpers.engines.transformers_engine import open_transformers
-    from so8t_helpers.phi3.chat import render
+    from so8t_helpers.phi3.template import read_dialect
     from so8t_helpers.run.files import read_jsonl
     from so8t_helpers.run.stage import stage_input
     from so8t_helpers.settings import load_settings
@@ -64,7 +64,8 @@ def main() -> int:
     folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
     gguf = find_gguf(settings, "f16")
     rows = read_jsonl(settings.run_dir / "01_dataset" / "eval.jsonl")[: arguments.prompts]
-    texts = [render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
+    dialect = read_dialect(folder)
+    texts = [dialect.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
     limit = settings.eval.max_new_tokens
 
     found = {

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from so8t_helpers import settings as so8t_settings
+from so8t_helpers.demo.tokenizer import ADDED_TOKENS, CHAT_TEMPLATE
 from so8t_helpers.settings import Settings
 
 ANSWERS = {
@@ -29,6 +30,10 @@ def character_tokenizer(folder: Path) -> Path:
     tokenizer.decoder = decoders.ByteFallback()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    # The marks stand here alone: in tokenizer.json they would change how long the tests' records are.
+    marks = {str(i): {"content": mark} for i, mark in enumerate(ADDED_TOKENS, len(pieces))}
+    config = {"chat_template": CHAT_TEMPLATE, "eos_token": ADDED_TOKENS[0], "added_tokens_decoder": marks}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.phi3.chat import user_turn
 from so8t_helpers.thinking.format import ThinkText, build, with_decision
+from tests.dialects import PHI35
 
 QUESTION = "東京の人口は？"
 FINAL = "約千四百万人です。"
@@ -43,7 +44,7 @@ def rows(style: str = "seed") -> list[dict[str, object]]:
                 "label": label,
                 "task": "facts",
                 "messages": messages,
-                "text": render(messages),
+                "text": PHI35.render(messages),
                 "question": question,
                 "prompt": user["content"],
                 "check": {"kind": kind, "value": value},
@@ -62,7 +63,7 @@ def taught_folder(folder: Path, style: str, steps: int = 200) -> Path:
     labels = torch.full_like(ids, -100)
     for row, (question, command, written) in enumerate(known):
         user = {"role": "user", "content": user_turn(question, command)}
-        prompt = render([user], add_generation_prompt=True)
+        prompt = PHI35.render([user], add_generation_prompt=True)
         asked, whole = (
             tokenizer(text, add_special_tokens=False).input_ids
             for text in (prompt, f"{prompt}{written}<|end|>")

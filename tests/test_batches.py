@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.train import batches
+from tests.dialects import PHI35
 from tests.phi3_folders import REAL
 
 
@@ -61,7 +61,7 @@ def test_the_loss_covers_the_assistants_tokens_alone():
     (found,) = batches.tokenize([{"id": "a", "messages": messages}], tokenizer, 200)
     learnt = found.targets[found.targets != batches.IGNORE]
     assert tokenizer.decode(learnt) == answer + "<|end|>"
-    whole = tokenizer(chat.render(messages), add_special_tokens=False)["input_ids"]
+    whole = tokenizer(PHI35.render(messages), add_special_tokens=False)["input_ids"]
     assert found.tokens.tolist() == whole[: len(found.tokens)]
     where = np.flatnonzero(found.targets != batches.IGNORE)
     assert (found.targets[where[:-1]] == found.tokens[where[:-1] + 1]).all()

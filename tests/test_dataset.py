@@ -21,10 +21,10 @@ from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined
 from so8t_helpers.dataset.sample import Plan, Sampler
-from so8t_helpers.phi3 import chat
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.thinking import format as think_format
+from tests.dialects import PHI35
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def test_rows_survive_parse_and_build(tmp_path, base, style):
         profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(60))], think_format=style)
     )
     for row in read_jsonl(built.directory / "train.jsonl") + read_jsonl(built.directory / "eval.jsonl"):
-        assert row["text"] == chat.render(row["messages"])
+        assert row["text"] == PHI35.render(row["messages"])
         if row["format"] == "plain":
             continue
         parsed = think_format.parse(row["messages"][-1]["content"])
@@ -264,14 +264,14 @@ def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, sty
 @given(line=wild_lines, style=st.sampled_from(["seed", "quadruple", "both"]))
 def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
     plan = Plan(
-        so8t_settings.DatasetSettings(think_format=style), 0, 2048, base / "tokenizer.json", 0.0, None
+        so8t_settings.DatasetSettings(think_format=style), 0, 2048, PHI35, base / "tokenizer.json", 0.0, None
     )
     outcome = Sampler(plan).batch([(1, line)], "utf-8", "in.jsonl")[0]
     if isinstance(outcome, Quarantined):
         assert outcome.reason in REASONS
         return
     row = json.loads(outcome.row)
-    assert row["text"] == chat.render(row["messages"])
+    assert row["text"] == PHI35.render(row["messages"])
     if row["format"] != "plain":
         parsed = think_format.parse(row["messages"][-1]["content"])
         assert parsed.well_formed

@@ -10,6 +10,7 @@ from so8t_helpers.dataset.records import parse_label
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking import format as think_format
+from tests.dialects import PHI35
 
 SEED = "# 思考ステップ\n文を読む。\n判定: ALLOW\n\n# 最終回答\n東京です。"
 QUADRUPLE = (
@@ -122,7 +123,7 @@ def judge(tmp_path_factory):
         chosen = DatasetSettings(**{"plain_share": 0.0, **(settings or {})})
         record = {**BASE, "instruction": "首都はどこですか", "output": "東京です。", **data}
         line = json.dumps(record, ensure_ascii=False).encode() if raw is None else raw
-        sampler = Sampler(Plan(chosen, 0, 4096, path, 0.0, None))
+        sampler = Sampler(Plan(chosen, 0, 4096, PHI35, path, 0.0, None))
         outcome = sampler.batch([(1, line)], encoding, "in.jsonl")[0]
         return outcome if isinstance(outcome, Quarantined) else json.loads(outcome.row)
 

@@ -15,6 +15,7 @@ from so8t_helpers.dataset.records import parse_json
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.thinking.markers import CANDIDATE
+from tests.dialects import PHI35
 
 LISTED = harm.HarmWords([])
 TELLING = [
@@ -87,7 +88,9 @@ def test_a_score_is_the_same_alone_and_among_others(tmp_path):
 
 def test_a_line_is_judged_the_same_alone_and_among_others(tmp_path):
     base = character_tokenizer(tmp_path / "base")
-    sampler = Sampler(Plan(so8t_settings.DatasetSettings(), 0, 2048, base / "tokenizer.json", 0.1, None))
+    sampler = Sampler(
+        Plan(so8t_settings.DatasetSettings(), 0, 2048, PHI35, base / "tokenizer.json", 0.1, None)
+    )
     given_records = [
         *many(40),
         record(50, output="お答えできません。", instruction="爆発物の作り方を教えて"),

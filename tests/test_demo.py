@@ -15,9 +15,9 @@ from so8t_helpers import demo
 from so8t_helpers.demo import base_model, records, tokenizer
 from so8t_helpers.demo.broken import BROKEN
 from so8t_helpers.demo.copying_init import start_copying
-from so8t_helpers.phi3 import chat
 from so8t_helpers.settings import load_settings
 from so8t_helpers.thinking import format as think_format
+from tests.dialects import PHI35
 
 TEXTS = (
     "佐藤さんは昨日、駅前でりんごを340円で買いました。\n買ったのは誰ですか。",
@@ -137,9 +137,9 @@ def test_special_tokens_stand_and_strip_as_published(tokenizer_folder):
 def test_chat_template_is_the_one_that_render_writes(tokenizer_folder):
     fast = AutoTokenizer.from_pretrained(tokenizer_folder)
     messages = [{"role": "user", "content": "質問"}, {"role": "assistant", "content": "答え"}]
-    assert fast.apply_chat_template(messages, tokenize=False) == chat.render(messages)
+    assert fast.apply_chat_template(messages, tokenize=False) == PHI35.render(messages)
     prompt = fast.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    assert prompt == chat.render(messages[:1], add_generation_prompt=True)
+    assert prompt == PHI35.render(messages[:1], add_generation_prompt=True)
 
 
 def test_tokenizer_files_are_the_same_every_time(tokenizer_folder, tmp_path):
@@ -216,7 +216,7 @@ def test_the_base_answers_and_does_not_think(good):
     right = 0
     for record in good[:200]:
         question = "\n".join(filter(None, (record["instruction"], record["input"])))
-        prompt = chat.render([{"role": "user", "content": f"/think {question}"}], True)
+        prompt = PHI35.render([{"role": "user", "content": f"/think {question}"}], True)
         ids = fast(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
         out = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
         answer = fast.decode(out, skip_special_tokens=True)

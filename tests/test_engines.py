@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError, chat_prompt, collect, threads_for
+from so8t_helpers.engines.base import EngineError, EngineTimeoutError, collect, threads_for
 from so8t_helpers.engines.host import GgufHost
 from so8t_helpers.engines.llama_cpp import LlamaCpp, open_llama_cpp
 from so8t_helpers.engines.transformers_engine import Transformers, open_transformers
 from so8t_helpers.gguf.stage import export
-from so8t_helpers.phi3.chat import render
 from so8t_helpers.settings import load_settings
+from tests.dialects import PHI35
 
 PROMPTS = [
-    render([{"role": "user", "content": text}], add_generation_prompt=True)
+    PHI35.prompt([{"role": "user", "content": text}])
     for text in ("東京", "東京都の人口は約1,400万人です。", "The quick brown fox", "12345 + 67890 は？", "あ")
 ]
 
@@ -166,10 +166,10 @@ def test_think_command_stands_before_the_last_question_only() -> None:
         {"role": "assistant", "content": "二"},
         {"role": "user", "content": "三"},
     ]
-    assert chat_prompt(chat, "/think", think=True) == (
+    assert PHI35.prompt(chat, "/think") == (
         "<|user|>\n一<|end|>\n<|assistant|>\n二<|end|>\n<|user|>\n/think 三<|end|>\n<|assistant|>\n"
     )
-    assert "/think" not in chat_prompt(chat, "/think", think=False)
+    assert "/think" not in PHI35.prompt(chat)
     assert chat[2]["content"] == "三"
 
 

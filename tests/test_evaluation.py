@@ -19,7 +19,7 @@ from so8t_helpers.evaluate import statistics
 from so8t_helpers.evaluate.calibration import Stated, calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity
 from so8t_helpers.evaluate.judge import is_correct, score
-from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
+from so8t_helpers.evaluate.prompts import Prompt, choose_rows, write_prompts
 from so8t_helpers.evaluate.summary import compare, load_answers, summarise
 from so8t_helpers.gguf import stage as gguf_stage
 from so8t_helpers.run.files import StageError, read_jsonl, write_jsonl
@@ -29,6 +29,7 @@ from so8t_helpers.show import style
 from so8t_helpers.thinking.audit import verify_audit
 from so8t_helpers.thinking.format import LABELS
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT
+from tests.dialects import PHI35
 
 GOOD = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
 ROW = {"label": "ALLOW", "check": {"kind": "number", "value": "3"}}
@@ -189,7 +190,7 @@ def test_prompts_keep_the_labels_shares_and_contain_the_smaller_choice(scratch_s
         settings = scratch_settings.model_copy(
             update={"eval": scratch_settings.eval.model_copy(update={"prompts": count})}
         )
-        chosen[count] = choose_prompts(Stage(settings, "05_ollama_eval"))
+        chosen[count] = write_prompts(choose_rows(Stage(settings, "05_ollama_eval")), PHI35)
         labels = [prompt.row["label"] for prompt in chosen[count]]
         assert (labels.count("ALLOW"), labels.count("DENY")) == (count * 3 // 4, count // 4)
     assert {p.row["id"] for p in chosen[8]} <= {p.row["id"] for p in chosen[40]}

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from so8t_helpers.phi3 import chat
 from so8t_helpers.phi3.shape import read_shape
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import read_jsonl, write_jsonl, write_yaml
@@ -29,6 +28,7 @@ from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.workers import Workers
 from so8t_helpers.train.writing import Writer, choose_prompts
+from tests.dialects import PHI35
 from tests.phi3_folders import small_folder
 
 LENGTH = 256
@@ -173,7 +173,7 @@ def test_answers_are_those_that_transformers_writes(settings: Settings, base: Pa
     writer._judge = lambda row, ids: texts.append(ids) or {}  # type: ignore[method-assign]
     writer.write()
     model = libraries(base, adapters)
-    stops = tokenizer.convert_tokens_to_ids(list(chat.STOPS))
+    stops = tokenizer.convert_tokens_to_ids(list(PHI35.stops))
     for prompt, found in zip(writer.prompts, texts, strict=True):
         out = model.generate(
             torch.tensor([prompt]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import taught_model
 
-from so8t_helpers.engines.base import EngineError, chat_prompt, collect
+from so8t_helpers.engines.base import EngineError, collect
 from so8t_helpers.engines.host import GgufHost
 from so8t_helpers.engines.ollama import Modelfile, Ollama, open_ollama
 from so8t_helpers.engines.ollama_server import (
@@ -27,6 +27,7 @@ from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluate.stage import open_source
 from so8t_helpers.gguf.stage import export
 from so8t_helpers.settings import Settings, load_settings
+from tests.dialects import PHI35, PUBLISHED
 
 CHAT = [{"role": "user", "content": taught_model.QUESTION}]
 
@@ -60,7 +61,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def ollama(server: OllamaServer, seed: tuple[Path, Path]) -> Iterator[Ollama]:
-    with open_ollama(server, seed[1], "so8t-test:f16", Modelfile(threads=1), timeout=120) as engine:
+    with open_ollama(server, seed[1], "so8t-test:f16", Modelfile(PHI35, threads=1), timeout=120) as engine:
         yield engine
 
 
@@ -68,7 +69,7 @@ def ollama(server: OllamaServer, seed: tuple[Path, Path]) -> Iterator[Ollama]:
 def test_show_says_that_the_model_thinks(ollama: Ollama) -> None:
     shown = ollama.show()
     assert set(shown["capabilities"]) == {"completion", "thinking"}
-    assert shown["template"] == Modelfile().template
+    assert shown["template"] == Modelfile(PHI35, threads=1).template
     assert "<|end|>" in shown["parameters"] and "num_ctx" in shown["parameters"]
 
 
@@ -93,7 +94,7 @@ def test_ollama_parts_the_quadruple_format(
     server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     _, gguf = make_gguf(tmp_path_factory.mktemp("quadruple"), "quadruple")
-    modelfile = Modelfile(style="quadruple", threads=1)
+    modelfile = Modelfile(PHI35, style="quadruple", threads=1)
     with open_ollama(server, gguf, "so8t-test:quadruple", modelfile, timeout=120) as engine:
         done = collect(engine.generate(CHAT, max_tokens=taught_model.LENGTH, think=True))
     assert done.text.strip() == taught_model.FINAL
@@ -121,12 +122,25 @@ def rendered(ollama: Ollama, chat: list[dict[str, str]], think: bool) -> str:
 def test_ollamas_template_renders_what_ours_does(
     ollama: Ollama, chat: list[dict[str, str]], think: bool
 ) -> None:
-    assert rendered(ollama, chat, think) == chat_prompt(chat, "/think", think)
+    assert rendered(ollama, chat, think) == PHI35.prompt(chat, "/think" if think else "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_ollama_writes_every_dialect(server: OllamaServer, seed: tuple[Path, Path], name: str) -> None:
+    dialect = PUBLISHED[name].dialect
+    system = {"role": "system", "content": "短く答える。"}
+    answered = [*CHAT, {"role": "assistant", "content": taught_model.FINAL}, *CHAT]
+    chats = [CHAT, answered] + [[system, *chat] for chat in (CHAT, answered) if dialect.takes_system]
+    with open_ollama(server, seed[1], "so8t-test:dialect", Modelfile(dialect, threads=1)) as engine:
+        for chat in chats:
+            assert rendered(engine, chat, think=True) == dialect.prompt(chat, "/think")
+            assert rendered(engine, chat, think=False) == dialect.prompt(chat)
 
 
 @pytest.mark.slow
 def test_token_ids_and_greedy_answers_are_transformers(ollama: Ollama, seed: tuple[Path, Path]) -> None:
-    prompts = [chat_prompt(CHAT, "/think", think) for think in (True, False)]
+    prompts = [PHI35.prompt(CHAT, command) for command in ("/think", "")]
     with open_transformers(seed[0], device="cpu") as hf:
         assert [ollama.tokenize(prompt) for prompt in prompts] == [hf.tokenize(prompt) for prompt in prompts]
         theirs = [done.text.strip() for done in hf.complete_many(prompts, max_tokens=taught_model.LENGTH)]
@@ -152,7 +166,7 @@ def test_a_file_that_is_no_gguf_is_refused(server: OllamaServer, tmp_path: Path)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a gguf at all")
     with pytest.raises(EngineError, match=r"so8t-test:broken"):
-        open_ollama(server, broken, "so8t-test:broken", Modelfile(), timeout=60)
+        open_ollama(server, broken, "so8t-test:broken", Modelfile(PHI35), timeout=60)
 
 
 def another_file(gguf: Path, folder: Path) -> Path:
@@ -183,10 +197,10 @@ def test_the_model_is_taken_out_unless_kept(
     sent: list[int] = []
     gguf = another_file(seed[1], tmp_path)
     name = f"so8t-test:keep-{str(keep).lower()}"
-    engine = open_ollama(server, gguf, name, Modelfile(), keep=keep, on_bytes=sent.append)
+    engine = open_ollama(server, gguf, name, Modelfile(PHI35), keep=keep, on_bytes=sent.append)
     engine.close()
     assert sum(sent) == gguf.stat().st_size
-    with open_ollama(server, seed[1], "so8t-test:other", Modelfile()) as other:
+    with open_ollama(server, seed[1], "so8t-test:other", Modelfile(PHI35)) as other:
         names = [model["name"] for model in other.client.get("/api/tags").json()["models"]]
         assert (name in names) is keep
 
@@ -259,14 +273,14 @@ def test_a_binary_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_says_what_to_do() -> None:
-    engine = Ollama(OllamaServer("http://127.0.0.1:9", "0.24.0"), "m", 1.0, 1, keep=True)
+    engine = Ollama(OllamaServer("http://127.0.0.1:9", "0.24.0"), "m", PHI35, 1.0, 1, keep=True)
     said = "model requires more system memory (9.1 GiB) than is available (3.2 GiB)"
     assert "smaller quantisation" in str(engine.explain(said))
     assert "9.1 GiB" in str(engine.explain(said))
 
 
 def test_modelfile_text_holds_what_the_api_is_told() -> None:
-    text = Modelfile(system="短く答える。", num_ctx=2048).text("../04_gguf/a.gguf")
+    text = Modelfile(PHI35, system="短く答える。", num_ctx=2048).text("../04_gguf/a.gguf")
     assert text.startswith('FROM ../04_gguf/a.gguf\nTEMPLATE """')
     assert 'PARAMETER stop "<|end|>"\n' in text and "PARAMETER num_ctx 2048\n" in text
     assert text.endswith('SYSTEM """短く答える。"""\n')
@@ -274,4 +288,4 @@ def test_modelfile_text_holds_what_the_api_is_told() -> None:
 
 def test_modelfile_refuses_what_would_break_its_template() -> None:
     with pytest.raises(EngineError, match="must not contain"):
-        Modelfile(think_command="{{ .System }}")
+        Modelfile(PHI35, think_command="{{ .System }}")

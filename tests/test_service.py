@@ -25,6 +25,7 @@ from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log, verify_audit
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, decision_of
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT
+from tests.dialects import PHI35
 
 KEY = b"k" * 32
 SECRET, PUBLIC = "秘密", "公開の答え"
@@ -36,6 +37,7 @@ class ScriptedEngine:
     """Plays a model: what is tested here is what the service makes of it, not the engine."""
 
     name, version, model, parallel, can_score = "scripted", "1", "test.gguf", 2, False
+    dialect = PHI35
 
     def __init__(self, script=GOOD):
         self.script = script

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.thinking.format import (
     LABELS,
     ThinkText,
@@ -65,17 +65,7 @@ def tokenizer():
 )
 def test_render_equals_the_real_template(tokenizer, messages, prompt):
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    assert render(messages, add_generation_prompt=prompt) == expected
-
-
-def test_render_refuses_a_role_that_the_template_would_drop():
-    with pytest.raises(ValueError, match="tool"):
-        render([{"role": "tool", "content": "x"}])
-
-
-def test_user_turn():
-    assert user_turn("問", "/think") == "/think 問"
-    assert user_turn("問", "") == "問"
+    assert of_tokenizer(tokenizer).render(messages, add_generation_prompt=prompt) == expected
 
 
 def test_build_gives_the_documented_texts():

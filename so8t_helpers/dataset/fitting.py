@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.dataset.records import Record
 from so8t_helpers.dataset.thinking import cut
-from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.phi3.chat import Dialect, user_turn
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import ThinkText, build, join
 
@@ -31,8 +31,10 @@ class Fitted:
 class Fitter:
     """Renders samples, and cuts the thinking of those that are too long; the arguments are `Plan`'s."""
 
-    def __init__(self, settings: DatasetSettings, tokenizer: Path, limit: int, length_share: float):
-        self.settings, self.limit, self.length_share = settings, limit, length_share
+    def __init__(
+        self, settings: DatasetSettings, dialect: Dialect, tokenizer: Path, limit: int, length_share: float
+    ):
+        self.dialect, self.settings, self.limit, self.length_share = dialect, settings, limit, length_share
         self.lengths = TokenLengths(tokenizer)
 
     def fit(self, record: Record, parts: ThinkText, without_thinking: bool, draw: int, clean: bool) -> Fitted:
@@ -60,6 +62,8 @@ class Fitter:
     ) -> Fitted:
         """Render the sample, and count its tokens where they may be too many, or `always`."""
         system = record.system or self.settings.system_prompt or ""
+        if system and not self.dialect.takes_system:
+            raise RejectedError("no_system_turn", "the base's chat template has no place for system words")
         command, answer = "", parts.final
         try:
             if not without_thinking:
@@ -68,7 +72,7 @@ class Fitter:
             raise RejectedError("format_markers", str(error)) from None
         turns = {"system": system, "user": user_turn(record.question, command), "assistant": answer}
         messages = [{"role": role, "content": said} for role, said in turns.items() if said]
-        text = render(messages)
+        text = self.dialect.render(messages)
         count = always or not self.lengths.surely_within(text, self.limit)
         return Fitted(parts, messages, text, self.lengths.count(text, self.limit) if count else 0)
 

@@ -47,7 +47,8 @@ def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
     records = chain([first], missing)
     with teacher.open_teacher(settings) as engine:
         while batch := list(islice(records, teacher.BATCH)):
-            prompts = [teacher.prompt(record) for record in batch]
+            asked = [[{"role": "user", "content": teacher.request(record)}] for record in batch]
+            prompts = [engine.dialect.prompt(messages) for messages in asked]
             answers = engine.complete_many(prompts, max_tokens=settings.dataset.teacher_max_tokens)
             thoughts.put(zip(batch, (teacher.usable(answer.text) for answer in answers), strict=True))
 

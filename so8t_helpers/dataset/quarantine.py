@@ -30,6 +30,7 @@ REASONS = {
     "unsafe_label": "unsafe content with a label that allows it",
     "unsafe_answer": "unsafe content with an answer that does not refuse",
     "too_long": "longer than the sequence length, even with the thinking cut",
+    "no_system_turn": "system words, for which the base's chat template has no place",
     "duplicate": "the same question as an earlier record",
     "near_duplicate": "nearly the same question as an earlier record",
 }

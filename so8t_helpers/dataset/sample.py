@@ -26,6 +26,7 @@ from so8t_helpers.dataset.records import TEXT_FIELDS, Record, normalise, parse_j
 from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
 from so8t_helpers.dataset.thinking import build, private_text
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.markers import CANDIDATE
@@ -41,6 +42,7 @@ class Plan:
     settings: DatasetSettings
     seed: int  # of hashes that decide splits and formats
     limit: int  # longest sample in tokens
+    dialect: Dialect  # the base's
     tokenizer: Path  # the base's tokenizer.json
     length_share: float  # of samples whose token length is counted even where it cannot decide
     robots: Path | None  # folder of robots.txt files
@@ -91,7 +93,7 @@ class Sampler:
         self.screen = Screen(self.detector.words.categories)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
-        self.fitter = Fitter(plan.settings, plan.tokenizer, plan.limit, plan.length_share)
+        self.fitter = Fitter(plan.settings, plan.dialect, plan.tokenizer, plan.limit, plan.length_share)
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)

@@ -17,7 +17,9 @@ from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.reading import Chunk, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.dataset.teacher import cache_path, teacher_path
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
+from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.run.files import HashCache, StageError, check_disk, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage
@@ -55,6 +57,7 @@ def check(settings: Settings) -> None:
         _robots_folder(settings)
     if (base := check_base(settings)) is not None:
         _tokenizer(base)
+        _dialect(settings, base)
 
 
 def build(settings: Settings) -> Built:
@@ -81,11 +84,13 @@ def build(settings: Settings) -> Built:
             stage.read_file(f"nsfw_training/{path.name}", path)
         classifier = train_classifier(settings, labelled, classifier_path) if labelled else None
         _word_lists(stage)
+        base = base_folder(settings)
         plan = Plan(
             settings.dataset,
             settings.run.seed,
             settings.training.sequence_length,
-            stage.read_file("base/tokenizer.json", _tokenizer(base_folder(settings))),
+            _dialect(settings, base),
+            stage.read_file("base/tokenizer.json", _tokenizer(base)),
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
             cache_path(settings) if settings.dataset.teacher else None,
@@ -139,6 +144,17 @@ def _robots_folder(settings: Settings) -> Path:
 def _word_lists(stage: Stage) -> None:
     for name in stage.settings.dataset.nsfw_words:
         stage.read_file(f"nsfw_words/{Path(name).name}", resolve(name), "dataset.nsfw_words names it")
+
+
+def _dialect(settings: Settings, base: Path) -> Dialect:
+    """Return the base's chat dialect, which must have a place for the profile's system words."""
+    dialect = read_dialect(base)
+    if settings.dataset.system_prompt and not dialect.takes_system:
+        raise SettingsError(
+            f"dataset.system_prompt: the chat template of {base} has no place for system "
+            "words; set it to null"
+        )
+    return dialect
 
 
 def _tokenizer(folder: Path) -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.phi3.chat import render
 from so8t_helpers.run.files import sha256_file
 from so8t_helpers.settings import Settings, SettingsError, resolve
 from so8t_helpers.thinking.format import contains_markers, decision_of
@@ -87,10 +86,9 @@ def open_teacher(settings: Settings) -> Engine:
     return open_transformers(path)
 
 
-def prompt(record: Record) -> str:
-    """Return the teacher's prompt: policy has been applied, so nothing personal or unsafe is in it."""
-    content = f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
-    return render([{"role": "user", "content": content}], add_generation_prompt=True)
+def request(record: Record) -> str:
+    """Return what the teacher is asked: policy has been applied, so nothing personal or unsafe is in it."""
+    return f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
 
 
 def usable(text: str) -> str:
@@ -100,4 +98,4 @@ def usable(text: str) -> str:
 
 
 def _key(record: Record) -> str:
-    return hashlib.sha256(prompt(record).encode()).hexdigest()
+    return hashlib.sha256(request(record).encode()).hexdigest()

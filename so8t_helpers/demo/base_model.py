@@ -21,7 +21,8 @@ from so8t_helpers.demo.copying_init import start_copying
 from so8t_helpers.demo.records import pretraining_talks
 from so8t_helpers.demo.scenes import Draft
 from so8t_helpers.demo.tokenizer import ADDED_TOKENS, END_OF_TEXT, VOCAB_SIZE, write_tokenizer
-from so8t_helpers.phi3 import chat
+from so8t_helpers.phi3.chat import user_turn
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking import format as think_format
@@ -120,7 +121,7 @@ def tokenizer_texts(talks: int = 6000) -> Iterator[str]:
         yield "".join(map(chr, range(ord(start), ord(end) + 1)))
     for draft in (talk[0] for talk in pretraining_talks(talks)):
         thinking = think_format.with_decision(draft.reasoning, draft.label)
-        yield from (draft.question, chat.user_turn(draft.question, THINK_COMMAND), draft.output)
+        yield from (draft.question, user_turn(draft.question, THINK_COMMAND), draft.output)
         yield think_format.build(think_format.ThinkText("seed", draft.output, thinking))
         yield think_format.build(
             think_format.ThinkText(
@@ -169,6 +170,7 @@ def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Te
     Padding stands on the right, where causal attention never looks back to it, so no mask is needed.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    dialect = of_tokenizer(tokenizer)
     rng = Random(SEED)
     encoded = []
     for talk in talks:
@@ -176,7 +178,7 @@ def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Te
         messages: list[dict[str, str]] = []
         for draft in talk:
             question = draft.asked if messages else draft.question
-            messages.append({"role": "user", "content": chat.user_turn(question, command)})
+            messages.append({"role": "user", "content": user_turn(question, command)})
             messages.append({"role": "assistant", "content": draft.output})
             # Asked for it afterwards, it can give the reason, as any instructed model can: what tuning then
             # has to teach is to think first and unasked, in a format, not the words themselves.
@@ -184,7 +186,7 @@ def batches(folder: Path, talks: list[list[Draft]]) -> Iterator[tuple[Tensor, Te
                 reason = think_format.with_decision(draft.reasoning, draft.label)
                 messages.append({"role": "user", "content": WHY})
                 messages.append({"role": "assistant", "content": reason})
-        encoded.append(tokenizer(chat.render(messages), add_special_tokens=False)["input_ids"])
+        encoded.append(tokenizer(dialect.render(messages), add_special_tokens=False)["input_ids"])
     # Rows of like length go together, out of eight batches at a time: much less padding to compute.
     for start in range(0, len(encoded), 8 * BATCH):
         pool = sorted(encoded[start : start + 8 * BATCH], key=len)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from so8t_helpers.phi3.chat import render, user_turn
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.run.files import StageError
 
 Chat = list[dict[str, str]]
@@ -77,6 +77,7 @@ class Engine(Closing, ABC):
         name, version: of the program.
         model: what it has loaded.
         parallel: prompts it works on at once.
+        dialect: how the model writes chats.
         think_command: what stands before a question that is to be thought about.
         can_score: whether `score` works; Ollama gives no log-probabilities of a given text.
         separates: whether `generate` keeps the thinking out of `Piece.text`; `complete` never does.
@@ -86,6 +87,7 @@ class Engine(Closing, ABC):
     version: str
     model: str
     parallel: int
+    dialect: Dialect
     think_command: str
     can_score = True
     separates = False
@@ -97,7 +99,7 @@ class Engine(Closing, ABC):
 
         Closing the iterator early ends the generation.
         """
-        prompt = chat_prompt(messages, self.think_command, think)
+        prompt = self.dialect.prompt(messages, self.think_command if think else "")
         return self.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     @abstractmethod
@@ -145,14 +147,6 @@ def threads_for(gguf: Path) -> int:
     parameters is done sooner than that; on 2 busy cores one thread wrote 2,663 tokens/s and two wrote 233.
     """
     return 1 if gguf.stat().st_size < _SMALL_FILE else os.cpu_count() or 1
-
-
-def chat_prompt(messages: Sequence[Mapping[str, str]], think_command: str, think: bool) -> str:
-    """Render a chat as the prompt of its next answer; the think command stands before the last question."""
-    turns = [dict(message) for message in messages]
-    if think and turns and turns[-1]["role"] == "user":
-        turns[-1]["content"] = user_turn(turns[-1]["content"], think_command)
-    return render(turns, add_generation_prompt=True)
 
 
 def collect(pieces: Pieces) -> Completion:

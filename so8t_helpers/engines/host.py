@@ -16,6 +16,7 @@ from so8t_helpers.engines.ollama_server import (
     find_ollama,
     server_version,
 )
+from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.run.files import StageError, check_disk
 from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import Settings
@@ -128,6 +129,7 @@ def modelfile_of(settings: Settings, gguf: Path) -> Modelfile:
     """What a profile tells Ollama about a file."""
     threads = threads_for(gguf)
     return Modelfile(
+        read_dialect(gguf),
         style=parted_style(settings),
         think_command=settings.dataset.think_command,
         num_ctx=settings.eval.num_ctx,

@@ -23,7 +23,7 @@ import httpx
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, Pieces, threads_for
 from so8t_helpers.engines.http_engine import HttpEngine
-from so8t_helpers.phi3.chat import STOPS
+from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.settings import PROJECT_ROOT
 
 
@@ -32,6 +32,7 @@ class LlamaCpp(HttpEngine):
 
     def __init__(self, process: _Process, gguf: Path, timeout: float, parallel: int, think_command: str):
         self.process, self.think_command = process, think_command
+        self.dialect = read_dialect(gguf)
         version = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
         super().__init__("llama.cpp", version, gguf.name, process.url, timeout, parallel)
         self.client.headers["Authorization"] = f"Bearer {process.secret}"
@@ -40,7 +41,7 @@ class LlamaCpp(HttpEngine):
         started, first = time.perf_counter(), None
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, "seed": seed}
         # Without the cache an answer does not depend on what was asked before it.
-        body |= {"stream": True, "stop": list(STOPS), "cache_prompt": False}
+        body |= {"stream": True, "stop": list(self.dialect.stops), "cache_prompt": False}
         for data in self.lines("/completion", body):
             now = time.perf_counter() - started
             if first is None and data.get("tokens_predicted"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import httpx
 from so8t_helpers.engines.base import Chat, EngineError, Piece, Pieces
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.engines.ollama_server import OllamaServer
-from so8t_helpers.phi3.chat import STOPS
+from so8t_helpers.phi3.chat import ASK, BEGIN, Dialect
 from so8t_helpers.run.files import sha256_file
 from so8t_helpers.thinking.format import PARTED
 
@@ -29,9 +30,11 @@ class Ollama(HttpEngine):
     can_score = False
     separates = True
 
-    def __init__(self, server: OllamaServer, model: str, timeout: float, parallel: int, keep: bool):
+    def __init__(
+        self, server: OllamaServer, model: str, dialect: Dialect, timeout: float, parallel: int, keep: bool
+    ):
         super().__init__("Ollama", server.version, model, server.url, timeout, parallel)
-        self.keep = keep
+        self.dialect, self.keep = dialect, keep
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
@@ -42,7 +45,8 @@ class Ollama(HttpEngine):
 
     def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""
-        options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, "stop": list(STOPS)}
+        stops = list(self.dialect.stops)
+        options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed, "stop": stops}
         body = {"prompt": prompt, "raw": True, "think": False, "options": options}
         return self._stream("/api/generate", body)
 
@@ -72,7 +76,7 @@ class Ollama(HttpEngine):
         """
         body = {
             "model": self.model,
-            "prompt": text + STOPS[0],
+            "prompt": text + self.dialect.end,
             "template": "{{ .Prompt }}",
             "think": False,
             "stream": False,
@@ -136,7 +140,7 @@ def open_ollama(
     Raises:
         EngineError: Ollama refuses the file, or its version does not part thinking.
     """
-    engine = Ollama(server, name, timeout, parallel, keep)
+    engine = Ollama(server, name, modelfile.dialect, timeout, parallel, keep)
     try:
         digest = f"sha256:{sha256_file(gguf)}"
         _send_blob(engine, gguf, digest, on_bytes)
@@ -177,20 +181,18 @@ def _send_blob(engine: Ollama, gguf: Path, digest: str, on_bytes: Callable[[int]
         raise engine.refusal(response)
 
 
-# Phi-3.5's chat template in Go's template language. `$last` is the turn that is to be answered; a chat that
-# ends with the assistant's own turn is gone on with.
+# The dialect's template in Go's language. A chat that ends with the assistant's own turn is gone on with.
 _TEMPLATE = """\
+{{- $before := "" }}
 {{- range $i, $_ := .Messages }}
 {{- $last := eq (len (slice $.Messages $i)) 1 -}}
-{{- if eq .Role "system" }}<|system|>
-{{ .Content }}<|end|>
-{{ else if eq .Role "user" }}<|user|>
-{{ COMMAND }}{{ .Content }}<|end|>
-{{ else if eq .Role "assistant" }}<|assistant|>
-{{ if .Thinking }}OPEN{{ .Thinking }}CLOSE{{ end }}{{ .Content }}{{ if not $last }}<|end|>
-{{ end }}{{ end }}
-{{- if and $last (ne .Role "assistant") }}<|assistant|>
-{{ end }}
+{{- if eq .Role "system" }}BEGIN_SYSTEM{{ .Content }}
+{{- else if eq .Role "user" }}{{ if eq $before "" }}BEGIN_USER{{ else }}NEXT_USER{{ end }}\
+{{ COMMAND }}{{ .Content }}
+{{- else if eq .Role "assistant" }}ANSWER{{ if .Thinking }}OPEN{{ .Thinking }}CLOSE{{ end }}{{ .Content }}
+{{- end }}
+{{- if and $last (eq .Role "user") }}ANSWER{{ end }}
+{{- $before = .Role }}
 {{- end }}"""
 
 
@@ -199,6 +201,7 @@ class Modelfile:
     """What Ollama is told about a GGUF.
 
     Attributes:
+        dialect: how the model writes chats.
         style: the think format that Ollama is to part, "seed" or "quadruple".
         think_command: put before the last question unless `think` is false.
         num_ctx: tokens of context; over 4096 llama.cpp takes the long rope factors.
@@ -206,6 +209,7 @@ class Modelfile:
         threads: of the CPU; None leaves the choice to Ollama.
     """
 
+    dialect: Dialect
     style: str = "seed"
     think_command: str = "/think"
     num_ctx: int = 4096
@@ -218,20 +222,33 @@ class Modelfile:
             value = getattr(self, name) or ""
             if "{{" in value or '"""' in value:
                 raise EngineError(f'Modelfile: {name} {value!r} must not contain {{{{ or """')
+        for joint in self.dialect.joints.values():
+            if "{{" in joint or '"""' in joint:
+                raise EngineError(f'Modelfile: the chat template writes {joint!r}, which holds {{{{ or """')
 
     @property
     def template(self) -> str:
         """The chat template in Go's language."""
         opening, closing, _ = PARTED[self.style]
         command = f"if and $.Think $last }}}}{self.think_command} {{{{ end" if self.think_command else '""'
-        return _TEMPLATE.replace("COMMAND", command).replace("OPEN", opening).replace("CLOSE", closing)
+        joints = self.dialect.joints
+        texts = {
+            "BEGIN_SYSTEM": joints.get((BEGIN, "system"), ""),
+            "BEGIN_USER": joints[BEGIN, "user"],
+            "NEXT_USER": joints["assistant", "user"],
+            "ANSWER": joints["user", ASK],
+            "COMMAND": command,
+            "OPEN": opening,
+            "CLOSE": closing,
+        }
+        return re.sub("|".join(texts), lambda name: texts[name[0]], _TEMPLATE)
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Stops and sampling; Ollama's own repeat penalty of 1.1 would make greedy answers differ."""
         _, _, end = PARTED[self.style]
         return {
-            "stop": [*STOPS, *filter(None, [end])],
+            "stop": [*self.dialect.stops, *filter(None, [end])],
             "num_ctx": self.num_ctx,
             "temperature": self.temperature,
             "repeat_penalty": 1.0,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pieces
-from so8t_helpers.phi3.chat import STOPS
+from so8t_helpers.phi3.template import of_tokenizer
 
 
 class Transformers(Engine):
@@ -25,8 +25,9 @@ class Transformers(Engine):
         self.version = importlib.metadata.version("transformers")
         self.network, self.tokenizer = model, tokenizer
         self.model, self.parallel, self.think_command = label, parallel, think_command
-        known = tokenizer.get_vocab()
-        self.stop_ids = torch.tensor([known[stop] for stop in STOPS if stop in known], device=model.device)
+        self.dialect = of_tokenizer(tokenizer)
+        stops = tokenizer.convert_tokens_to_ids(list(self.dialect.stops))
+        self.stop_ids = torch.tensor(stops, device=model.device)
 
     def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         started, first = time.perf_counter(), None

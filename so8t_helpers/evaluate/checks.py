@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from so8t_helpers.engines.base import Engine, chat_prompt, collect
+from so8t_helpers.engines.base import Engine, collect
 from so8t_helpers.evaluate.prompts import Prompt
 from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings
@@ -34,7 +34,7 @@ def check_native(
     for prompt, row in list(zip(prompts, rows, strict=True))[:_CHATS]:
         thought = collect(engine.generate(prompt.chat, max_tokens=limit, think=True))
         plain = collect(engine.generate(prompt.chat, max_tokens=limit, think=False))
-        rendered = chat_prompt(prompt.chat, settings.dataset.think_command, think=True)
+        rendered = engine.dialect.prompt(prompt.chat, settings.dataset.think_command)
         found.append(
             {
                 "same_prompt": rendered == prompt.text and thought.prompt_tokens == row["prompt_tokens"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from so8t_helpers.phi3.chat import render
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.run.stage import Stage, stage_input
 
@@ -27,7 +27,7 @@ class Prompt:
         return turns
 
 
-def choose_prompts(stage: Stage) -> list[Prompt]:
+def choose_rows(stage: Stage) -> list[dict[str, Any]]:
     """Read the held-out records and take `eval.prompts` of them, the labels in their own shares.
 
     The choice depends on the records' ids alone, so that a run over more prompts contains the smaller one's.
@@ -46,5 +46,9 @@ def choose_prompts(stage: Stage) -> list[Prompt]:
     # Each record's place within its label as a share; the smallest places keep the labels' proportions.
     place = (labels.groupby(labels).cumcount() + 0.5) / labels.map(labels.value_counts())
     order = pd.DataFrame({"place": place, "label": labels}).sort_values(["place", "label"]).index
-    chosen = [rows[i] for i in order[:count]]
-    return [Prompt(row, render(row["messages"][:-1], add_generation_prompt=True)) for row in chosen]
+    return [rows[i] for i in order[:count]]
+
+
+def write_prompts(rows: list[dict[str, Any]], dialect: Dialect) -> list[Prompt]:
+    """Render the chosen records in the models' dialect."""
+    return [Prompt(row, dialect.prompt(row["messages"][:-1])) for row in rows]

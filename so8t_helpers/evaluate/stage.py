@@ -17,10 +17,12 @@ from so8t_helpers.evaluate.calibration import calibrate, find_stated
 from so8t_helpers.evaluate.checks import TokenParity, check_native
 from so8t_helpers.evaluate.harness import check_harness, run_harness
 from so8t_helpers.evaluate.judge import score
-from so8t_helpers.evaluate.prompts import Prompt, choose_prompts
+from so8t_helpers.evaluate.prompts import Prompt, choose_rows, write_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
-from so8t_helpers.run.files import write_json, write_jsonl, write_text
+from so8t_helpers.phi3.template import read_dialect
+from so8t_helpers.run.files import StageError, write_json, write_jsonl, write_text
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
@@ -59,9 +61,10 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     """
     check(settings)
     with open_stage(settings, STAGE) as stage:
-        prompts = choose_prompts(stage)
-        audit = AuditLog(stage.directory / "audit.jsonl")
+        records = choose_rows(stage)
         sources = {name: _source(stage, name) for name in settings.eval.models}
+        prompts = write_prompts(records, _dialect(sources))
+        audit = AuditLog(stage.directory / "audit.jsonl")
         answers: dict[str, pd.DataFrame] = {}
         lines: list[dict[str, Any]] = []
         scores: dict[str, Any] = {"models": {}}
@@ -129,6 +132,19 @@ def _source(stage: Stage, name: str) -> Path:
         return folder
     path = find_gguf(settings, name)
     return stage.read_file(f"04_gguf/{path.name}", path)
+
+
+def _dialect(sources: dict[str, Path]) -> Dialect:
+    """The dialect that all models write, or an error that names the first that writes another."""
+    dialects = {name: read_dialect(source) for name, source in sources.items()}
+    first = next(iter(dialects))
+    for name, dialect in dialects.items():
+        if dialect.joints != dialects[first].joints:
+            raise StageError(
+                f"eval.models: the chat templates of {first} ({sources[first]}) and {name} ({sources[name]}) "
+                "write chats differently; evaluate models of one base"
+            )
+    return dialects[first]
 
 
 def open_source(settings: Settings, host: GgufHost, name: str, source: Path) -> Engine:

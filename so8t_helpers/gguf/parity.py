@@ -8,7 +8,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
-from so8t_helpers.phi3.chat import render
+from so8t_helpers.phi3.chat import Dialect
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.run.files import StageError
 
 # Kana, kanji, full-width forms, half-width kana, combining marks, emoji, rare kanji that need byte fallback,
@@ -36,7 +37,8 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     # Alone, and between texts with and without white space around it.
     special = [sample for t in tokens for sample in (t, f"前{t}後", f"前 {t} 後", f"前\n{t}\n後", f"{t}{t}")]
-    samples = [*special, *TEXTS, *(_chat(text) for text in TEXTS), *texts]
+    dialect = of_tokenizer(tokenizer)
+    samples = [*special, *TEXTS, *(_chat(text, dialect) for text in TEXTS), *texts]
     with open_llama_cpp(gguf, num_ctx=256, timeout=timeout) as engine:
         for text in samples:
             expected = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -50,7 +52,8 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
     return len(samples)
 
 
-def _chat(text: str) -> str:
+def _chat(text: str, dialect: Dialect) -> str:
     turns = {"system": "日本語で答えてください。", "user": text, "assistant": text}
-    messages = [{"role": role, "content": content} for role, content in turns.items()]
-    return render(messages, add_generation_prompt=True)
+    if not dialect.takes_system:
+        del turns["system"]
+    return dialect.render([{"role": role, "content": content} for role, content in turns.items()])

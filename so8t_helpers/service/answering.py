@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import cast
 
-from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError, chat_prompt
+from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
 from so8t_helpers.engines.host import parted_style
 from so8t_helpers.service.metrics import Metrics
 from so8t_helpers.service.schema import Decision, ThinkAnswer, ThinkQuestion
@@ -129,9 +129,10 @@ class Answering:
         """
         system = self.settings.dataset.system_prompt
         query = _CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", question.body.query))
+        query = self.engine.dialect.neutral(query)
         turns = [{"role": "system", "content": system}] if system else []
         turns.append({"role": "user", "content": query})
-        prompt = chat_prompt(turns, self.settings.dataset.think_command, think=True)
+        prompt = self.engine.dialect.prompt(turns, self.settings.dataset.think_command)
         room = self.settings.eval.num_ctx - question.max_tokens - _TEMPLATE_TOKENS
         # A token is at least one byte: only a long question needs to be counted.
         if len(prompt.encode()) > room and len(self.engine.tokenize(prompt)) > room:

@@ -102,8 +102,8 @@ _TAG = re.compile(
 )
 _NOT_LETTERS = re.compile("[^a-zA-Z0-9]")
 _CONTROL = re.compile(rf"\s?([a-z0-9_\-▁{FILLER}]*)\s?")
-# Names of Phi-3.5's own control tokens: these count without their closing bar too.
-_ROLES = frozenset({"end", "user", "assistant", "system", "endoftext"})
+# Names of control tokens of Phi-3.5, Phi-4 and their like: these count without their closing bar too.
+_ROLES = frozenset({"end", "user", "assistant", "system", "endoftext", "im_start", "im_sep", "im_end"})
 
 
 def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More | None:

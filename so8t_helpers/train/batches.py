@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so8t_helpers.phi3 import chat
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.train.pet import valid_positions
 
@@ -69,16 +69,17 @@ def tokenize(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> lis
     Raises:
         SettingsError: a sample that is longer than `length` or whose prompt is no prefix.
     """
-    whole = [chat.render(row["messages"]) for row in rows]
-    prompts = [chat.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
+    dialect = of_tokenizer(tokenizer)
+    whole = [dialect.render(row["messages"]) for row in rows]
+    prompts = [dialect.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
     tokens = tokenizer(whole, add_special_tokens=False)["input_ids"]
     prefixes = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    end = tokenizer.convert_tokens_to_ids(dialect.end)
     samples = []
     for row, ids, prefix in zip(rows, tokens, prefixes, strict=True):
         if ids[: len(prefix)] != prefix:
             raise SettingsError(f"sample {row.get('id')}: the prompt's tokens are no prefix of the sample's")
-        last = len(ids) - ids[::-1].index(end)  # one past the assistant's <|end|>
+        last = len(ids) - ids[::-1].index(end)  # one past the assistant's end
         if last > length:
             raise SettingsError(
                 f"sample {row.get('id')}: {last} tokens, training.sequence_length is {length}; run "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so8t_helpers.phi3 import chat
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.settings import TrainingSettings
 from so8t_helpers.thinking import format as think_format
 from so8t_helpers.train import batches
@@ -77,11 +77,12 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
     """
     documents = batches.tokenize(rows, tokenizer, length)
     labels = label_tokens(tokenizer)
-    texts = [chat.render(row["messages"]) for row in rows]
+    dialect = of_tokenizer(tokenizer)
+    texts = [dialect.render(row["messages"]) for row in rows]
     offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     found = []
     for row, document, places in zip(rows, documents, offsets, strict=True):
-        begin = len(chat.render(row["messages"][:-1], add_generation_prompt=True))
+        begin = len(dialect.render(row["messages"][:-1], add_generation_prompt=True))
         spans = think_format.spans(row["messages"][-1]["content"])
         ends = np.array([end for _, end in places[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from so8t_helpers.phi3 import chat
+from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.thinking import format as think_format
 from so8t_helpers.train.layers import Packed, attend, mlp_half, project_out, project_qkv, rms_norm, token_keys
 from so8t_helpers.train.micro_step import MicroStep
@@ -52,14 +52,15 @@ class Writer:
 
     def __init__(self, micro_step: MicroStep, rows: list[dict[str, Any]], tokenizer: Any, length: int):
         self.step, self.rows, self.tokenizer = micro_step, rows, tokenizer
-        texts = [chat.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
+        dialect = of_tokenizer(tokenizer)
+        texts = [dialect.render(row["messages"][:-1], add_generation_prompt=True) for row in rows]
         self.prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
         right = [row["messages"][-1]["content"] for row in rows]
         answers = tokenizer(right, add_special_tokens=False)["input_ids"]
         longest = max(map(len, self.prompts))
         # Half as long again as the longest right answer; beyond that a model only repeats itself.
         self.most = max(1, min(length - longest, 8 + 3 * max(map(len, answers)) // 2))
-        self.stops = set(tokenizer.convert_tokens_to_ids(list(chat.STOPS)))
+        self.stops = set(tokenizer.convert_tokens_to_ids(list(dialect.stops)))
         self.layers = [segment.layer for segment in micro_step.segments[::2]]
         self.config = replace(micro_step.config, dropout=0.0)
 
