@@ -120,6 +120,17 @@ def verify(options: argparse.Namespace) -> int:
     return 0 if holds else STAGE_FAILED
 
 
+def push(options: argparse.Namespace) -> int:
+    """Say what of a run would go to a repository of the hub; with --upload send it."""
+    from so8t_helpers.verbs.push import plan
+    from so8t_helpers.verbs.upload import send
+
+    found = plan(run_settings(options.profile, options.set), options.repo, options.public)
+    print(found.summary())
+    print(f"uploaded: {send(found)}" if options.upload else "nothing was sent; --upload sends it")
+    return 0
+
+
 def serve(options: argparse.Namespace) -> int:
     """Start the /think service; when it has stopped, the run's index publishes the head of its log."""
     from so8t_helpers.report.index import write_run_index
@@ -138,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add(carry_out: Any, profile: str = "?") -> argparse.ArgumentParser:
+    def add(carry_out: Any, profile: str | None = "?") -> argparse.ArgumentParser:
         said = carry_out.__doc__
         verb = verbs.add_parser(carry_out.__name__, help=said, description=said)
         default = None if profile == "+" else "demo"
@@ -177,6 +188,12 @@ def _parser() -> argparse.ArgumentParser:
     verb = add(verify)
     verb.usage = "so8t verify [GGUF, run, run folder or audit.jsonl] [--head SEQ:MAC]"
     verb.add_argument("--head", metavar="SEQ:MAC", help="as a report or the service printed it")
+    verb = add(push, profile=None)
+    verb.add_argument("repo", help="OWNER/NAME")
+    verb.add_argument("--public", action="store_true", help="anybody may read it; else it is private")
+    verb.add_argument(
+        "--upload", action="store_true", help="send it; without this nothing leaves the machine"
+    )
     add(serve)
     return parser
 

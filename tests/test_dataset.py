@@ -212,6 +212,11 @@ def test_missing_inputs_name_the_pattern(tmp_path, base):
         dataset_stage.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))
 
 
+def test_no_input_at_all_is_an_error_that_names_the_key(tmp_path, base):
+    with pytest.raises(SettingsError, match=r"dataset\.inputs: is empty; name JSONL files"):
+        dataset_stage.build(profile(tmp_path, base, []))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -187,6 +187,15 @@ def test_a_gguf_of_another_run_in_place_is_found(tmp_path: Path) -> None:
     assert broken is not None and broken.name == "GGUF key so8t.provenance: hash of adapter"
 
 
+def test_a_dataset_without_its_rows_is_a_broken_link(tmp_path: Path) -> None:
+    settings = validate({"run": {"name": "t", "root": str(tmp_path / "runs")}}, "test")
+    with run_stage.open_stage(settings, "01_dataset") as stage:
+        _write(stage.directory / "out.txt", "rows of another kind")
+    broken = walk_back(settings.run_dir).broken
+    assert broken is not None and broken.name == "01_dataset: rows"
+    assert "has no train.jsonl; run 01_dataset again" in broken.found
+
+
 def test_files_without_a_run_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     stranger = tmp_path / "stranger.gguf"

@@ -100,12 +100,14 @@ def write_card(
         "tags": ["so8t", "phi3", "lora"],
     }
     baking, rounding = proof["logits"]["baking"], proof["logits"]["rounding"]
+    commit = provenance["base"].get("commit")
+    base = f"`{provenance['base']['id']}`" + (f" at commit `{commit}`" if commit else "")
     text = f"""---
 {yaml.safe_dump(header, allow_unicode=True, sort_keys=False).rstrip()}
 ---
 # {provenance["run"]}
 
-A plain Phi3 model, baked by the SO8T workbench from `{provenance["base"]["id"]}`: {changes}. \
+A plain Phi3 model, baked by the SO8T workbench from {base}: {changes}. \
 W' = (W + s·B·A) @ R in float32, rounded once to the base's 16 bits. \
 It loads with `AutoModelForCausalLM` and needs no further code.
 

@@ -14,7 +14,7 @@ from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
 from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from so8t_helpers.phi3.source import base_folder, check_base
+from so8t_helpers.phi3.source import base_commit, base_folder, check_base
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
@@ -93,7 +93,7 @@ def bake(settings: Settings) -> BakeResult:
                     "every layer holds its own, float32 weights round more at this depth: raise "
                     "bake.logit_bound"
                 )
-            carried = origin.of_bake(settings, stage)
+            carried = origin.of_bake(settings, stage, base_commit(base))
             write_json(scratch / origin.FILE, carried)
             rotated = f"SO(8) rotations in {len(gates.layers)} layers" if gates else "no rotations"
             made_by = f"LoRA on {len(lora)} weights, {rotated}"

@@ -42,10 +42,12 @@ def check(settings: Settings) -> None:
     """Look at what the stage would read, as far as it is here; nothing is made, fetched or written.
 
     Raises:
-        SettingsError: an input, word list, model or tokenizer that is not there; an input in UTF-16.
+        SettingsError: no input, or an input, word list, model or tokenizer that is not there; one in UTF-16.
         StageError: a word list that is not there.
     """
     chosen = settings.dataset
+    if not chosen.inputs:
+        raise SettingsError('dataset.inputs: is empty; name JSONL files, folders or globs, or "demo"')
     inspect(find_files([pattern for pattern in chosen.inputs if pattern != "demo"], "dataset.inputs"))
     find_files(chosen.nsfw_training, "dataset.nsfw_training")
     _word_lists(Stage(settings, STAGE))

@@ -5,9 +5,11 @@ Apart from `shape`, since the dataset stage needs the folder alone, and torch wo
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from so8t_helpers.run.files import demo_folder, demo_place
+from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
@@ -15,6 +17,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*
 
 def base_folder(settings: Settings) -> Path:
     """Return the folder of the base model: the demo's own, a local one, or a hub snapshot (downloaded once).
+
+    A run keeps to the commit that it was trained on, whatever the hub's branch has become since.
 
     Raises:
         SettingsError: no such folder, and not a hub id that can be fetched or found in the cache.
@@ -30,7 +34,10 @@ def base_folder(settings: Settings) -> Path:
     try:
         # Only these files: weights as safetensors, nothing that could be executed.
         folder = snapshot_download(
-            name, revision=settings.model.revision, allow_patterns=_HUB_FILES, cache_dir=hub_cache(settings)
+            name,
+            revision=_trained_on(settings) or settings.model.revision,
+            allow_patterns=_HUB_FILES,
+            cache_dir=hub_cache(settings),
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(
@@ -38,6 +45,22 @@ def base_folder(settings: Settings) -> Path:
             f"({type(error).__name__}); check the name, the network, or name a local folder"
         ) from error
     return Path(folder)
+
+
+def base_commit(folder: Path) -> str | None:
+    """Return the commit of a hub snapshot's folder (`…/snapshots/<commit>`), None for any other folder."""
+    named = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if named else None
+
+
+def _trained_on(settings: Settings) -> str | None:
+    """The commit of the base that this run's adapter was trained on; None before, or for another base."""
+    manifest, model = read_manifest(settings, "02_train"), settings.model
+    if manifest is None or "base/config.json" not in manifest["inputs"]:
+        return None
+    was = (manifest["settings"].get("model.base"), manifest["settings"].get("model.revision"))
+    folder = Path(manifest["inputs"]["base/config.json"]["path"]).parent
+    return base_commit(folder) if was == (model.base, model.revision) else None
 
 
 def local_base(settings: Settings) -> Path | None:

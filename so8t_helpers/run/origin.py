@@ -20,8 +20,10 @@ GGUF_KEY = "so8t.provenance"
 VERSION = 1
 
 
-def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
+def of_bake(settings: Settings, stage: Stage, commit: str | None = None) -> dict[str, Any]:
     """Return the hashes that a baked model carries on; `stage` has registered all that it read.
+
+    `commit` is the base's, where it came from the hub: a branch or no revision says little a year later.
 
     A hash that stands for several files is that of their sorted lines "sha256  label". `dataset` and
     `settings` are those of the training that made the adapter; null where it has no manifest.
@@ -37,6 +39,7 @@ def of_bake(settings: Settings, stage: Stage) -> dict[str, Any]:
         "base": {
             "id": resolve(name).name if resolve(name).is_dir() else name,
             "revision": settings.model.revision,
+            "commit": commit,
         },
         "sha256": hashes(digests, stage.inputs),
     }

@@ -166,6 +166,9 @@ class _Walk:
         """Every row of the data set comes from the input line that it names."""
         named: dict[str, dict[int, bytes]] = defaultdict(dict)
         for name in ("train.jsonl", "eval.jsonl"):
+            if not (folder / name).is_file():
+                yield Link(f"{folder.name}: rows", False, f"{folder} has no {name}; run 01_dataset again")
+                return
             with (folder / name).open(encoding="utf-8") as rows:
                 for row in map(json.loads, rows):
                     source = row["source"]
