@@ -207,6 +207,16 @@ def test_nothing_kept_is_one_clear_error(tmp_path, base):
         dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", [b"{", b"x"])]))
 
 
+def test_a_test_set_can_be_held_out_whole(tmp_path, base):
+    source = write(tmp_path / "in.jsonl", many(20))
+    built = dataset_stage.build(profile(tmp_path, base, [source], plain_share=0.0, eval_share=1.0))
+    assert (built.card["lines"]["train"], built.card["lines"]["eval"]) == (0, 20)
+    assert (built.directory / "train.jsonl").read_bytes() == b""
+    for draw in (plots.flow, plots.labels, plots.domains, plots.lengths):
+        draw(built.card)
+    assert "held out" in plots.sample_html(plots.draw_samples(built.directory / "train.jsonl"))
+
+
 def test_missing_inputs_name_the_pattern(tmp_path, base):
     with pytest.raises(SettingsError, match=r"no file matches .*nothing"):
         dataset_stage.build(profile(tmp_path, base, [tmp_path / "nothing*.jsonl"]))

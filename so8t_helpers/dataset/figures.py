@@ -143,8 +143,9 @@ def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
 def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
     """Return samples drawn at random from a JSONL file, without reading all of it."""
     found: dict[str, dict[str, Any]] = {}
+    size = path.stat().st_size
     with path.open("rb") as file:
-        for offset in np.random.default_rng(seed).integers(0, path.stat().st_size, 20 * count):
+        for offset in np.random.default_rng(seed).integers(0, size, 20 * count) if size else ():
             file.seek(int(offset))
             file.readline()
             line = file.readline()
@@ -160,7 +161,7 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
 
 def sample_html(samples: list[dict[str, Any]]) -> str:
     """Show samples as a reader would see them: the question, the private thinking folded, the answer."""
-    return "\n".join(map(_one_sample, samples))
+    return "\n".join(map(_one_sample, samples)) or "<p>None: all records are held out.</p>"
 
 
 def _one_sample(row: dict[str, Any]) -> str:

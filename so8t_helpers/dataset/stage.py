@@ -112,7 +112,7 @@ def build(settings: Settings) -> Built:
         list(known)
         tally = assemble(settings, stage.directory, chunks, results, work, hashes)
         shutil.rmtree(work)
-        if not tally.total("train"):
+        if not tally.total("train") + tally.total("eval"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
             raise StageError(f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl")
         card = describe(tally, files, stage.directory, hashes, settings.dataset, classifier)
