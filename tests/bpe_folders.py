@@ -45,11 +45,11 @@ PHI4_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and "
     "message['tools'] is not none %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + "
     "message['tools'] + '<|/tool|>' + '<|end|>' }}{% else %}{{ '<|' + message['role'] + '|>' + "
-    "message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' "
-    "}}{% else %}{{ eos_token }}{% endif %}"
+    "message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
 PHI4_VOCABULARY = 1536  # rows of the small model, of which the tokenizer fills all but 35, as the real one
-# Every other of Phi-3.5's 48 factors: the small model has half as many rotated pairs.
+# The published config.json in small; half as many rotated pairs, and so factors, as in the real model.
 PHI4_CONFIG: dict[str, Any] = {
     "architectures": ["Phi3ForCausalLM"],
     "model_type": "phi3",
@@ -82,8 +82,9 @@ PHI4_CONFIG: dict[str, Any] = {
 }
 SMOLLM2_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>")
 SMOLLM2_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # SmolLM2-135M's (d = 576 in 9 heads of 64, 3 of them for keys and values), with two layers and a small MLP.
 SMOLLM2_CONFIG: dict[str, Any] = {
@@ -132,7 +133,7 @@ def small_phi4_mini(
 
 
 def small_smollm2(folder: Path, dtype: torch.dtype = torch.bfloat16, **config: Any) -> Path:
-    """Make a folder of SmolLM2's shape as a Phi3: rows of 576, no longrope, all rows of the vocabulary used."""
+    """Make a folder of SmolLM2's shape as a Phi3: rows of 576, no longrope, no row to spare."""
     folder.mkdir(parents=True)
     digits = pre_tokenizers.Digits(individual_digits=True)
     pieces = SMOLLM2_CONFIG["vocab_size"]

@@ -231,11 +231,18 @@ def test_provenance_names_the_models_files(model: Path, exported: tuple[Settings
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("phi3-so8t", "phi3-so8t"), ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t"), ("borea", "phi3-borea")],
+    ("name", "sentencepiece", "bpe"),
+    [
+        ("phi3-so8t", "phi3-so8t", "phi_3-so8t"),
+        ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t", "Borea-Phi_3.5-so8t"),
+        ("borea", "phi3-borea", "borea"),
+    ],
 )
-def test_general_name_is_one_that_llama_cpp_strips_for(name: str, expected: str) -> None:
-    assert general_name(name) == expected
+def test_general_name_is_one_that_llama_cpp_strips_for_or_not(
+    name: str, sentencepiece: str, bpe: str
+) -> None:
+    assert general_name(name, "sentencepiece") == sentencepiece
+    assert general_name(name, "bpe") == bpe
 
 
 def test_other_token_ids_are_an_error(

@@ -109,10 +109,10 @@ class TokenLengths:
 def _character_costs(path: Path) -> np.ndarray | None:
     """Return the most tokens by code point, (0x110000,) uint8; None where nothing is known of the tokenizer.
 
-    SentencePiece's BPE with byte fallback begins with the characters of its vocabulary: 1 for these, the UTF-8
-    bytes of all others. Byte-level BPE begins with bytes, and a character that is a token is not sure to become
-    one: its first byte may be merged with what stands before it. So its bytes are counted, but for a
-    tokenizer that first changes the text.
+    SentencePiece's BPE with byte fallback begins with the characters of its vocabulary: 1 for these, the
+    UTF-8 bytes of all others. Byte-level BPE begins with bytes, and a character that is a token is not sure
+    to become one, its first byte may be merged with what stands before it: bytes for all, unless the
+    tokenizer changes the text first.
     """
     fast = json.loads(path.read_text(encoding="utf-8"))
     model, byte_level = fast["model"], is_byte_level(fast)

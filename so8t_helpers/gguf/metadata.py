@@ -30,8 +30,8 @@ def general_name(name: str, kind: Kind) -> str:
     """Return the `general.name` for a profile's `gguf.name` and the kind of the tokenizer.
 
     In a model whose name contains "phi-3" or "phi3" llama.cpp strips white space right of Phi-3's special
-    tokens, as its HF tokenizer does (`llama_vocab::impl::load` in src/llama-vocab.cpp): with SentencePiece any
-    other name gets the prefix "phi3-". The same lines look up `</s>`, `<s>` and `<unk>`, and throw
+    tokens, as its HF tokenizer does (`llama_vocab::impl::load` in src/llama-vocab.cpp): with SentencePiece
+    any other name gets the prefix "phi3-". The same lines look up `</s>`, `<s>` and `<unk>`, and throw
     `_Map_base::at` where a vocabulary lacks one, as byte-level BPE does: there "phi3" is written "phi_3".
     """
     if kind == "bpe":

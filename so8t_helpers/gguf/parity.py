@@ -44,8 +44,8 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
             if found != expected:
                 raise StageError(
                     f"{gguf}: cuts {text!r} into {found}, the tokenizer of {folder} into {expected}; the "
-                    "model would read other tokens than it was trained on. Check tokenizer.model and the "
-                    "added tokens in that folder"
+                    "model would read other tokens than it was trained on. Check that folder's added tokens "
+                    "(rstrip and lstrip among them) and, against tokenizer.ggml.pre, its pre-tokenizer"
                 )
     return len(samples)
 

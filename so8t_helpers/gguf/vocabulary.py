@@ -24,12 +24,12 @@ Token = tuple[bytes, float, TokenType]  # text, score, type
 _ADDED_SCORE = -1000.0
 _PADDING_SCORE = -10000.0
 
-# The converter's text, whose token ids tell pre-tokenizers apart: every way in which they are known to differ.
+# The converter's text: its token ids tell pre-tokenizers apart, in every way that they are known to differ.
 CHECK_TEXT = (
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ "
-    "🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ "
-    "------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you "
-    "sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis "
+    "concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 "
+    "?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
 # sha256 of str(ids of CHECK_TEXT) -> `tokenizer.ggml.pre`; of the converter's table, the models of Phi-3's
 # family and those of Llama's that a Phi3 folder can be made of.
@@ -75,9 +75,9 @@ def check_vocabulary(folder: Path) -> None:
     check_pre_tokenizer(folder)
     if tokenizer_kind(folder) == "bpe" and (stripping := stripping_tokens(folder)):
         raise StageError(
-            f"{folder / 'tokenizer.json'}: {', '.join(stripping)} strip the white space beside them (rstrip, "
-            "lstrip), which llama.cpp cannot do with byte-level BPE: token ids would differ. Set both to false "
-            "there and in tokenizer_config.json, or bake the model with 03_bake, which does"
+            f"{folder / 'tokenizer.json'}: {', '.join(stripping)} strip the white space beside them "
+            "(rstrip, lstrip), which llama.cpp cannot do with byte-level BPE: token ids would differ. Set "
+            "both to false there and in tokenizer_config.json, or bake the model with 03_bake, which does"
         )
 
 
@@ -120,8 +120,8 @@ def pre_tokenizer(folder: Path) -> str:
     name = _BY_DEFINITION.get(steps)
     if name is None:
         raise StageError(
-            f"{path}: llama.cpp's name for this pre-tokenizer is not known: {' > '.join(steps)}; expected that "
-            f"of {', '.join(sorted(set(_BY_DEFINITION.values())))}. Choose a base with one of these"
+            f"{path}: llama.cpp's name for this pre-tokenizer is not known: {' > '.join(steps)}; expected "
+            f"that of {', '.join(sorted(set(_BY_DEFINITION.values())))}. Choose a base with one of these"
         )
     # The same regex: Llama 3 takes a word that is a token whole, without looking at the merges.
     return "llama-bpe" if name == "dbrx" and fast["model"].get("ignore_merges") else name
@@ -199,8 +199,8 @@ def read_sentencepiece(folder: Path, vocab_size: int) -> list[Token]:
 def _check_row(path: Path, token: str, index: int, vocab_size: int) -> None:
     if not 0 <= index < vocab_size:
         raise StageError(
-            f"{path}: token {token!r} has id {index}, but vocab_size is {vocab_size}; the embedding has no row "
-            "for it"
+            f"{path}: token {token!r} has id {index}, but vocab_size is {vocab_size}; the embedding has no "
+            "row for it"
         )
 
 

@@ -60,9 +60,9 @@ def tokenizer_kind(folder: Path) -> Kind:
     model = fast["model"]
     if kind == "sentencepiece" and not (model.get("type") == "BPE" and model.get("byte_fallback")):
         raise StageError(
-            f"{path}: its model is {model.get('type')}, its pre-tokenizer {fast.get('pre_tokenizer')}; expected "
-            "BPE with byte_fallback (SentencePiece, as Phi-3.5) or behind ByteLevel (as Phi-4-mini); choose "
-            "another model.base"
+            f"{path}: its model is {model.get('type')}, its pre-tokenizer {fast.get('pre_tokenizer')}; "
+            "expected BPE with byte_fallback (SentencePiece, Phi-3.5) or behind ByteLevel (Phi-4-mini): "
+            "choose another base"
         )
     for name in _NEEDED[kind]:
         if not (folder / name).is_file():
