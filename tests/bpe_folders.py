@@ -17,6 +17,8 @@ from gguf import GGUFReader, TokenType
 from phi3_folders import TEXTS, write_weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from so8t_helpers.demo.tokenizer import CHAT_TEMPLATE
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # o200k's pattern (tiktoken's tiktoken_ext/openai_public.py), in the tokenizer.json of GPT-4o and Phi-4-mini.
@@ -48,6 +50,7 @@ PHI4_TEMPLATE = (
     "message['content'] + '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 PHI4_VOCABULARY = 1536  # rows of the small model, of which the tokenizer fills all but 35, as the real one
 # The published config.json in small; half as many rotated pairs, and so factors, as in the real model.
 PHI4_CONFIG: dict[str, Any] = {
@@ -80,12 +83,8 @@ PHI4_CONFIG: dict[str, Any] = {
     "use_cache": True,
     "torch_dtype": "bfloat16",
 }
-SMOLLM2_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>")
-SMOLLM2_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+# SmolLM2's first special tokens, those that chats never use under the names of Phi-3.5's marks.
+SMOLLM2_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 # SmolLM2-135M's (d = 576 in 9 heads of 64, 3 of them for keys and values), with two layers and a small MLP.
 SMOLLM2_CONFIG: dict[str, Any] = {
     **{key: value for key, value in PHI4_CONFIG.items() if key not in {"rope_scaling", "sliding_window"}},
@@ -98,9 +97,9 @@ SMOLLM2_CONFIG: dict[str, Any] = {
     "original_max_position_embeddings": 8192,
     "partial_rotary_factor": 1.0,
     "rope_theta": 100000.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
 }
 
 
@@ -120,8 +119,7 @@ def small_phi4_mini(
     marks = {PHI4_FIRST: pieces, **{t: pieces + PHI4_GAP + 1 + i for i, t in enumerate(PHI4_SPECIAL)}}
     stripping = set(marks) - {"<|endoftext|>", "<|endofprompt|>"} if rstrip else set()
     end = marks[PHI4_FIRST]
-    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), PHI4_FIRST)
-    _write_tokenizer(folder, tokenizer, marks, stripping, roles, PHI4_TEMPLATE)
+    _write_tokenizer(folder, tokenizer, marks, stripping, dict.fromkeys(ROLES, PHI4_FIRST), PHI4_TEMPLATE)
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     _write_json(folder / "config.json", {**PHI4_CONFIG, **ids, **config})
     _write_json(
@@ -140,9 +138,7 @@ def small_smollm2(folder: Path, dtype: torch.dtype = torch.bfloat16, **config: A
     before = pre_tokenizers.Sequence([digits, _bytes(use_regex=True)])
     tokenizer = _trained(before, pieces, first=SMOLLM2_SPECIAL)
     marks = {token: i for i, token in enumerate(SMOLLM2_SPECIAL)}
-    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
-    roles["unk_token"] = "<|endoftext|>"
-    _write_tokenizer(folder, tokenizer, marks, set(), roles, SMOLLM2_TEMPLATE)
+    _write_tokenizer(folder, tokenizer, marks, set(), dict.fromkeys(ROLES, SMOLLM2_SPECIAL[0]), CHAT_TEMPLATE)
     _write_json(folder / "config.json", {**SMOLLM2_CONFIG, **config})
     write_weights(folder, dtype)
     return folder
@@ -162,8 +158,7 @@ def real_smollm2_tokenizer(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, _bytes(use_regex=True)])
     tokenizer.decoder = decoders.ByteLevel()
     marks = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind == TokenType.CONTROL}
-    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
-    roles["unk_token"] = "<|endoftext|>"
+    roles = dict(zip(ROLES, ("<|im_start|>", "<|im_end|>", "<|im_end|>", "<|endoftext|>"), strict=True))
     template = fields["tokenizer.chat_template"].contents()
     _write_tokenizer(folder, json.loads(tokenizer.to_str()), marks, set(), roles, template)
     _write_json(folder / "config.json", {**SMOLLM2_CONFIG, "vocab_size": len(tokens)})

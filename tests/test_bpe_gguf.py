@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from so8t_helpers.engines.base import EngineError
 from so8t_helpers.engines.llama_cpp import open_llama_cpp
+from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.gguf import vocabulary
 from so8t_helpers.gguf.parity import check_tokens
 from so8t_helpers.gguf.stage import GgufResult, check, export
@@ -105,6 +106,19 @@ def test_rows_of_576_get_the_types_of_the_fallback(exported: tuple[str, Path, Gg
     assert types["token_embd.weight"] == ("Q8_0" if odd else "Q6_K")
     assert types["blk.0.attn_output.weight"] == ("Q5_0" if odd else "Q4_K")
     assert types["blk.0.ffn_down.weight"] in {"Q4_K", "Q6_K"}  # its rows are 768 or 512
+
+
+def test_llama_cpp_computes_what_transformers_does(exported: tuple[str, Path, GgufResult]) -> None:
+    """Tied, GQA, partial rotary, with and without longrope: each token's log-probability."""
+    _, folder, result = exported
+    text = "<|user|>  東京都の人口は約1,400万人です。 it's 𠮷<|end|>\n<|assistant|>"
+    with (
+        open_llama_cpp(result.files["f16"], num_ctx=256, timeout=60) as llama,
+        open_transformers(folder, device="cpu") as hf,
+    ):
+        assert llama.tokenize(text) == hf.tokenize(text)
+        # Keys and values in float16, as in test_engines.
+        assert max(abs(a - b) for a, b in zip(llama.score(text), hf.score(text), strict=True)) < 1e-2
 
 
 def test_a_phi3_name_would_not_load_and_the_engine_says_why(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def _character_costs(path: Path) -> np.ndarray | None:
     """
     fast = json.loads(path.read_text(encoding="utf-8"))
     model, byte_level = fast["model"], is_byte_level(fast)
-    plain = byte_level and not fast.get("normalizer") and '"add_prefix_space": true' not in json.dumps(fast)
+    spaced = '"add_prefix_space": true' in json.dumps(fast.get("pre_tokenizer"))
+    plain = byte_level and not fast.get("normalizer") and not spaced
     if not plain and (model.get("type") != "BPE" or not model.get("byte_fallback")):
         return None
     costs = np.full(0x110000, 4, dtype=np.uint8)

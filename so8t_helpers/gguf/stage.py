@@ -59,15 +59,13 @@ def check(settings: Settings) -> None:
     if folder is not None:
         _read_folder(Stage(settings, STAGE), folder)
     elif base is not None:
-        # What a bake has made already stands in for the base it was made of.
-        baked = stage_input(settings, None, "03_bake", "model")
-        if baked.is_dir():
-            check_vocabulary(baked)
-        else:
-            try:
-                check_pre_tokenizer(base)
-            except StageError as error:
+        try:
+            check_pre_tokenizer(base)
+        except StageError as error:  # what it lacks may have been put into the baked folder
+            baked = stage_input(settings, None, "03_bake", "model")
+            if not baked.is_dir():
                 raise StageError(f"model.base: {error}") from None
+            check_vocabulary(baked)
 
 
 def export(settings: Settings) -> GgufResult:
