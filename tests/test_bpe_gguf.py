@@ -144,6 +144,15 @@ def test_marks_that_strip_white_space_are_refused_with_the_cause(tmp_path: Path)
         check_tokens(file, folder, [], 60)
 
 
+def test_a_token_that_llama_cpp_would_put_before_every_prompt_is_refused(tmp_path: Path) -> None:
+    folder = make("smollm", tmp_path / "small")
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**said, "add_bos_token": True}), encoding="utf-8")
+    with pytest.raises(StageError, match=r"\[0, .*training does not add; set add_bos_token"):
+        export(make_settings(tmp_path, folder, types=["f16"]))
+
+
 @pytest.mark.parametrize("pre", ["gpt-4o", "smollm"])
 def test_a_small_tokenizers_pre_tokenizer_is_found_by_its_definition(tmp_path: Path, pre: str) -> None:
     assert vocabulary.pre_tokenizer(make(pre, tmp_path / "small")) == pre

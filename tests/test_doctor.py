@@ -109,12 +109,7 @@ def test_fp16_without_a_card_is_a_problem_to_doctor_and_stops_a_run_before_it_be
         ("04", "gguf", {"model_dir": "HERE/gone"}, "gguf.model_dir: no folder"),
         ("04", "gguf", {"model_dir": "HERE/empty"}, "missing input model/config.json"),
         ("04", "model", {"base": "HERE/bare"}, "model.base: .*bare has no tokenizer.model"),
-        (
-            "04",
-            "model",
-            {"base": "HERE/odd"},
-            "model.base: .*odd.tokenizer.json: .*is not known",
-        ),
+        ("04", "model", {"base": "HERE/odd"}, "model.base: .*odd.tokenizer.json: .*is not known"),
         ("05", "eval", {"gguf_dir": "HERE/gone"}, "eval.gguf_dir: no folder"),
         ("05", "eval", {"gguf_dir": "HERE/empty"}, "holds no GGUF at all"),
         (

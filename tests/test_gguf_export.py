@@ -343,8 +343,15 @@ def test_too_little_disk_is_said_before_writing(
     assert not [p for p in (settings.run_dir / "04_gguf").iterdir() if p.stat().st_size > 2**20]
 
 
-def test_tied_embeddings_take_the_outputs_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("doubled", [False, True])
+def test_tied_embeddings_take_the_outputs_type(tmp_path: Path, doubled: bool) -> None:
+    """Whether or not the checkpoint holds the head as well, which is a copy then."""
     folder = phi3_folders.small_folder(tmp_path / "tied", layers=1, tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    if doubled:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     result = export(make_settings(tmp_path, folder, types=["q4_k_m"]))
     types = {t.name: t.tensor_type for t in gguf.GGUFReader(result.files["q4_k_m"]).tensors}
     assert "output.weight" not in types and types["token_embd.weight"] == Q.Q6_K

@@ -70,7 +70,7 @@ def test_neither_kind_is_named_with_what_was_found(phi4: Path, tmp_path: Path) -
         StageError, match=r"model is BPE, its pre-tokenizer .*Whitespace.*choose another base"
     ):
         tokenizer_kind(tmp_path)
-    edit(lambda fast: fast["model"].update(type="Unigram"), phi4, tmp_path)
+    edit(lambda fast: fast.update(model={"type": "Unigram", "vocab": []}), phi4, tmp_path)
     with pytest.raises(StageError, match="model is Unigram"):
         tokenizer_kind(tmp_path)
 

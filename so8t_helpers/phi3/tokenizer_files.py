@@ -40,7 +40,8 @@ _STRIPS = re.compile(r'"([lr])strip"(\s*:\s*)true')
 
 def is_byte_level(fast: dict[str, Any]) -> bool:
     """Say of a tokenizer.json's content whether it is BPE over GPT-2's 256 bytes."""
-    return fast["model"].get("type") == "BPE" and '"ByteLevel"' in json.dumps(fast.get("pre_tokenizer"))
+    # Merges are BPE's alone; GPT-2's own tokenizer.json does not name the model's type.
+    return "merges" in fast["model"] and '"ByteLevel"' in json.dumps(fast.get("pre_tokenizer"))
 
 
 def tokenizer_kind(folder: Path) -> Kind:
@@ -58,7 +59,7 @@ def tokenizer_kind(folder: Path) -> Kind:
     fast = json.loads(path.read_text(encoding="utf-8"))
     kind: Kind = "bpe" if is_byte_level(fast) else "sentencepiece"
     model = fast["model"]
-    if kind == "sentencepiece" and not (model.get("type") == "BPE" and model.get("byte_fallback")):
+    if kind == "sentencepiece" and not ("merges" in model and model.get("byte_fallback")):
         raise StageError(
             f"{path}: its model is {model.get('type')}, its pre-tokenizer {fast.get('pre_tokenizer')}; "
             "expected BPE with byte_fallback (SentencePiece, Phi-3.5) or behind ByteLevel (Phi-4-mini): "
