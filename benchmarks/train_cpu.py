@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from claims import claim, write_claims
 
 from so8t_helpers.phi3.source import base_folder
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.run.stage import stage_input
 from so8t_helpers.settings import Settings, load_settings, merge
@@ -58,7 +59,7 @@ def libraries(settings: Settings, wide: bool) -> pd.DataFrame:
 
     folder, t, lora = base_folder(settings), settings.training, settings.lora
     rows = read_jsonl(stage_input(settings, t.dataset_dir, "01_dataset") / "train.jsonl")
-    tokenizer = batches.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     samples = batches.tokenize(rows, tokenizer, t.sequence_length)
     schedule = plan(settings, samples)
 

@@ -45,7 +45,8 @@ def watched(
     The first look compiles and captures its own graph: that is told apart, since it does not grow with the
     training.
     """
-    from so8t_helpers.train.batches import Schedule, load_tokenizer
+    from so8t_helpers.phi3.tokenizer_files import load_tokenizer
+    from so8t_helpers.train.batches import Schedule
     from so8t_helpers.train.watch import Watch
 
     step(0)

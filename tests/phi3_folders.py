@@ -12,6 +12,7 @@ from transformers import AutoConfig, Phi3ForCausalLM
 
 from so8t_helpers.demo.base_model import CONFIG
 from so8t_helpers.demo.tokenizer import write_tokenizer
+from so8t_helpers.phi3.shape import HEAD
 
 TEXTS = (
     "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。",
@@ -56,6 +57,8 @@ def write_weights(folder: Path, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     weights = {}
     for name, parameter in model.state_dict().items():
+        if name == HEAD and model.config.tie_word_embeddings:
+            continue  # as published: the embedding stands for it
         spread = torch.randn(parameter.shape, generator=generator)
         weights[name] = (1.0 + 0.05 * spread if name.endswith("norm.weight") else 0.05 * spread).to(dtype)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.train import batches
 from tests.dialects import PHI35
@@ -55,7 +56,7 @@ def test_joined_sequences_keep_their_documents_apart():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizer is not here")
 def test_the_loss_covers_the_assistants_tokens_alone():
-    tokenizer = batches.load_tokenizer(REAL)
+    tokenizer = load_tokenizer(REAL)
     answer = "# 思考ステップ\n順に考えます。\n\n# 最終回答\n答えは42です。"
     messages = [{"role": "user", "content": "/think 質問です。"}, {"role": "assistant", "content": answer}]
     (found,) = batches.tokenize([{"id": "a", "messages": messages}], tokenizer, 200)
@@ -69,7 +70,7 @@ def test_the_loss_covers_the_assistants_tokens_alone():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizer is not here")
 def test_a_sample_that_is_too_long_is_named():
-    tokenizer = batches.load_tokenizer(REAL)
+    tokenizer = load_tokenizer(REAL)
     messages = [{"role": "user", "content": "長い"}, {"role": "assistant", "content": "長い文" * 50}]
     with pytest.raises(SettingsError, match=r"sample b7: \d+ tokens, training.sequence_length is 32"):
         batches.tokenize([{"id": "b7", "messages": messages}], tokenizer, 32)

@@ -16,6 +16,7 @@ from so8t_helpers.settings import Settings, SettingsError, load_settings
 from so8t_helpers.verbs.batch import preflight
 from so8t_helpers.verbs.doctor import BAD, examine
 from so8t_helpers.verbs.needs import check_stage
+from tests import bpe_folders
 from tests.phi3_folders import small_folder
 
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="a card can do what these forbid")
@@ -38,6 +39,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((folder / "base" / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"bits": 4}
     (folder / "quantised" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    bpe_folders.small_phi4_mini(folder / "odd")
+    odd = folder / "odd" / "tokenizer.json"
+    odd.write_text(odd.read_text(encoding="utf-8").replace("{1,3}", "{1,4}"), encoding="utf-8")
     return folder
 
 
@@ -105,6 +109,7 @@ def test_fp16_without_a_card_is_a_problem_to_doctor_and_stops_a_run_before_it_be
         ("04", "gguf", {"model_dir": "HERE/gone"}, "gguf.model_dir: no folder"),
         ("04", "gguf", {"model_dir": "HERE/empty"}, "missing input model/config.json"),
         ("04", "model", {"base": "HERE/bare"}, "model.base: .*bare has no tokenizer.model"),
+        ("04", "model", {"base": "HERE/odd"}, "model.base: .*odd.tokenizer.json: .*is not known"),
         ("05", "eval", {"gguf_dir": "HERE/gone"}, "eval.gguf_dir: no folder"),
         ("05", "eval", {"gguf_dir": "HERE/empty"}, "holds no GGUF at all"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import bpe_folders
 import phi3_folders
 import pytest
 import torch
@@ -77,6 +78,20 @@ def test_streamed_and_batched_answers_agree(hf: Transformers) -> None:
     streamed = [collect(hf.complete(prompt, max_tokens=12)) for prompt in PROMPTS]
     assert [done.text for done in streamed] == [done.text for done in batched]
     assert [done.tokens for done in streamed] == [done.tokens for done in batched]
+
+
+def test_no_character_of_byte_level_bpe_is_cut_in_two(tmp_path: Path) -> None:
+    """A random model writes bytes at random: what may still become a character is held back until the end."""
+    folder = bpe_folders.small_phi4_mini(tmp_path / "small")
+    ends = []
+    with open_transformers(folder, device="cpu") as engine:
+        for seed in range(12):
+            pieces = list(engine.complete(PROMPTS[0], max_tokens=24, temperature=1.0, seed=seed))
+            batched = engine.complete_many(PROMPTS[:1], max_tokens=24, temperature=1.0, seed=seed)[0]
+            assert "".join(piece.text for piece in pieces) == batched.text
+            assert not any(piece.text.endswith("\ufffd") for piece in pieces[:-1])
+            ends.append(batched.text[-1])
+    assert "\ufffd" in ends, "no answer ended inside a character: the last piece was not put to the test"
 
 
 def test_sampling_repeats_with_its_seed(hf: Transformers) -> None:

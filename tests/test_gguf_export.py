@@ -231,11 +231,18 @@ def test_provenance_names_the_models_files(model: Path, exported: tuple[Settings
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("phi3-so8t", "phi3-so8t"), ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t"), ("borea", "phi3-borea")],
+    ("name", "sentencepiece", "bpe"),
+    [
+        ("phi3-so8t", "phi3-so8t", "phi_3-so8t"),
+        ("Borea-Phi-3.5-so8t", "Borea-Phi-3.5-so8t", "Borea-Phi_3.5-so8t"),
+        ("borea", "phi3-borea", "borea"),
+    ],
 )
-def test_general_name_is_one_that_llama_cpp_strips_for(name: str, expected: str) -> None:
-    assert general_name(name) == expected
+def test_general_name_is_one_that_llama_cpp_strips_for_or_not(
+    name: str, sentencepiece: str, bpe: str
+) -> None:
+    assert general_name(name, "sentencepiece") == sentencepiece
+    assert general_name(name, "bpe") == bpe
 
 
 def test_other_token_ids_are_an_error(
@@ -336,8 +343,15 @@ def test_too_little_disk_is_said_before_writing(
     assert not [p for p in (settings.run_dir / "04_gguf").iterdir() if p.stat().st_size > 2**20]
 
 
-def test_tied_embeddings_take_the_outputs_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("doubled", [False, True])
+def test_tied_embeddings_take_the_outputs_type(tmp_path: Path, doubled: bool) -> None:
+    """Whether or not the checkpoint holds the head as well, which is a copy then."""
     folder = phi3_folders.small_folder(tmp_path / "tied", layers=1, tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    if doubled:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     result = export(make_settings(tmp_path, folder, types=["q4_k_m"]))
     types = {t.name: t.tensor_type for t in gguf.GGUFReader(result.files["q4_k_m"]).tensors}
     assert "output.weight" not in types and types["token_embd.weight"] == Q.Q6_K

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import read_jsonl, write_jsonl, write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, load_settings, merge
@@ -96,7 +97,7 @@ def parts_of(
         adapters.lora.copy_(
             torch.randn(adapters.lora.shape, generator=torch.Generator().manual_seed(1)) * 0.1
         )
-    tokenizer = batches.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     documents = heldout.read_documents(rows(9, first=30), tokenizer, LENGTH)
     return MicroStep(weights, adapters, chosen, False, 4), adapters, documents, tokenizer
 
@@ -115,7 +116,7 @@ def libraries(base: Path, adapters: Adapters) -> torch.nn.Module:
 
 
 def test_parts_cover_every_target_and_the_label_is_the_decision(base: Path):
-    tokenizer = batches.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     labels = heldout.label_tokens(tokenizer)
     assert len({tuple(label) for label in labels}) == 4
     for row, found in zip(rows(9), heldout.read_documents(rows(9), tokenizer, LENGTH), strict=True):

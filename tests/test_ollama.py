@@ -6,12 +6,14 @@ import http.server
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bpe_folders
 import pytest
 import taught_model
 
+from so8t_helpers.bake.folder import write_side_files
 from so8t_helpers.engines.base import EngineError, collect
 from so8t_helpers.engines.host import GgufHost
 from so8t_helpers.engines.ollama import Modelfile, Ollama, open_ollama
@@ -25,7 +27,10 @@ from so8t_helpers.engines.ollama_server import (
 )
 from so8t_helpers.engines.transformers_engine import open_transformers
 from so8t_helpers.evaluate.stage import open_source
+from so8t_helpers.gguf.parity import TEXTS
 from so8t_helpers.gguf.stage import export
+from so8t_helpers.gguf.vocabulary import CHECK_TEXT
+from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.settings import Settings, load_settings
 from tests.dialects import PHI35, PUBLISHED
 
@@ -147,6 +152,30 @@ def test_token_ids_and_greedy_answers_are_transformers(ollama: Ollama, seed: tup
     raw = ollama.complete_many(prompts, max_tokens=taught_model.LENGTH)
     assert [done.text.strip() for done in raw] == theirs
     assert raw[0].text.strip() == taught_model.answer("seed"), "raw mode must keep the marks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [bpe_folders.small_phi4_mini, bpe_folders.small_smollm2])
+def test_token_ids_of_byte_level_bpe_are_transformers(
+    server: OllamaServer, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    """As 03_bake leaves a folder: without marks that strip white space."""
+    base, folder = make(tmp_path / "base"), tmp_path / "baked"
+    folder.mkdir()
+    write_side_files(base, folder)
+    (folder / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    chosen = {"gguf": {"model_dir": str(folder), "types": ["f16"]}, "run": {"root": str(tmp_path)}}
+    chosen["training"] = {"dataset_dir": str(tmp_path)}
+    file = export(load_settings("demo", chosen)).files["f16"]
+    marks = ("<|user|>", "<|end|>", "<|im_start|>", "<|endoftext|>")
+    texts = [*TEXTS, CHECK_TEXT, *(f"{mark}  東京 \n{mark}\t{mark}" for mark in marks)]
+    with (
+        open_ollama(
+            server, file, "so8t-test:bpe", Modelfile(read_dialect(folder), threads=1), timeout=120
+        ) as ollama,
+        open_transformers(folder, device="cpu") as hf,
+    ):
+        assert [ollama.tokenize(text) for text in texts] == [hf.tokenize(text) for text in texts]
 
 
 @pytest.mark.slow

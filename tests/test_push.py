@@ -29,6 +29,7 @@ from so8t_helpers.run.stage import manifest_path, open_stage
 from so8t_helpers.settings import Settings, SettingsError, validate
 from so8t_helpers.verbs.push import Plan, plan
 from so8t_helpers.verbs.upload import send
+from tests.dialects import PHI35
 from tests.hub_server import Hub, running
 from tests.test_verify import write_gguf
 
@@ -366,7 +367,7 @@ def test_the_card_says_scores_with_intervals_policy_files_and_how_to_run_it(tmp_
     carried = json.loads(sent[origin.FILE])
     assert all(digest in card for digest in carried["sha256"].values() if digest)
     assert card.index("## Scores") < card.index("## Provenance")
-    modelfile = Modelfile(num_ctx=settings.eval.num_ctx, system="短く。")
+    modelfile = Modelfile(PHI35, num_ctx=settings.eval.num_ctx, system="短く。")
     assert sent["template"].decode() == modelfile.template
     assert json.loads(sent["params"]) == modelfile.parameters
     assert sent["system"].decode() == "短く。"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from so8t_helpers import demo
 from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.run.files import demo_folder, read_jsonl
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.so8 import rotation
@@ -86,7 +87,7 @@ def test_twenty_steps_are_those_of_the_libraries(demo_run: Settings, tmp_path, m
 def packed(settings: Settings, folder, metrics: pd.DataFrame):
     """The batches as 02_train lays them out, with the rate and lambda that it recorded for each step."""
     rows = read_jsonl(Path(str(settings.training.dataset_dir)) / "train.jsonl")
-    tokenizer = batches.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     length = settings.training.sequence_length
     samples = batches.tokenize(rows, tokenizer, length)
     plan = batches.plan(settings, samples)

@@ -11,19 +11,10 @@ from typing import Any
 
 import yaml
 
+from so8t_helpers.phi3 import tokenizer_files
 from so8t_helpers.phi3.shape import rope_parameters
 from so8t_helpers.run.files import StageError, write_json, write_text
 
-# Copied byte for byte: a tokenizer that transformers 5 saves anew has no tokenizer.model and no
-# added_tokens.json, and llama.cpp's converter needs both.
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 _OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md")
 _REMOTE_CODE_KEYS = ("auto_map", "_name_or_path")
 
@@ -34,7 +25,13 @@ def base_files(base: Path, weights: Iterable[Path]) -> dict[str, Path]:
     Raises:
         StageError: if config.json or the tokenizer is missing.
     """
-    names = ("config.json", *_TOKENIZER_FILES, *_OTHER_FILES, "README.md", "model.safetensors.index.json")
+    names = (
+        "config.json",
+        *tokenizer_files.FILES,
+        *_OTHER_FILES,
+        "README.md",
+        "model.safetensors.index.json",
+    )
     found = {name: base / name for name in names if (base / name).is_file()}
     if "config.json" not in found:
         raise StageError(f"{base}: no config.json; model.base must name a Phi3 model folder or hub id")
@@ -46,7 +43,8 @@ def base_files(base: Path, weights: Iterable[Path]) -> dict[str, Path]:
 def write_side_files(base: Path, folder: Path) -> None:
     """Write config.json and generation_config.json, and copy the base's tokenizer and licence files."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    for name in (*_TOKENIZER_FILES, *_OTHER_FILES):
+    tokenizer_files.copy_tokenizer(base, folder)
+    for name in _OTHER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     write_json(folder / "config.json", baked_config(config, base))

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
 from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from so8t_helpers.phi3.source import base_commit, base_folder, check_base
 from so8t_helpers.phi3.stream import read_config
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
 from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, write_json
@@ -179,7 +178,7 @@ def _read_gates(settings: Settings, stage: Stage, adapter: Path) -> rotation.Gat
 
 def _read_texts(settings: Settings, base: Path, eval_file: Path) -> list[list[int]]:
     rows = read_jsonl(eval_file)[: settings.bake.proof_texts]
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     ids = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     texts = [text[: settings.bake.proof_tokens] for text in ids if len(text) >= _SHORTEST_TEXT]
     if not texts:

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.dataset.records import Record
 from so8t_helpers.dataset.thinking import cut
 from so8t_helpers.phi3.chat import Dialect, user_turn
+from so8t_helpers.phi3.tokenizer_files import is_byte_level, read_tokenizer
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import ThinkText, build, join
 
@@ -89,10 +89,7 @@ class TokenLengths:
     """
 
     def __init__(self, path: Path):
-        self._tokenizer = Tokenizer.from_file(str(path))
-        # A tokenizer.json saved by a training run carries that run's cut and padding.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer(path)
         self._longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
         self._costs = _character_costs(path)
 
@@ -114,14 +111,21 @@ class TokenLengths:
 
 
 def _character_costs(path: Path) -> np.ndarray | None:
-    """Return tokens by code point, (0x110000,) uint8: 1 in the vocabulary, else its UTF-8 bytes.
+    """Return the most tokens by code point, (0x110000,) uint8; None where nothing is known of the tokenizer.
 
-    None for a tokenizer that is not BPE with byte fallback: nothing is known of it.
+    SentencePiece's BPE with byte fallback begins with the characters of its vocabulary: 1 for these, the
+    UTF-8 bytes of all others. Byte-level BPE begins with bytes, and a character that is a token is not sure
+    to become one, its first byte may be merged with what stands before it: bytes for all, unless the
+    tokenizer changes the text first.
     """
-    model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+    fast = json.loads(path.read_text(encoding="utf-8"))
+    model, byte_level = fast["model"], is_byte_level(fast)
+    spaced = '"add_prefix_space": true' in json.dumps(fast.get("pre_tokenizer"))
+    plain = byte_level and not fast.get("normalizer") and not spaced
+    if not plain and (model.get("type") != "BPE" or not model.get("byte_fallback")):
         return None
     costs = np.full(0x110000, 4, dtype=np.uint8)
     costs[:0x10000], costs[:0x800], costs[:0x80] = 3, 2, 1
-    costs[[ord(piece) for piece in model["vocab"] if len(piece) == 1]] = 1
+    if not byte_level:
+        costs[[ord(piece) for piece in model["vocab"] if len(piece) == 1]] = 1
     return costs

@@ -139,7 +139,7 @@ class _Process:
         """The last lines that llama.cpp wrote, on one line."""
         self.log.seek(0)
         lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
-        return " | ".join(lines[-4:]) or "(empty)"
+        return " | ".join(lines[-8:]) or "(empty)"  # why a file does not load is some lines from the end
 
     def stop(self) -> None:
         """End the process: kindly, then by force; safe to call twice."""

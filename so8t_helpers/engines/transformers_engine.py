@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pieces
 from so8t_helpers.phi3.template import of_tokenizer
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 
 
 class Transformers(Engine):
@@ -40,8 +41,10 @@ class Transformers(Engine):
             stopped = tokens[0] in self.stop_ids
             # A run of byte tokens is decoded as a whole: what it stands for is open until it ends.
             # (The vocabulary is padded: an id may have no piece.)
-            if not (self.tokenizer.convert_ids_to_tokens(tokens[0]) or "").startswith("<0x"):
-                text = self._decode(written)
+            if (self.tokenizer.convert_ids_to_tokens(tokens[0]) or "").startswith("<0x"):
+                continue
+            text = self._decode(written)
+            if not text.endswith("\ufffd"):  # byte-level BPE: the first bytes of a character, or so it seems
                 yield Piece(text[len(shown) :])
                 shown = text
         rest = self._decode(written)[len(shown) :]
@@ -154,7 +157,7 @@ def open_transformers(
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
     finally:

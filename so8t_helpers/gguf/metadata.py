@@ -8,33 +8,35 @@ Deliberate differences from the converter, all others are equal (tested):
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
-from gguf import GGUFWriter, TokenType
-from sentencepiece import SentencePieceProcessor
+from gguf import GGUFWriter
 
 from so8t_helpers.gguf.types import FileType
+from so8t_helpers.gguf.vocabulary import add_vocabulary
 from so8t_helpers.phi3.shape import Phi3Shape, attention_factor, read_shape
+from so8t_helpers.phi3.tokenizer_files import Kind, tokenizer_kind
 from so8t_helpers.run.files import StageError
 from so8t_helpers.run.origin import GGUF_KEY
 
 ARCHITECTURE = "phi3"
-_LLAMA_CPP_NAMES = ("phi-3", "phi3")
+_PHI3_NAME = re.compile(r"(phi)-?(3)", flags=re.IGNORECASE)
 
 
-def general_name(name: str) -> str:
-    """Return the `general.name` for a profile's `gguf.name`.
+def general_name(name: str, kind: Kind) -> str:
+    """Return the `general.name` for a profile's `gguf.name` and the kind of the tokenizer.
 
-    llama.cpp strips white space right of Phi-3's special tokens, as its HF tokenizer does, only in models
-    whose name contains "phi-3" or "phi3" (`llama_vocab::impl::load` in src/llama-vocab.cpp); any other name
-    gets the prefix "phi3-".
+    In a model whose name contains "phi-3" or "phi3" llama.cpp strips white space right of Phi-3's special
+    tokens, as its HF tokenizer does (`llama_vocab::impl::load` in src/llama-vocab.cpp): with SentencePiece
+    any other name gets the prefix "phi3-". The same lines look up `</s>`, `<s>` and `<unk>`, and throw
+    `_Map_base::at` where a vocabulary lacks one, as byte-level BPE does: there "phi3" is written "phi_3".
     """
-    return name if any(part in name.lower() for part in _LLAMA_CPP_NAMES) else f"phi3-{name}"
+    if kind == "bpe":
+        return _PHI3_NAME.sub(r"\1_\2", name)
+    return name if _PHI3_NAME.search(name) else f"phi3-{name}"
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,11 @@ def add_metadata(
     imatrix: dict[str, str | int],
 ) -> None:
     """Add all keys of a file to a writer; `provenance` is JSON, `imatrix` the keys `quantize.imatrix.*`."""
-    _add_general(writer, model, general_name(name))
+    _add_general(writer, model, general_name(name, tokenizer_kind(model.folder)))
     _add_architecture(writer, model.shape)
     writer.add_file_type(file_type.ftype)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tokens, scores, types = zip(*read_vocabulary(model.folder, model.shape.vocab_size), strict=True)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_scores(scores)
-    writer.add_token_types(types)
-    gguf.SpecialVocab(model.folder, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
+    add_vocabulary(writer, model.folder, model.shape.vocab_size)
     for key, value in imatrix.items():
         if isinstance(value, int):
             writer.add_uint32(key, value)
@@ -121,66 +117,3 @@ def _add_architecture(writer: GGUFWriter, shape: Phi3Shape) -> None:
     factor = attention_factor(shape)
     if factor is not None:
         writer.add_rope_scaling_attn_factors(factor)
-
-
-Token = tuple[bytes, float, TokenType]  # text, score, type
-_ADDED_SCORE = -1000.0
-_PADDING_SCORE = -10000.0
-
-
-def read_vocabulary(folder: Path, vocab_size: int) -> list[Token]:
-    """Read the SentencePiece model and the added tokens of a Phi3 folder, padded to `vocab_size`.
-
-    gguf's own `SentencePieceVocab` knows neither the padding nor which added tokens are special, and on
-    Windows it cannot open a path outside the system's code page.
-
-    Raises:
-        StageError: no tokenizer.model, or a token without a row in the embedding.
-    """
-    entries: list[Token] = [
-        (f"[PAD{i}]".encode(), _PADDING_SCORE, TokenType.UNUSED) for i in range(vocab_size)
-    ]
-    for path, index, entry in (*_pieces(folder / "tokenizer.model"), *_added_tokens(folder)):
-        if not 0 <= index < vocab_size:
-            raise StageError(
-                f"{path}: token {entry[0].decode()!r} has id {index}, but vocab_size is {vocab_size}; "
-                "the embedding has no row for it"
-            )
-        entries[index] = entry
-    return entries
-
-
-def _pieces(path: Path) -> Iterator[tuple[Path, int, Token]]:
-    """Yield file, id and entry of each piece of a SentencePiece model."""
-    if not path.is_file():
-        raise StageError(
-            f"{path}: missing; a GGUF of a Phi3 model is made from the SentencePiece model. transformers 5 "
-            "does not save it: copy it from the base model's folder"
-        )
-    pieces = SentencePieceProcessor(model_proto=path.read_bytes())
-    kinds = (
-        (pieces.is_unknown, TokenType.UNKNOWN),
-        (pieces.is_control, TokenType.CONTROL),
-        (pieces.is_unused, TokenType.UNUSED),
-        (pieces.is_byte, TokenType.BYTE),
-    )
-    for index in range(pieces.vocab_size()):
-        kind = next((kind for applies, kind in kinds if applies(index)), TokenType.NORMAL)
-        yield path, index, (pieces.id_to_piece(index).encode(), pieces.get_score(index), kind)
-
-
-def _added_tokens(folder: Path) -> Iterator[tuple[Path, int, Token]]:
-    """Yield file, id and entry of each added token; CONTROL ones are those that llama.cpp hides."""
-    names = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
-    added, slow, fast = (folder / name for name in names)
-    found = [(added, index, {"content": token}) for token, index in _read_json(added).items()]
-    found += [(slow, int(i), entry) for i, entry in _read_json(slow).get("added_tokens_decoder", {}).items()]
-    found += [(fast, int(entry["id"]), entry) for entry in _read_json(fast).get("added_tokens", [])]
-    for path, index, entry in found:
-        kind = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
-        yield path, index, (entry["content"].encode(), _ADDED_SCORE, kind)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return data

@@ -31,7 +31,7 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
     """Compare the token ids of all special tokens, Japanese texts, whole chats and `texts`; return how many.
 
     Raises:
-        StageError: the first text that is cut differently.
+        StageError: the first text that is cut differently, or a token that llama.cpp adds to every prompt.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
@@ -46,9 +46,17 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
             if found != expected:
                 raise StageError(
                     f"{gguf}: cuts {text!r} into {found}, the tokenizer of {folder} into {expected}; the "
-                    "model would read other tokens than it was trained on. Check tokenizer.model and the "
-                    "added tokens in that folder"
+                    "model would read other tokens than it was trained on. Check that folder's added tokens "
+                    "(rstrip and lstrip among them) and, against tokenizer.ggml.pre, its pre-tokenizer"
                 )
+        chat = _chat(TEXTS[0], dialect)
+        served = engine.post("/tokenize", {"content": chat, "add_special": True, "parse_special": True})
+        if (found := served["tokens"]) != engine.tokenize(chat):
+            raise StageError(
+                f"{gguf}: llama.cpp would read a prompt as {found[:2]} … {found[-2:]}, with a token before "
+                "or behind it that training does not add; set add_bos_token and add_eos_token to false in "
+                f"{folder / 'tokenizer_config.json'}"
+            )
     return len(samples)
 
 

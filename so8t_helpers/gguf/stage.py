@@ -17,6 +17,7 @@ from so8t_helpers.gguf.measure import Measurements
 from so8t_helpers.gguf.metadata import Model, read_model
 from so8t_helpers.gguf.parity import check_tokens
 from so8t_helpers.gguf.types import FILE_TYPES, byte_size
+from so8t_helpers.gguf.vocabulary import check_pre_tokenizer, check_vocabulary
 from so8t_helpers.gguf.writer import (
     Importance,
     journal_path,
@@ -25,6 +26,7 @@ from so8t_helpers.gguf.writer import (
     unfinished,
     write_files,
 )
+from so8t_helpers.phi3 import tokenizer_files
 from so8t_helpers.phi3.source import local_base
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
@@ -35,15 +37,7 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.so8 import rotation
 
 STAGE = "04_gguf"
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-_OPTIONAL_FILES = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "README.md",
-    origin.FILE,
-)
+_OPTIONAL_FILES = (*tokenizer_files.FILES, "generation_config.json", "README.md", origin.FILE)
 _PARITY_TEXTS = 32  # held-out texts whose token ids are compared, besides the built-in ones
 
 
@@ -65,13 +59,13 @@ def check(settings: Settings) -> None:
     if folder is not None:
         _read_folder(Stage(settings, STAGE), folder)
     elif base is not None:
-        baked = stage_input(settings, None, "03_bake", "model")
-        for name in _TOKENIZER_FILES:
-            if not (base / name).is_file() and not (baked / name).is_file():
-                raise StageError(
-                    f"model.base: {base} has no {name}, which a GGUF file is made of; fetch it from where "
-                    "the base comes from, transformers 5 does not save it"
-                )
+        try:
+            check_pre_tokenizer(base)
+        except StageError as error:  # what it lacks may have been put into the baked folder
+            baked = stage_input(settings, None, "03_bake", "model")
+            if not baked.is_dir():
+                raise StageError(f"model.base: {error}") from None
+            check_vocabulary(baked)
 
 
 def export(settings: Settings) -> GgufResult:
@@ -127,9 +121,7 @@ def _register_model(stage: Stage, folder: Path) -> dict[str, TensorPlace]:
     label = _label(folder)
     made_by = "run 03_bake, or set gguf.model_dir to a Phi3 folder"
     stage.read_file(f"{label}config.json", folder / "config.json", made_by)
-    copy = "copy it from the base model's folder, transformers 5 does not save it"
-    for name in _TOKENIZER_FILES:
-        stage.read_file(f"{label}{name}", folder / name, copy)
+    check_vocabulary(folder)
     for name in _OPTIONAL_FILES:
         if (folder / name).is_file():
             stage.read_file(f"{label}{name}", folder / name)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from so8t_helpers.phi3.tokenizer_files import HUB_PATTERNS
 from so8t_helpers.run.files import demo_folder, demo_place
 from so8t_helpers.run.stage import read_manifest
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
+_HUB_FILES = [*HUB_PATTERNS, "*.safetensors", "LICENSE*", "README.md"]
 
 
 def base_folder(settings: Settings) -> Path:

@@ -6,7 +6,6 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,16 +48,6 @@ class PackedSequence:
         counted = (self.documents >= 0, self.targets != IGNORE, valid_positions(self.documents))
         tokens, targets, positions = (int(which.sum()) for which in counted)
         return tokens, targets, positions
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load a folder's fast tokenizer; what it was saved with (truncation, padding) is reset."""
-    from transformers import AutoTokenizer  # noqa: PLC0415  (its import takes seconds)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
 
 
 def tokenize(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> list[Document]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from so8t_helpers.phi3.shape import read_shape
 from so8t_helpers.phi3.source import base_folder, check_base
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import (
     StageError,
@@ -89,7 +90,7 @@ def train(settings: Settings) -> dict[str, Any]:
         log.info("%s", machine.summary)
         prepare_allocator(settings)
 
-        tokenizer = batches.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
         schedule = plan(settings, samples)
 
