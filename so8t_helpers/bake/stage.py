@@ -132,8 +132,7 @@ def _read_inputs(
     """Register what a bake reads but the gates; return the adapter's folder, held-out texts, dataset card."""
     for name, path in model_folder.base_files(base, {place.path for place in weights.values()}).items():
         stage.read_file(f"base/{name}", path)
-    for name, path in source_files(settings).items():
-        stage.read_file(f"base/source/{name}", path)
+    stage.inputs |= source_files(settings)
     adapter = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter")
     _register_adapter(stage, adapter)
     dataset = stage_input(settings, settings.training.dataset_dir, "01_dataset")

@@ -47,10 +47,7 @@ def read_llama_gguf(path: Path) -> Llama:
         SettingsError: another architecture or vocabulary, or a model that Phi-3 cannot express.
         StageError: not a GGUF file, or cut short.
     """
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise StageError(f"{path}: not a GGUF file, or cut short ({error}); fetch it again") from error
+    reader = open_gguf(path)
     facts = _Facts(path, reader)
     sizes = _sizes(facts)
     tensors = {_llama_name(tensor.name): tensor for tensor in reader.tensors}
@@ -78,6 +75,14 @@ def read_llama_gguf(path: Path) -> Llama:
         read=read,
         write_side_files=lambda folder: _write_side_files(facts, vocabulary, folder),
     )
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """Read a file's metadata. Raises StageError: not a GGUF file, or cut short."""
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise StageError(f"{path}: not a GGUF file, or cut short ({error}); fetch it again") from error
 
 
 class _Facts:

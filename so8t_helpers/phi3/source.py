@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from so8t_helpers.run.files import demo_folder, demo_place, make_once
+from so8t_helpers.run.files import StageError, demo_folder, demo_place, make_once
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
@@ -22,8 +22,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*
 
 
 def base_folder(settings: Settings) -> Path:
-    """Return the folder of the base model: the demo's own, a local one, a Llama imported once, or a hub
-    snapshot, downloaded once.
+    """Return the base's folder: the demo's own, a local one, a Llama imported or a hub's downloaded once.
 
     Raises:
         SettingsError: no such folder, and not a hub id that can be fetched or found in the cache.
@@ -85,19 +84,20 @@ def check_base(settings: Settings) -> Path | None:
 
 
 def source_files(settings: Settings) -> dict[str, Path]:
-    """Return the files that a `llama:` base was imported from, by name; none for another base."""
+    """Return what a `llama:` base was imported from, by labels of a stage's inputs; of others nothing."""
     source = llama_source(settings.model.base)
-    return {} if source is None else {path.name: path for path in _files(source)}
+    return {} if source is None else {f"base/source/{path.name}": path for path in _files(source)}
 
 
 def imported_bytes(source: Path) -> int:
     """Return the size that the weights of a Llama will have once imported; of an archive an upper guess."""
-    if source.suffix != ".gguf":
-        # Archives hold small models, in 4 bits a weight or more.
-        return sum(path.stat().st_size for path in _files(source)) * (4 if source.is_file() else 1)
-    from gguf import GGUFReader  # noqa: PLC0415
+    if source.suffix == ".gguf":
+        from so8t_helpers.phi3.llama_gguf import open_gguf  # noqa: PLC0415
 
-    return 2 * sum(int(tensor.n_elements) for tensor in GGUFReader(source).tensors)
+        return 2 * sum(int(tensor.n_elements) for tensor in open_gguf(source).tensors)
+    if source.is_dir():
+        return sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    return 4 * source.stat().st_size  # as of 4 bits a weight; such archives are small
 
 
 def import_llama(source: Path, folder: Path) -> None:
@@ -128,6 +128,8 @@ def import_llama(source: Path, folder: Path) -> None:
 
 def _unpack(archive: Path, scratch: Path, folder: Path) -> Path:
     """Unpack the one GGUF file of an archive into `scratch`, its licence into `folder`."""
+    if not zipfile.is_zipfile(archive):
+        raise StageError(f"{archive}: not a zip file, or cut short; fetch it again")
     with zipfile.ZipFile(archive) as file:
         names = [name for name in file.namelist() if name.endswith(".gguf")]
         if len(names) != 1:

@@ -83,8 +83,7 @@ def train(settings: Settings) -> dict[str, Any]:
             eval_rows = read_jsonl(stage.read_file("01_dataset/eval.jsonl", data / "eval.jsonl"))
         folder = base_folder(settings)
         stage.read_file("base/config.json", folder / "config.json")
-        for name, path in source_files(settings).items():
-            stage.read_file(f"base/source/{name}", path)
+        stage.inputs |= source_files(settings)
         check(settings)
         check_adapters(settings, shape := read_shape(folder))  # a base that was just fetched
         machine = look_at_machine(settings)
