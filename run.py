@@ -4,7 +4,7 @@
     python run.py demo             the five notebooks on the demo's own model and data
     python run.py test             formatter, linter, types, who imports whom, and every test
     python run.py lab              JupyterLab on the notebooks
-    python run.py so8t VERB ...    the module's verbs: run, sweep, status, verify, serve, export, doctor
+    python run.py so8t VERB ...    the module's verbs: run, sweep, status, verify, serve, import, doctor, …
 
 Only the standard library; Linux, macOS and Windows. The environment is the folder `.venv` beside this file,
 with the exact versions of constraints.txt; a stamp in it says what it was made from.

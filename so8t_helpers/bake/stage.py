@@ -12,7 +12,7 @@ from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
 from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from so8t_helpers.phi3.source import base_commit, base_folder, check_base
+from so8t_helpers.phi3.source import base_commit, base_folder, check_base, source_files
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
@@ -131,6 +131,7 @@ def _read_inputs(
     """Register what a bake reads but the gates; return the adapter's folder, held-out texts, dataset card."""
     for name, path in model_folder.base_files(base, {place.path for place in weights.values()}).items():
         stage.read_file(f"base/{name}", path)
+    stage.inputs |= source_files(settings)
     adapter = stage_input(settings, settings.bake.adapter_dir, "02_train", "adapter")
     _register_adapter(stage, adapter)
     dataset = stage_input(settings, settings.training.dataset_dir, "01_dataset")

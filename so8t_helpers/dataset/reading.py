@@ -24,6 +24,11 @@ MAX_LINE_BYTES = 10 * 2**20
 SAMPLE_BYTES = 2**20
 BOM = b"\xef\xbb\xbf"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# A part of the path of a public data set's own folder, and how that folder is fetched.
+_HOW_TO_GET = {
+    "gsm8k/grade_school_math/": "; this command fetches it, in the project's folder: "
+    "git clone --depth 1 https://github.com/openai/grade-school-math data/gsm8k"
+}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -69,7 +74,8 @@ def find_files(patterns: list[str], key: str) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         if not (matches := matching(pattern)):
-            raise SettingsError(f"{key}: no file matches {pattern!r} (looked for {resolve(pattern)})")
+            hint = next((how for part, how in _HOW_TO_GET.items() if part in pattern), "")
+            raise SettingsError(f"{key}: no file matches {pattern!r} (looked for {resolve(pattern)}){hint}")
         found |= dict.fromkeys(matches)
     return list(found)
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.dataset.worked import split_solution
 from so8t_helpers.thinking.format import LABELS, contains_markers, parse
 
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -96,6 +97,8 @@ def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
 def normalise(data: dict[str, Any]) -> Record:
     """Turn an object of a known shape into a `Record`: fields by the names in `FIELDS`, or chat `messages`.
 
+    A worked problem (see `worked`) has its reasoning and its check in the answer, and is allowed.
+
     Raises:
         RejectedError: unknown shape, wrong type, empty part, unknown label.
     """
@@ -106,6 +109,11 @@ def normalise(data: dict[str, Any]) -> Record:
         reasoning = reasoning or own
     else:
         question, answer = _from_fields(picked)
+    check = _check(picked)
+    if not reasoning and (worked := split_solution(answer)) is not None:
+        reasoning, answer = worked
+        check = check or {"kind": "number", "value": answer}
+        picked.setdefault("label", ("label", "ALLOW"))
     safety = policy = ""
     if contains_markers(answer):  # it is in a think format already, and must build back to itself
         ready = parse(answer)
@@ -136,7 +144,7 @@ def normalise(data: dict[str, Any]) -> Record:
         domain,
         licence,
         url,
-        _check(picked),
+        check,
         _flag(picked),
         safety,
         policy,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
-from so8t_helpers.run import files
+from so8t_helpers.run.files import demo_place, make_once
 from so8t_helpers.settings import Settings
 
 
@@ -27,23 +24,11 @@ def ensure_base(settings: Settings) -> Path:
 
         base_model.write_base(settings, folder)
 
-    return _ensure(settings, "base", make)
+    return make_once(demo_place(settings, "base"), make)
 
 
 def ensure_records(settings: Settings) -> Path:
     """Return the path of the demo's `records.jsonl`; beside it `robots/<host>.txt` for the hosts it names."""
     from so8t_helpers.demo import records  # noqa: PLC0415
 
-    return _ensure(settings, "records", records.write_records) / "records.jsonl"
-
-
-def _ensure(settings: Settings, name: str, make: Callable[[Path], None]) -> Path:
-    """Return the finished folder `name`; one process makes it, others that start meanwhile wait."""
-    target = files.demo_place(settings, name)
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{name}.lock")):
-            if not target.is_dir():
-                with files.atomic_directory(target) as scratch:
-                    make(scratch)
-    return target
+    return make_once(demo_place(settings, "records"), records.write_records) / "records.jsonl"

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
@@ -107,6 +108,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             scratch.rename(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def make_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """Return the finished folder `target`; one process makes it, others that start meanwhile wait."""
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.is_dir():
+                with atomic_directory(target) as scratch:
+                    make(scratch)
+    return target
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from so8t_helpers.settings import Settings, resolve
 FILE = "so8t_provenance.json"
 GGUF_KEY = "so8t.provenance"
 VERSION = 1
+LLAMA = "llama:"
 
 
 def of_bake(settings: Settings, stage: Stage, commit: str | None = None) -> dict[str, Any]:
@@ -30,19 +31,30 @@ def of_bake(settings: Settings, stage: Stage, commit: str | None = None) -> dict
     """
     with run_hashes(settings) as cache:
         digests = {label: cache.sha256(path) for label, path in stage.inputs.items()}
-    name = settings.model.base
     return {
         "format": "so8t-provenance",
         "version": VERSION,
         "run": settings.run.name,
-        # A local folder's path says nothing to others, and too much about this machine.
         "base": {
-            "id": resolve(name).name if resolve(name).is_dir() else name,
+            "id": public_name(settings.model.base),
             "revision": settings.model.revision,
             "commit": commit,
         },
         "sha256": hashes(digests, stage.inputs),
     }
+
+
+def llama_source(base: str) -> Path | None:
+    """Return the Llama folder or file that a `model.base` of the form "llama:PATH" names, None for others."""
+    return resolve(base.removeprefix(LLAMA)) if base.startswith(LLAMA) else None
+
+
+def public_name(base: str) -> str:
+    """Return what others are told of a `model.base`: of a path the name alone, the rest is this machine's."""
+    source = llama_source(base)
+    if source is not None:
+        return source.name
+    return resolve(base).name if resolve(base).is_dir() else base
 
 
 def hashes(read: dict[str, str], paths: dict[str, Path]) -> dict[str, str | None]:

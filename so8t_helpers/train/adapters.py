@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from so8t_helpers.phi3.lora_folder import WEIGHTS_FILE, read_matrices, write_adapter
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
+from so8t_helpers.phi3.source import local_base
 from so8t_helpers.phi3.weights import TensorPlace
+from so8t_helpers.run.origin import llama_source
 from so8t_helpers.settings import LoraSettings, Settings, SettingsError, resolve
 from so8t_helpers.so8 import rotation
 from so8t_helpers.train.frozen import Base
@@ -220,7 +222,10 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """Write a standard PEFT LoRA folder, with the gates in their own file beside it."""
-        write_adapter(folder, self.matrices, self.settings.lora, self.targets, self.settings.model.base)
+        base = self.settings.model.base
+        if llama_source(base) is not None:  # others load the adapter onto the imported folder
+            base = str(local_base(self.settings))
+        write_adapter(folder, self.matrices, self.settings.lora, self.targets, base)
         if self.layers:
             rotation.save_gates(folder / rotation.GATES_FILE, rotation.Gates(self.free, self.layers))
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from so8t_helpers.phi3.shape import read_shape
-from so8t_helpers.phi3.source import base_folder, check_base
+from so8t_helpers.phi3.source import base_folder, check_base, source_files
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import (
@@ -84,6 +84,7 @@ def train(settings: Settings) -> dict[str, Any]:
             eval_rows = read_jsonl(stage.read_file("01_dataset/eval.jsonl", data / "eval.jsonl"))
         folder = base_folder(settings)
         stage.read_file("base/config.json", folder / "config.json")
+        stage.inputs |= source_files(settings)
         check(settings)
         check_adapters(settings, shape := read_shape(folder))  # a base that was just fetched
         machine = look_at_machine(settings)

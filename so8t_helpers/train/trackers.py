@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
+from so8t_helpers.run.origin import public_name
 from so8t_helpers.run.stage import stage_settings
-from so8t_helpers.settings import Settings, resolve
+from so8t_helpers.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +134,7 @@ _PACKAGES = {"mlflow": "mlflow-skinny"}
 def _configuration(settings: Settings) -> dict[str, str | int | float | bool]:
     """Return what decides the training, flat; of a folder its name alone, since a path tells of a machine."""
     flat = stage_settings(settings, "02_train")
-    base = resolve(settings.model.base)
-    flat |= {"model.base": base.name} if base.is_dir() else {}
+    flat["model.base"] = public_name(settings.model.base)
     for key in ("training.dataset_dir", "training.continue_from"):
         flat[key] = Path(flat[key]).name if flat[key] else None
     return {k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in flat.items()}

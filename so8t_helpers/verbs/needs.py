@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from so8t_helpers.dataset.reading import matching
 from so8t_helpers.gguf.types import bytes_per_weight
-from so8t_helpers.phi3.source import hub_cache
+from so8t_helpers.phi3.source import hub_cache, imported_bytes, local_base
 from so8t_helpers.run.files import check_disk
+from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.stage import STAGES, manifest_path
-from so8t_helpers.settings import Settings, resolve
+from so8t_helpers.settings import Settings
 
 _ROOMS = dict(zip(STAGES, ("dataset", "train", "bake", "gguf", "evaluate"), strict=True))
 GIB = 2**30
@@ -81,8 +82,10 @@ def base_bytes(settings: Settings) -> tuple[int, bool]:
     base = settings.model.base
     if base == "demo":
         return DEMO_BYTES, True
-    folder = resolve(base)
-    if not folder.is_dir():
+    folder = local_base(settings)
+    if folder is None and (source := llama_source(base)) is not None and source.exists():
+        return imported_bytes(source), True
+    if folder is None:
         folder = hub_cache(settings) / f"models--{base.replace('/', '--')}" / "snapshots"
     size = sum(path.stat().st_size for path in folder.glob("**/*.safetensors"))
     return (size, True) if size else (PHI35_BYTES, False)
