@@ -26,7 +26,6 @@ from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.workers import Workers
 
 PARTS = ("thinking", "decision", "final")
-_CHUNK = 512  # tokens whose logits exist at a time
 # Of a held-out token over a trained one: forward alone, against forward and a backward pass without gradients
 # of the frozen weights; a third where layers are recomputed (measured: 0.49 on a CPU, 0.32 on an H100).
 _COST = 1 / 2
@@ -250,8 +249,8 @@ class HeldOut:
         x = step.embedded
         for segment in self.segments:
             x = segment.forward_only(x, packed)
-        for start in range(0, len(x), _CHUNK):
-            rows = slice(start, start + _CHUNK)
+        for start in range(0, len(x), step.loss_rows):
+            rows = slice(start, start + step.loss_rows)
             hidden = rms_norm(x[rows], step.base.final_norm, step.base.shape.rms_eps)
             logits = (hidden @ step.base.head.t()).float()  # (chunk, vocab)
             targets = step.targets[rows]
