@@ -116,6 +116,30 @@ def test_rows_survive_parse_and_build(tmp_path, base, style):
         assert parsed.decision == row["label"]
 
 
+def test_english_records_get_english_words_and_are_counted(tmp_path, base):
+    words = {"DENY": "I must decline, ", "REFUSE": "I must decline, ", "ESCALATION": "A person decides, "}
+    rows = [record(n, think_format.LABELS[n % 4]) for n in range(10)]
+    for n in range(30):
+        label, name = think_format.LABELS[n % 4], "".join(chr(97 + (n * 7 + k * k * 5) % 26) for k in range(30))
+        row = {"instruction": f"What is {name}?", "output": f"{words.get(label, '')}{name}!", "label": label}
+        rows.append({**row, "licence": "MIT", "task": "naming"})
+    source = write(tmp_path / "in.jsonl", rows)
+    built = build(tmp_path, base, source, think_format="english", plain_share=0.0)
+    sizes = {split: built.card[split]["languages"] for split in ("train", "eval")}
+    assert {name: sum(size.get(name, 0) for size in sizes.values()) for name in ("ja", "en")} == {
+        "ja": 10,
+        "en": 30,
+    }
+    assert list(sizes["train"]) == ["en", "ja"], "the most frequent first, as a model card has them"
+    for row in read_rows(built.directory):
+        answer = row["messages"][-1]["content"]
+        parsed = think_format.parse(answer)
+        assert (parsed.style, parsed.well_formed, parsed.decision) == ("english", True, row["label"])
+        if row["question"].startswith("What"):
+            assert row["text"].isascii()
+            assert parsed.thinking.startswith("Kind of request: naming\nSafety label: ")
+
+
 def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
     rows = many(150)
     rows += [{**row, "instruction": str(row["instruction"]).replace("答えて", "お答え")} for row in many(150)]

@@ -172,7 +172,7 @@ def test_rows_of_logits_follow_the_vocabulary():
 @pytest.mark.parametrize("relative_pet", [False, True])
 def test_losses_and_their_gradient_are_the_same_whatever_the_chunk(folder: Path, relative_pet: bool):
     """Against autograd in float64 over all tokens at once."""
-    adapters, step = make(folder)
+    _, step = make(folder)
     step.pet = step.pet.model_copy(update={"relative": relative_pet})
     sequence = batches.build_sequence(documents(), LENGTH, 0, MOST)
     _, targets, bends = sequence.counts()

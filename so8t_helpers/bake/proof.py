@@ -77,7 +77,7 @@ def prove(
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
         "gated_layers": sorted(free),
-        **_logit_facts(proof_model.head(config, stored), *states),
+        **_logit_facts(proof_model.head(config, stored), config.vocab_size, *states),
         "layers": layers,
         "weights": weights,
     }
@@ -142,7 +142,9 @@ def _weight_facts(
     }
 
 
-def _logit_facts(head: nn.Sequential, gated: Tensor, baked: Tensor, rounded: Tensor) -> dict[str, Any]:
+def _logit_facts(
+    head: nn.Module, vocabulary: int, gated: Tensor, baked: Tensor, rounded: Tensor
+) -> dict[str, Any]:
     """Differences of logits of the three models, token agreement, and KL(baked || rounded) in nats.
 
     One head serves all three: baking passes the last norm and the head through byte for byte.
@@ -150,7 +152,7 @@ def _logit_facts(head: nn.Sequential, gated: Tensor, baked: Tensor, rounded: Ten
     differences = {name: _Difference() for name in ("baking", "rounding", "both")}
     # Three models' logits and what is made of them, in float64, take some 16 times the bytes of one float32;
     # but each time the head is read anew, so there is a least.
-    rows = max(32, logit_rows(head[1].place.shape[0]) // 8)
+    rows = max(32, logit_rows(vocabulary) // 8)
     scale, kl = 0.0, []
     for hidden in zip(*(model.split(rows) for model in (gated, baked, rounded)), strict=True):
         g, b, r = head(torch.cat(hidden)).chunk(3)  # (tokens, V) each

@@ -119,7 +119,11 @@ def read_shape(folder: Path) -> Phi3Shape:
     path = folder / "config.json"
     if not path.is_file():
         raise SettingsError(f"{folder}: no config.json; model.base must name a Phi3 folder or hub id")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    return shape_of(json.loads(path.read_text(encoding="utf-8")), path)
+
+
+def shape_of(config: dict[str, Any], path: Path) -> Phi3Shape:
+    """Return what a config.json says; a SettingsError that names `path` as `read_shape`."""
     if config.get("model_type") != "phi3":
         raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
     if config.get("hidden_act", "silu") != "silu":

@@ -48,9 +48,9 @@ class HeldOutDocument:
     choices: np.ndarray
 
 
-def label_tokens(tokenizer: Any) -> list[list[int]]:
-    """Return the tokens of each label as the decision line has them, in the order of LABELS."""
-    texts = [think_format.with_decision("。", label) for label in think_format.LABELS]
+def label_tokens(tokenizer: Any, style: str = "seed") -> list[list[int]]:
+    """Return the tokens of each label as a format's decision line has them, in the order of LABELS."""
+    texts = [think_format.with_decision("。", label, style) for label in think_format.LABELS]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     shared = next(k for k, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
     return [row[shared:] for row in rows]
@@ -75,7 +75,7 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         SettingsError: as `batches.tokenize`.
     """
     documents = batches.tokenize(rows, tokenizer, length)
-    labels = label_tokens(tokenizer)
+    labels_of = {style: label_tokens(tokenizer, style) for style in think_format.STYLES}
     texts = [chat.render(row["messages"]) for row in rows]
     offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     found = []
@@ -84,8 +84,9 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         spans = think_format.spans(row["messages"][-1]["content"])
         ends = np.array([end for _, end in places[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)
-        choices = np.full((len(ends), len(labels)), -1)
-        if spans.decision:
+        choices = np.full((len(ends), len(think_format.LABELS)), -1)
+        if spans.style and spans.decision:
+            labels = labels_of[spans.style]
             start, stop = spans.decision
             inside = (ends > start) & (ends <= stop)
             parts[inside] = 1
