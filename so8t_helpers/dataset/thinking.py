@@ -124,6 +124,8 @@ def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> Think
 
 def _decided(thinking: str, label: str, style: str) -> str:
     """Return the thinking with its decision as `style` states it, in place of one at its end that differs."""
+    if decision_of(thinking) is None:
+        return with_decision(thinking, label, style)
     if decision_of(thinking, style) == label:
         return thinking
     return with_decision(_undecided(thinking), label, style)

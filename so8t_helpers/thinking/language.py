@@ -15,4 +15,7 @@ _JAPANESE = re.compile(
 
 def language_of(*texts: str) -> str:
     """Return "ja" where any text holds kana or Chinese characters, else "en"."""
-    return "ja" if any(not text.isascii() and _JAPANESE.search(text) for text in texts) else "en"
+    for text in texts:
+        if not text.isascii() and _JAPANESE.search(text):
+            return "ja"
+    return "en"

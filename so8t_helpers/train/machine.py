@@ -178,8 +178,8 @@ def kept_bytes(shape: Phi3Shape, settings: Settings) -> int:
     return features * size * settings.training.sequence_length * settings.training.batch_size
 
 
-# Resident before any weight: torch, transformers, the tokenizer, the records of a small data set.
-_LIBRARIES = 0.9 * 2**30
+# Resident before any weight: torch, transformers, the tokenizer; 0.85 were seen on two cores.
+_LIBRARIES = 1.0 * 2**30
 # What the resident size grew by a token, over `kept_bytes`: the backward pass's own, and fragments.
 _OVER_KEPT = 1.3
 _LOGIT_COPIES = 5  # of a chunk in float32: logits, their exponentials, one-hot targets, the gradient
@@ -199,7 +199,6 @@ def host_memory(shape: Phi3Shape, settings: Settings) -> int:
     linears = shape.num_layers * sum(out * into for out, into in shapes)
     table = shape.vocab_size * shape.hidden_size
     stored = linears * _WEIGHT_BYTES.get(settings.model.quantization, size)
-    file = 2 * (linears + table * (1 if shape.tie_embeddings else 2))  # mapped, and resident while it is read
     # Embedding and head are held apart, tied or not; a weight is widened before it is stored or multiplied.
     held = stored + 2 * size * table + 2 * 4 * max(out * into for out, into in shapes)
     ranks = settings.lora.r * sum(sum(shape.linear_shape(name)) for name in check_targets(settings.lora))
@@ -208,7 +207,7 @@ def host_memory(shape: Phi3Shape, settings: Settings) -> int:
     activations = _OVER_KEPT * layer * (kept + (again > 0)) + again * 2 * tokens * shape.hidden_size * size
     logits = _LOGIT_COPIES * 4 * min(tokens, logit_rows(shape.vocab_size)) * shape.vocab_size
     lora = _LORA_BYTES * shape.num_layers * ranks
-    return int(settings.run.processes * (_LIBRARIES + file + held + lora + activations + logits))
+    return int(settings.run.processes * (_LIBRARIES + held + lora + activations + logits))
 
 
 def _host_plan(shape: Phi3Shape, settings: Settings) -> MemoryPlan:

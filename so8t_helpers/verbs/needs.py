@@ -10,7 +10,7 @@ from so8t_helpers.dataset.reading import matching
 from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache, local_base
 from so8t_helpers.run.files import check_disk
-from so8t_helpers.run.stage import STAGES, manifest_path
+from so8t_helpers.run.stage import STAGES, manifest_path, stage_input
 from so8t_helpers.settings import Settings
 
 _ROOMS = dict(zip(STAGES, ("dataset", "train", "bake", "gguf", "evaluate"), strict=True))
@@ -89,7 +89,9 @@ def host_memory(settings: Settings) -> int:
         shape = shape_of(CONFIG, Path("demo"))
     else:
         shape = shape_of(_PHI35, Path("Phi-3.5-mini"))
-    return machine.host_memory(shape, settings)
+    rows = stage_input(settings, settings.training.dataset_dir, "01_dataset") / "train.jsonl"
+    size = rows.stat().st_size if rows.is_file() else 3 * _input_bytes(settings)
+    return machine.host_memory(shape, settings) + int(2 * size)  # the rows as Python's objects, and tokens
 
 
 def check_stage(settings: Settings, stage: str) -> None:
