@@ -193,6 +193,31 @@ def seed(rng: Rng) -> str:
     return f"{text}\n\n{heading}\n{final_body(rng)}"
 
 
+def english(rng: Rng) -> str:
+    """An output in the English format: headings right, misspelt, missing, doubled, other marks in between."""
+    opened = rng.random() < 0.85
+    opening = (
+        "# Thinking" if opened else rng.choice(("", "## Thinking", "#Thinking", "# Thinkng", "Thinking:"))
+    )
+    text = f"{opening}\n{prose(rng, SECRET)}"
+    if rng.random() < 0.15:
+        text += f"<final>{prose(rng, SECRET)}</final>\n" if opened else ""
+    if rng.random() < 0.15:
+        wrong = rng.choice(
+            ("## Final answer", "# Final Answer", "#Final answer", "# Final answer:", "# Answer")
+        )
+        return text + f"\n{wrong}\n{prose(rng, SECRET)}"
+    if rng.random() < 0.1:
+        return f"{text}\n# 思考ステップ\n{prose(rng, SECRET)}\n# Final answer\n{prose(rng, SECRET)}"
+    if not opened:
+        return f"{text}\n# Final answer\n{prose(rng, SECRET)}"
+    ends = ("# Thinking", "## thinking:", "#Final Answer:", "# Thought process", "# Thikning steps -", "**")
+    body = prose(rng, PUBLIC)
+    if (end := rng.choice(ends)) != "**":
+        body += f"\n{end}\n{prose(rng, SECRET)}"
+    return f"{text}\n\n# Final answer\n{body if rng.random() < 0.5 else final_body(rng)}"
+
+
 def in_passing(rng: Rng) -> str:
     """A thinking that was never opened and speaks of the final tag; it may be closed and an answer follow."""
     text = prose(rng, SECRET) + rng.choice(("次に", "「", "**")) + tag(rng, "final") + prose(rng, SECRET)
@@ -212,7 +237,8 @@ def soup(rng: Rng) -> str:
 
 def write_output(rng: Rng) -> str:
     """One model output."""
-    return rng.choices((quadruple, seed, soup, in_passing), weights=(5, 4, 1, 1))[0](rng)
+    ways = (quadruple, seed, english, soup, in_passing)
+    return rng.choices(ways, weights=(5, 4, 4, 1, 1))[0](rng)
 
 
 def cut(rng: Rng, text: str) -> list[str]:

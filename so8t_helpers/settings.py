@@ -51,7 +51,7 @@ class DatasetSettings(Section):
     """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
 
     inputs: list[str] = ["demo"]
-    think_format: Literal["seed", "quadruple", "both"] = "seed"
+    think_format: Literal["seed", "quadruple", "both", "english"] = "seed"
     think_command: str = "/think"
     plain_share: Share = 0.1
     eval_share: Share = 0.1

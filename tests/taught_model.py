@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, Phi3ForCausalLM
 
 from so8t_helpers.phi3.chat import user_turn
-from so8t_helpers.thinking.format import ThinkText, build, with_decision
+from so8t_helpers.thinking.format import HEADED, ThinkText, build, with_decision
 from tests.dialects import PHI35
 
 QUESTION = "東京の人口は？"
@@ -21,9 +21,9 @@ LENGTH = 220  # tokens that the longest text takes; the small tokenizer writes s
 
 
 def answer(style: str, final: str = FINAL, label: str = "ALLOW") -> str:
-    """The text that the model writes when it is to think, in one of the two formats."""
-    if style == "seed":
-        return build(ThinkText("seed", final, with_decision(THINKING, label)))
+    """The text that the model writes when it is to think, in one of the formats."""
+    if style in HEADED:
+        return build(ThinkText(style, final, with_decision(THINKING, label, style)))
     policy = with_decision("数字。", label)
     return build(ThinkText("quadruple", final, task=THINKING, safety="確かめた。", policy=policy))
 

@@ -370,7 +370,7 @@ def test_card_and_provenance_carry_the_hashes(tmp_path: Path) -> None:
     dataset_card = {
         "purpose": "For detection and refusal.",
         "lines": {"read": 1841, "train": 1633, "eval": 181, "quarantine": 27},
-        "train": {"labels": {"ALLOW": 904, "DENY": 729}},
+        "train": {"labels": {"ALLOW": 904, "DENY": 729}, "languages": {"en": 1600, "ja": 33}},
         "not_covered": "names of people",
         "inputs": [{"name": "records.jsonl", "sha256": "ab" * 32}],
         "settings": {"inputs": ["/home/somebody/records.jsonl"]},
@@ -380,6 +380,7 @@ def test_card_and_provenance_carry_the_hashes(tmp_path: Path) -> None:
     carried = json.loads((result.model_dir / origin.FILE).read_text())
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "license: mit" in card
+    assert "\nlanguage:\n- en\nlibrary_name" in card, "33 of 1,633 samples are too few for a second language"
     for text in (
         "For detection and refusal.",
         "Of 1,841 input lines 1,633",

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from string import ascii_lowercase
 
 import pytest
 import zstandard
@@ -101,7 +103,7 @@ def test_split_is_stratified_and_plain_is_train_only(tmp_path, base):
         assert bool(row["thinking"]) == (row["format"] != "plain")
 
 
-@pytest.mark.parametrize("style", ["seed", "quadruple", "both"])
+@pytest.mark.parametrize("style", ["seed", "quadruple", "both", "english"])
 def test_rows_survive_parse_and_build(tmp_path, base, style):
     built = dataset_stage.build(
         profile(tmp_path, base, [write(tmp_path / "in.jsonl", many(60))], think_format=style)
@@ -114,6 +116,31 @@ def test_rows_survive_parse_and_build(tmp_path, base, style):
         assert parsed.well_formed
         assert (parsed.style, parsed.thinking, parsed.final) == (row["format"], row["thinking"], row["final"])
         assert parsed.decision == row["label"]
+
+
+def test_english_records_get_english_words_and_are_counted(tmp_path, base):
+    words = {"DENY": "I must decline, ", "REFUSE": "I must decline, ", "ESCALATION": "A person decides, "}
+    rows = [record(n, think_format.LABELS[n % 4]) for n in range(10)]
+    for n in range(30):
+        label, letters = think_format.LABELS[n % 4], Random(n).choices(ascii_lowercase, k=40)
+        name = "".join(letters)
+        row = {"instruction": f"What is {name}?", "output": f"{words.get(label, '')}{name}!", "label": label}
+        rows.append({**row, "licence": "MIT", "task": "naming"})
+    source = write(tmp_path / "in.jsonl", rows)
+    built = dataset_stage.build(profile(tmp_path, base, [source], think_format="english", plain_share=0.0))
+    sizes = {split: built.card[split]["languages"] for split in ("train", "eval")}
+    assert {name: sum(size.get(name, 0) for size in sizes.values()) for name in ("ja", "en")} == {
+        "ja": 10,
+        "en": 30,
+    }
+    assert list(sizes["train"]) == ["en", "ja"], "the most frequent first, as a model card has them"
+    for row in read_jsonl(built.directory / "train.jsonl") + read_jsonl(built.directory / "eval.jsonl"):
+        answer = row["messages"][-1]["content"]
+        parsed = think_format.parse(answer)
+        assert (parsed.style, parsed.well_formed, parsed.decision) == ("english", True, row["label"])
+        if row["question"].startswith("What"):
+            assert row["text"].isascii()
+            assert parsed.thinking.startswith("Kind of request: naming\nSafety label: ")
 
 
 def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
@@ -235,7 +262,20 @@ json_values = st.recursive(
 KEYS = ["instruction", "input", "output", "label", "reasoning"]
 OTHERS = ["messages", "text", "title", "check", "nsfw", "url", "system", "task"]
 marks = st.sampled_from(
-    ["<final>", "# 最終回答", "判定: DENY", "<|end|>", "\u2028", "\x00", "a@b.jp", "03-1234-5678", "🍣" * 3]
+    [
+        "<final>",
+        "# 最終回答",
+        "判定: DENY",
+        "# Thinking",
+        "# Final answer:",
+        "Decision: DENY",
+        "<|end|>",
+        "\u2028",
+        "\x00",
+        "a@b.jp",
+        "03-1234-5678",
+        "🍣" * 3,
+    ]
 )
 wild_records = st.fixed_dictionaries(
     {
@@ -262,7 +302,8 @@ wild_lines = st.one_of(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    lines=st.lists(wild_lines, min_size=20, max_size=60), style=st.sampled_from(["seed", "quadruple", "both"])
+    lines=st.lists(wild_lines, min_size=20, max_size=60),
+    style=st.sampled_from(["seed", "quadruple", "both", "english"]),
 )
 def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, style):
     good = json.dumps(record(12345)).encode()
@@ -276,7 +317,7 @@ def test_whatever_comes_in_no_line_is_lost_or_doubled(tmp_path, base, lines, sty
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
-@given(line=wild_lines, style=st.sampled_from(["seed", "quadruple", "both"]))
+@given(line=wild_lines, style=st.sampled_from(["seed", "quadruple", "both", "english"]))
 def test_any_line_becomes_a_sound_sample_or_a_reason(base, line, style):
     plan = Plan(
         so8t_settings.DatasetSettings(think_format=style), 0, 2048, PHI35, base / "tokenizer.json", 0.0, None

@@ -11,6 +11,7 @@ from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.evaluate.judge import is_correct
 from so8t_helpers.settings import PROJECT_ROOT, DatasetSettings
 from so8t_helpers.thinking import format as think_format
+from so8t_helpers.thinking.language import language_of
 from tests.dialects import PHI35
 
 SEED = "# 思考ステップ\n文を読む。\n判定: ALLOW\n\n# 最終回答\n東京です。"
@@ -71,6 +72,47 @@ def test_labels_in_any_spelling(label, values):
 def test_every_shape_becomes_one_record(data, question, answer):
     record = normal(**data)
     assert (record.question, record.answer, record.label) == (question, answer, "ALLOW")
+
+
+ENGLISH = "# Thinking\nRead it.\nDecision: ALLOW\n\n# Final answer\nTokyo."
+
+
+def test_a_ready_english_turn_is_taken_apart_and_any_other_text_is_an_answer():
+    record = normal(instruction="The capital?", output=ENGLISH)
+    assert (record.answer, record.reasoning) == ("Tokyo.", "Read it.\nDecision: ALLOW")
+    other = "# Thinking\nIt is what people do."
+    assert normal(instruction="What is it?", output=other).answer == other
+
+
+@pytest.mark.parametrize("style", think_format.STYLES)
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_what_we_say_of_a_record_is_in_its_language(style, language):
+    question, answer = {"ja": ("首都は", "東京です。"), "en": ("“Capital” – 1+1?", "Tokyo.")}[language]
+    for label in think_format.LABELS:
+        record = normal(instruction=question, output=answer, task="QA", domain="geo", label=label)
+        assert record.language == language
+        text = think_format.build(thinking.build(record, style, "", "violence"))
+        parsed = think_format.parse(text)
+        assert parsed.well_formed and parsed.decision == label
+        ours = parsed.thinking.replace(f"判定: {label}", "")
+        assert language_of(ours) == language
+        first, safety = {
+            "ja": ("依頼の種類: QA", f"安全性のラベル: {label}（"),
+            "en": ("Kind of request: QA", f"Safety label: {label} ("),
+        }[language]
+        assert ours.startswith(first) and safety in ours and "violence" in ours
+        assert ("Decision: " in text) == (style == "english") != ("判定: " in text)
+
+
+def test_a_decision_in_other_words_gives_way_to_the_formats_own():
+    record = normal(instruction="首都は", output="東京です。", reasoning="考える。\n判定: ALLOW")
+    english = thinking.build(record, "english", record.reasoning, None)
+    assert english.thinking == "考える。\nDecision: ALLOW"
+    assert thinking.build(record, "seed", record.reasoning, None).thinking == record.reasoning
+    other = normal(instruction="Capital?", output="Tokyo.", reasoning="No.\nDecision: DENY")
+    for style in think_format.STYLES:
+        with pytest.raises(RejectedError, match="the reasoning decides DENY, the label is ALLOW"):
+            thinking.build(other, style, other.reasoning, None)
 
 
 @pytest.mark.parametrize("key", records.FIELDS["reasoning"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ import pytest
 import torch
 
 from so8t_helpers.__main__ import main
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import StageError, write_jsonl
 from so8t_helpers.run.stage import STAGES
-from so8t_helpers.settings import Settings, SettingsError, load_settings
+from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, load_settings
 from so8t_helpers.verbs.batch import preflight
 from so8t_helpers.verbs.doctor import BAD, examine
-from so8t_helpers.verbs.needs import check_stage
+from so8t_helpers.verbs.needs import check_stage, host_memory
 from tests import bpe_folders
 from tests.phi3_folders import small_folder
 
@@ -195,3 +197,78 @@ def test_what_a_run_will_make_or_fetch_first_is_no_problem(here: Path, tmp_path:
     with pytest.raises(StageError, match="04_gguf reads 03_bake, which has not been completed"):
         preflight(load_settings("demo", {**chosen, **own}), STAGES[3:])
     assert list(tmp_path.iterdir()) == []
+
+
+_TRAIN = """
+import resource, sys
+from pathlib import Path
+from so8t_helpers.settings import load_settings
+from so8t_helpers.train.stage import train
+from so8t_helpers.verbs.needs import host_memory
+
+root, base, data, precision = sys.argv[1:]
+chosen = {"dataset_dir": data, "precision": precision, "sequence_length": 512, "max_steps": 2}
+model = {"base": base, "quantization": "none"}
+settings = load_settings("demo", {"run": {"root": root}, "model": model, "training": chosen})
+foreseen = host_memory(settings)
+train(settings)
+print("measured", foreseen / (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+@no_card
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB there alone")
+@pytest.mark.parametrize(
+    ("layers", "config", "precision"),
+    [
+        (4, {}, "fp32"),  # libraries, above all
+        (12, {"hidden_size": 512, "intermediate_size": 1536, "vocab_size": 32064}, "fp32"),  # activations
+        (
+            4,
+            {"hidden_size": 512, "vocab_size": 100_352, "tie_word_embeddings": True},
+            "bf16",
+        ),  # tables, logits
+    ],
+    ids=["demo", "deep", "wide"],
+)
+def test_memory_of_a_training_without_a_card_is_foreseen(
+    tmp_path: Path, layers: int, config: dict[str, Any], precision: str
+):
+    rope = {} if not config else {"rope_scaling": None}
+    base = small_folder(tmp_path / "base", layers, **config, **rope)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, count in (("train", 40), ("eval", 4)):
+        rows = [
+            {
+                "id": str(i),
+                "messages": [
+                    {"role": "user", "content": f"{i}は？"},
+                    {"role": "assistant", "content": "はい。" * (20 + i)},
+                ],
+            }
+            for i in range(count)
+        ]
+        write_jsonl(data / f"{name}.jsonl", rows)
+    command = [sys.executable, "-c", _TRAIN, str(tmp_path / "runs"), str(base), str(data), precision]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Never lower than used: a machine that fits by this number fits. Half as much again would refuse in vain.
+    assert 1.0 <= float(done.stdout.split("measured ")[1]) <= 1.5
+
+
+def test_memory_that_is_foreseen_grows_with_what_takes_it(here: Path, tmp_path: Path):
+    def foreseen(base: str = str(here / "base"), **training: Any) -> float:
+        training = {"sequence_length": 512, "precision": "fp32", "memory_gib": 64, **training}
+        return host_memory(load_settings("demo", {"model": {"base": base}, "training": training})) / 2**30
+
+    small = foreseen()
+    assert 1.0 < small < 1.3, "libraries alone are 1.0 GiB"
+    assert foreseen(precision="bf16") < small < foreseen(sequence_length=4096)
+    # 3.6 G weights in int8 are 3.4 GiB, both tables 0.7, LoRA 0.9, a layer's activations 0.3.
+    assert 6 < foreseen("owner/never-fetched", memory_gib=0.5, gradient_checkpointing=True) < 8
+    if not torch.cuda.is_available():
+        settings = load_settings("demo", overrides(here, tmp_path))
+        (found,) = [finding for finding in examine(settings) if finding.subject == "memory"]
+        assert found.text.startswith("training takes about 1.1 GiB of ")

@@ -300,6 +300,9 @@ def test_only_a_decision_that_stands_in_its_line_is_calibrated() -> None:
     text = "# 思考ステップ\n足す。\n判定: ALLOW\n\n# 最終回答\n3です。"
     found = find_stated("問", text, "ALLOW", "DENY")
     assert found == Stated("問# 思考ステップ\n足す。\n判定: ", "ALLOW", False)
+    english = "# Thinking\nAdd.\nDecision: DENY\n\n# Final answer\nNo.\n判定: DENY"
+    found = find_stated("Q", english, "DENY", "DENY")
+    assert found == Stated("Q# Thinking\nAdd.\nDecision: ", "DENY", True)
     assert find_stated("問", "判定：ALLOW", "ALLOW", "ALLOW") is None
     assert find_stated("問", "3です。", None, "ALLOW") is None
 

@@ -134,6 +134,22 @@ def test_parts_cover_every_target_and_the_label_is_the_decision(base: Path):
         assert (found.choices[forks, 0] == targets[forks]).all() and (parts[forks] == 1).all()
 
 
+def test_english_turns_have_the_same_parts(base: Path):
+    tokenizer = batches.load_tokenizer(base)
+    for label in LABELS:
+        thinking = think_format.with_decision("So it is.", label, "english")
+        answer = think_format.build(ThinkText("english", "It is 72.", thinking))
+        messages = [{"role": "user", "content": "/think 9x8?"}, {"role": "assistant", "content": answer}]
+        row = {"id": "1", "label": label, "question": "9x8?", "messages": messages}
+        (found,) = heldout.read_documents([row], tokenizer, LENGTH)
+        targets, parts = found.document.targets, found.parts
+        assert tokenizer.decode(targets[parts == 1]).strip() == label
+        assert "It is 72." in tokenizer.decode(targets[parts == 2])
+        assert "So it is" in tokenizer.decode(targets[parts == 0])
+        forks = np.flatnonzero(found.choices[:, 0] >= 0)
+        assert len(forks) and (found.choices[forks, 0] == targets[forks]).all()
+
+
 def test_labels_that_begin_alike_are_told_apart_by_two_choices():
     labels = [[10], [11], [12, 1], [12, 2, 3]]  # as the demo's tokenizer has DENY and REFUSE
     forks = [list(heldout._forks(labels, right)) for right in range(4)]

@@ -16,10 +16,10 @@ from torch.nn import functional
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from so8t_helpers import settings
-from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.shape import logit_rows, read_shape
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.settings import PROJECT_ROOT
-from so8t_helpers.train import batches, micro_step
+from so8t_helpers.train import batches, micro_step, pet
 from so8t_helpers.train.adapters import Adapters
 from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.gate import gate
@@ -148,9 +148,10 @@ BOUND = 1e-5
 )
 def test_losses_and_gradients_equal_transformers(folder: Path, plan: dict, monkeypatch: pytest.MonkeyPatch):
     if "tiles" in plan:  # a long sequence meets its losses and the final norm in chunks, too
-        monkeypatch.setattr(micro_step, "_LOSS_CHUNK", 20)
         monkeypatch.setattr(micro_step, "_NORM_CHUNK", 20)
     adapters, step = make(folder, **plan)
+    if "tiles" in plan:
+        step.loss_rows = 20
     task, bend = run(adapters, step, [batches.build_sequence(documents(), LENGTH, 0, MOST)])
     wanted_task, wanted_bend, parameters = reference(folder, adapters)
     assert task == pytest.approx(wanted_task, rel=BOUND)
@@ -161,6 +162,41 @@ def test_losses_and_gradients_equal_transformers(folder: Path, plan: dict, monke
         if turn is not None:
             blocks = torch.stack([turn.grad[8 * k : 8 * k + 8, 8 * k : 8 * k + 8] for k in range(8)])
             assert relative(adapters.rotations.grad[i], blocks) < BOUND
+
+
+def test_rows_of_logits_follow_the_vocabulary():
+    rows = {vocabulary: logit_rows(vocabulary) for vocabulary in (900, 32064, 49152, 100352, 200064, 2**30)}
+    assert rows == {900: 512, 32064: 512, 49152: 256, 100352: 128, 200064: 64, 2**30: 64}
+
+
+@pytest.mark.parametrize("relative_pet", [False, True])
+def test_losses_and_their_gradient_are_the_same_whatever_the_chunk(folder: Path, relative_pet: bool):
+    """Against autograd in float64 over all tokens at once."""
+    _, step = make(folder)
+    step.pet = step.pet.model_copy(update={"relative": relative_pet})
+    sequence = batches.build_sequence(documents(), LENGTH, 0, MOST)
+    _, targets, bends = sequence.counts()
+    step.load(sequence, 7)
+    hidden = torch.randn(LENGTH, 64, generator=torch.Generator().manual_seed(3))
+
+    leaf = hidden.double().requires_grad_()
+    logits = leaf @ step.base.head.double().t()
+    task = functional.cross_entropy(logits, step.targets, ignore_index=batches.IGNORE, reduction="sum")
+    valid = pet.valid_positions(step.documents)
+    states = leaf
+    if relative_pet:
+        squares = leaf.detach().square().mean(-1)[1:-1][valid]
+        states = leaf * squares.mean().rsqrt()
+    bend = (states[2:] - 2 * states[1:-1] + states[:-2]).square().mean(-1)[valid].sum()
+    (task / targets + 0.1 * bend / bends).backward()
+
+    for rows in (1, 7, 16, 48, 512):
+        step.loss_rows = rows
+        step.begin_step(targets, bends, 0.1, 1.0)
+        found = step._losses(hidden)
+        assert step.task_loss.item() == pytest.approx(task.item() / targets, rel=BOUND)
+        assert step.pet_loss.item() == pytest.approx(bend.item() / bends, rel=BOUND)
+        assert relative(found.double(), leaf.grad) < BOUND
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

@@ -32,6 +32,8 @@ from so8t_helpers.gguf.stage import export
 from so8t_helpers.gguf.vocabulary import CHECK_TEXT
 from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.settings import Settings, load_settings
+from so8t_helpers.thinking.format import DECISION_LINES, parse, rejoin
+from so8t_helpers.thinking.redaction import final_of_separated
 from tests.dialects import PHI35, PUBLISHED
 
 CHAT = [{"role": "user", "content": taught_model.QUESTION}]
@@ -95,15 +97,18 @@ def test_without_thinking_the_answer_is_plain(ollama: Ollama) -> None:
 
 
 @pytest.mark.slow
-def test_ollama_parts_the_quadruple_format(
-    server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("style", ["quadruple", "english"])
+def test_ollama_parts_the_other_formats(
+    server: OllamaServer, tmp_path_factory: pytest.TempPathFactory, style: str
 ) -> None:
-    _, gguf = make_gguf(tmp_path_factory.mktemp("quadruple"), "quadruple")
-    modelfile = Modelfile(PHI35, style="quadruple", threads=1)
-    with open_ollama(server, gguf, "so8t-test:quadruple", modelfile, timeout=120) as engine:
+    _, gguf = make_gguf(tmp_path_factory.mktemp(style), style)
+    modelfile = Modelfile(PHI35, style=style, threads=1)
+    with open_ollama(server, gguf, f"so8t-test:{style}", modelfile, timeout=120) as engine:
         done = collect(engine.generate(CHAT, max_tokens=taught_model.LENGTH, think=True))
     assert done.text.strip() == taught_model.FINAL
-    assert taught_model.THINKING in done.thinking and "判定: ALLOW" in done.thinking
+    assert taught_model.THINKING in done.thinking and DECISION_LINES[style] + "ALLOW" in done.thinking
+    assert final_of_separated(done.thinking, done.text, style) == taught_model.FINAL
+    assert parse(rejoin(done.thinking, done.text, style)).decision == "ALLOW"
 
 
 def rendered(ollama: Ollama, chat: list[dict[str, str]], think: bool) -> str:

@@ -13,6 +13,7 @@ from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, parse
 from so8t_helpers.thinking.markers import WINDOW
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
+from so8t_helpers.thinking.scanner import Scanner
 
 SPEC = importlib.util.spec_from_file_location(
     "redaction_benchmark", Path(__file__).parents[1] / "benchmarks" / "redaction.py"
@@ -75,7 +76,41 @@ FRAGMENTS = [
     ),
     *("# 思考ステップ\n", "# 最終回答\n", "秘密", "公開", "a < b", "x" * (WINDOW - 3), " " * (WINDOW + 2)),
 ]
+ENGLISH_FRAGMENTS = [
+    *(
+        "# Thinking\n",
+        "# Final answer\n",
+        "# Thinking",
+        "# Final answer",
+        "#",
+        "# ",
+        "## ",
+        "Thinking",
+        "Final",
+    ),
+    *(
+        " answer",
+        "thought",
+        "process",
+        "steps",
+        "about",
+        ":",
+        " - ",
+        ".",
+        "1",
+        "T",
+        "inking",
+        "\n",
+        " ",
+        "**",
+    ),
+]
 soups = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=25).map("".join)
+
+
+def english_soups() -> st.SearchStrategy[str]:
+    pieces = st.sampled_from([*ENGLISH_FRAGMENTS, *ENGLISH_FRAGMENTS, *FRAGMENTS])
+    return st.lists(pieces, max_size=25).map("".join).map("# Thinking\n".__add__)
 
 
 def streamed(chunks):
@@ -97,6 +132,39 @@ def test_every_chunking_gives_the_one_shot_result(text, data):
     whole = final_only(text)
     assert streamed(cut(data, text)) == whole
     assert streamed(text) == whole  # one character at a time
+
+
+@given(english_soups(), st.data())
+@settings(max_examples=300)
+def test_every_chunking_of_an_english_text_gives_the_one_shot_result(text, data):
+    whole = final_only(text)
+    assert streamed(cut(data, text)) == whole
+    assert streamed(text) == whole
+    assert whole == (parse(text).final or REFUSAL_TEXT)
+    assert whole == REFUSAL_TEXT or (whole in text and not contains_markers(whole, "english"))
+
+
+@given(english_soups(), soups)
+@settings(max_examples=100)
+def test_english_headings_are_none_in_a_japanese_text(english, after):
+    """A text whose first mark is Japanese is read as if nobody had thought of English ones."""
+    for opening in ("# 思考ステップ\n", "<think-task>"):
+        plain = english.replace("#", "◆")  # no heading at all
+        apart = "\n。\n"  # no mark comes about where two texts meet
+        assert [m for m in marks_of(opening + english + apart + after) if m[1] == "english"] == []
+        if not contains_markers(english):
+            marks = [marks_of(opening + text + apart + after) for text in (english, plain)]
+            assert marks[0] == marks[1]
+
+
+def marks_of(text):
+    """The marks that the scanner takes, in order: kind and name."""
+    scanner, found = Scanner(), []
+    apply = scanner._apply
+    scanner._apply = lambda mark, *rest: (found.append(mark[:2]), apply(mark, *rest))[1]
+    scanner.feed(text)
+    scanner.close()
+    return found
 
 
 @given(soups)
@@ -136,15 +204,16 @@ def test_grammar_of_broken_outputs_leaks_nothing(seed):
     assert benchmark.fault(text, final_only(text), streamed(chunks)) is None
 
 
-@given(soups, soups, st.sampled_from(["seed", "quadruple"]), st.data())
+@given(soups, soups, st.sampled_from(["seed", "quadruple", "english"]), st.data())
 @settings(max_examples=100)
 @example("# 最終回答\n", "", "seed", None)
 @example("# 最終回答\n", "公開", "seed", None)
 @example("</think-task><final>", "公開", "quadruple", None)
+@example("\n# Final answer\n", "公開", "english", None)
 def test_engines_own_thinking_field_never_leaves(thinking, content, style, data):
     secret = thinking.replace("公開", "秘密") + "秘密"
     released = final_of_separated(secret, content, style)
-    assert released == REFUSAL_TEXT or (released in content and not contains_markers(released))
+    assert released == REFUSAL_TEXT or (released in content and not contains_markers(released, style))
     stream = StreamingFinal(style)
     pieces = [stream.feed("", part) for part in (cut(data, secret) if data else secret)]
     pieces += [stream.feed(part) for part in (cut(data, content) if data else content)]
@@ -196,7 +265,10 @@ QUADRUPLE = build(
 )
 
 
-@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+ENGLISH = build(ThinkText("english", "答えは 72 です。", thinking="秘密\nDecision: ALLOW"))
+
+
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE, ENGLISH])
 def test_good_outputs_give_their_answer(text):
     assert final_only(text) == "答えは 72 です。"
 
@@ -218,6 +290,21 @@ def test_good_outputs_give_their_answer(text):
 def test_ordinary_answers_pass_unchanged(answer):
     assert final_only(f"<think-task>秘密</think-task><final>{answer}</final>") == answer
     assert final_only(f"# 思考ステップ\n秘密\n\n# 最終回答\n{answer}") == answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "# Thinking about trees\nThey grow.",
+        "## Thinking, Fast and Slow\nA book.\n## Final thoughts\nRead it.\n# Final answers and scores",
+        "The final answer is 72. Thinking: it is a word.\nFinal answer: 72",
+        "# Step 1: Thinking\n# Introduction\n## The thinking man\n# Things\n# Finland\n#thinkpad #final",
+        "#define T 1\n# Fine\n### Nothing\n#1 issue\nC# and F#",
+        "I think # Thinking is a heading, and ## Final answers are many.",
+    ],
+)
+def test_ordinary_english_answers_pass_unchanged(answer):
+    assert final_only(f"# Thinking\nsecret\n\n# Final answer\n{answer}") == answer
 
 
 # --- what models do wrong ---------------------------------------------------------------------------------
@@ -324,6 +411,31 @@ TABLE = {
     "seed: tag opened in thinking": ("# 思考ステップ\n<think-task>秘密\n# 最終回答\n秘密", REFUSED),
     "seed: final tag in thinking": ("# 思考ステップ\n<final>秘密</final>\n# 最終回答\n公開", "公開"),
     "seed heading in a tag": ("<think-task>秘密\n# 最終回答\n秘密</think-task><final>公開", "公開"),
+    "English": ("# Thinking\n秘密\n# Final answer\n公開", "公開"),
+    "English: Windows line ends": ("# Thinking\r\n秘密\r\n# Final answer\r\n公開\r\n", "公開"),
+    "English: words before": ("秘密\n # Thinking \n秘密\n# Final answer \n公開", "公開"),
+    "English: no thinking": ("# Final answer\n秘密", REFUSED),
+    "English: no final": ("# Thinking\n秘密", REFUSED),
+    "English: thinking written otherwise": ("# thinking\n秘密\n# Final answer\n秘密", REFUSED),
+    "English: final written otherwise": ("# Thinking\n秘密\n# Final Answer\n秘密", REFUSED),
+    "English: smaller final": ("# Thinking\n秘密\n## Final answer\n秘密", REFUSED),
+    "English: text on the heading's line": ("# Thinking\n秘密\n# Final answer: 秘密", REFUSED),
+    "English: heading inside a line": ("# Thinking\n秘密 # Final answer\n秘密", REFUSED),
+    "English: two finals": ("# Thinking\n秘密\n# Final answer\n公開\n# Final answer\n秘密", "公開"),
+    "English: thinking again": ("# Thinking\n秘密\n# Thinking\n秘密\n# Final answer\n公開", "公開"),
+    "English: final tag in thinking": ("# Thinking\n<final>秘密</final>\n# Final answer\n公開", "公開"),
+    "English: tag opened in thinking": ("# Thinking\n<think>秘密\n# Final answer\n秘密", REFUSED),
+    "English: Japanese inside": ("# Thinking\n秘密\n# 思考ステップ\n秘密\n# Final answer\n秘密", REFUSED),
+    "English: Japanese final": ("# Thinking\n秘密\n# 最終回答\n秘密", REFUSED),
+    "English after tags": ("<think>秘密</think>\n# Final answer\n秘密", REFUSED),
+    **{
+        f"English: {heading!r} in final": (f"# Thinking\n秘密\n# Final answer\n公開\n{heading}秘密", "公開")
+        for heading in (
+            *("# Thinking\n", "## thinking\n", "#Final Answer: ", "# Thinking steps\n", "# Thikning\n"),
+            *("＃ Thinking\n", "# **Thinking**\n", "# Ｔｈｉｎｋｉｎｇ\n", "# Тhinking\n", "# 1. Thinking\n"),
+            *("# Thinking - ", "# Thought process\n", "# Final answers\n", "# 思考ステップ\n", "<think>"),
+        )
+    },
     "Windows line ends": ("# 思考ステップ\r\n秘密\r\n\r\n# 最終回答\r\n公開\r\n", "公開"),
 }
 
@@ -394,6 +506,10 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
         (INNER, "秘密</think-policy><final>公開", "quadruple", REFUSED),
         ("秘密", "公開<think-task>秘密", "seed", REFUSED),
         ("秘密", "", "seed", REFUSED),
+        ("秘密", "公開", "english", "公開"),
+        ("秘密", "公開\n# Thinking\n秘密", "english", REFUSED),
+        ("秘密\n# Final answer\n秘密", "公開", "english", REFUSED),
+        ("", ENGLISH, "english", "答えは 72 です。"),
         ("秘密<think-task>", "秘密", "seed", REFUSED),
         ("", "秘密", "seed", REFUSED),  # no thinking: the content is raw text
         ("", SEED, "seed", "答えは 72 です。"),

@@ -14,6 +14,7 @@ from so8t_helpers.thinking.format import (
     decision_of,
     parse,
     rejoin,
+    spans,
     with_decision,
 )
 
@@ -25,6 +26,8 @@ QUADRUPLE = (
     "<think-policy>規則に反しない。\n判定: ALLOW</think-policy>\n<final>72 です。</final>"
 )
 
+ENGLISH = "# Thinking\nCompute 9×8.\nDecision: ALLOW\n\n# Final answer\nIt is 72."
+
 words = st.text(alphabet="あ漢 a1。\n#<>/&思:", min_size=1, max_size=30).filter(
     lambda t: bool(t.strip()) and not contains_markers(t.strip())
 )
@@ -32,6 +35,17 @@ words = st.text(alphabet="あ漢 a1。\n#<>/&思:", min_size=1, max_size=30).fil
 
 def seed_texts() -> st.SearchStrategy[ThinkText]:
     return st.builds(lambda t, f: ThinkText("seed", f.strip(), thinking=t.strip()), words, words)
+
+
+english_words = st.text(alphabet="Tthinkg Fialswer#: a\n。", min_size=1, max_size=30).filter(
+    lambda t: bool(t.strip()) and not contains_markers(t.strip(), "english")
+)
+
+
+def english_texts() -> st.SearchStrategy[ThinkText]:
+    return st.builds(
+        lambda t, f: ThinkText("english", f.strip(), thinking=t.strip()), english_words, english_words
+    )
 
 
 def quadruple_texts() -> st.SearchStrategy[ThinkText]:
@@ -75,23 +89,26 @@ def test_build_gives_the_documented_texts():
     four = ThinkText("quadruple", "72 です。", task="計算。", safety="害はない。", policy=policy)
     assert build(four) == QUADRUPLE
 
+    thinking = with_decision("Compute 9×8.", "ALLOW", "english")
+    assert build(ThinkText("english", "It is 72.", thinking=thinking)) == ENGLISH
 
-@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE, ENGLISH])
 def test_parse_of_a_good_text(text):
     parsed = parse(text)
     assert parsed.well_formed
-    assert parsed.final == "72 です。"
+    assert parsed.final == ("It is 72." if text == ENGLISH else "72 です。")
     assert parsed.decision == "ALLOW"
     assert "72" not in parsed.thinking
 
 
-@given(st.one_of(seed_texts(), quadruple_texts()))
+@given(st.one_of(seed_texts(), quadruple_texts(), english_texts()))
 def test_build_parse_build_is_the_identity(parts):
     text = build(parts)
     parsed = parse(text)
     assert parsed.well_formed
     assert parsed.final == parts.final
-    thinking = parsed.thinking if parts.style == "seed" else ""
+    thinking = "" if parts.style == "quadruple" else parsed.thinking
     again = ThinkText(parsed.style, parsed.final, thinking, parsed.task, parsed.safety, parsed.policy)
     assert again == parts
     assert build(again) == text
@@ -111,6 +128,10 @@ def test_build_parse_build_is_the_identity(parts):
         QUADRUPLE.replace("<think-task>計算。</think-task>\n", ""),
         QUADRUPLE.replace("<final>", "<FINAL>"),
         "# 思考ステップ\n\n\n# 最終回答\n答え",
+        ENGLISH + "\n# Thinking\nmore",
+        ENGLISH.replace("# Thinking", "## Thinking"),
+        ENGLISH.replace("# Final answer", "# Final Answer"),
+        "First\n" + ENGLISH,
     ],
 )
 def test_anything_else_is_not_well_formed(text):
@@ -123,6 +144,9 @@ def test_anything_else_is_not_well_formed(text):
         (ThinkText("seed", "答え", thinking="# 最終回答\n偽"), "thinking.*mark"),
         (ThinkText("seed", "<think-task>", thinking="考え"), "final.*mark"),
         (ThinkText("seed", " ", thinking="考え"), "final.*empty"),
+        (ThinkText("english", "72", thinking="so\n# Final answer\n71"), "thinking.*mark"),
+        (ThinkText("english", "## Thinking:\nno", thinking="so"), "final.*mark"),
+        (ThinkText("english", "72", thinking="so", policy="x"), "policy.*other format"),
         (ThinkText("seed", "答え", thinking="考え", task="x"), "task.*other format"),
         (ThinkText("quadruple", "答え", task="a", safety="b"), "policy.*empty"),
         (ThinkText("triple", "答え"), "triple.*seed, quadruple"),
@@ -152,15 +176,41 @@ def test_decision(thinking, label):
     assert decision_of(thinking) == label
 
 
+@pytest.mark.parametrize(
+    ("thinking", "style", "label"),
+    [
+        ("So.\nDecision: ALLOW", "english", "ALLOW"),
+        ("- **decision**: deny.", "english", "DENY"),
+        ("Decision: ALLOW", "seed", None),
+        ("判定: ALLOW", "english", None),
+        ("判定: ALLOW\nDecision: DENY", "seed", "ALLOW"),
+        ("判定: ALLOW\nDecision: DENY", None, "DENY"),
+        ("The decision: ALLOW it", "english", None),
+    ],
+)
+def test_each_format_has_its_own_line_of_the_decision(thinking, style, label):
+    assert decision_of(thinking, style) == label
+
+
+@pytest.mark.parametrize(("text", "style"), [(SEED, "seed"), (QUADRUPLE, "quadruple"), (ENGLISH, "english")])
+def test_spans_lead_to_the_label_and_the_final_part(text, style):
+    found = spans(text)
+    assert found.style == style
+    assert text[slice(*found.decision)].upper() == "ALLOW"
+    assert parse(text[: found.final]).final is None and text[found.final :].count("72") == 1
+    assert spans("72 です。").style is None
+
+
 def test_with_decision_refuses_an_unknown_label():
     with pytest.raises(ValueError, match=r"MAYBE.*ALLOW"):
         with_decision("考え", "MAYBE")
 
 
-@pytest.mark.parametrize("text", [SEED, QUADRUPLE])
+@pytest.mark.parametrize("text", [SEED, QUADRUPLE, ENGLISH])
 def test_rejoin_undoes_what_ollama_separates(text):
     style = parse(text).style
-    first, last = ("# 思考ステップ", "# 最終回答") if style == "seed" else ("<think-task>", "<final>")
+    headings = {"seed": ("# 思考ステップ", "# 最終回答"), "english": ("# Thinking", "# Final answer")}
+    first, last = headings.get(style, ("<think-task>", "<final>"))
     thinking, _, content = text.partition(first)[2].partition(last)
     content = content.removesuffix("</final>")
     assert rejoin(thinking.strip(), content.strip(), style) == text

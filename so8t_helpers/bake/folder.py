@@ -92,7 +92,7 @@ def write_card(
     header = {
         "base_model": provenance["base"]["id"],
         **({"license": str(licence)} if licence else {}),
-        "language": ["ja"],
+        **({"language": languages} if (languages := _languages(dataset_card)) else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["so8t", "phi3", "lora"],
@@ -135,6 +135,12 @@ SHA-256; `so8t verify` walks these back to the input lines.
 ```
 """
     write_text(folder / "README.md", text)
+
+
+def _languages(card: dict[str, Any] | None) -> list[str]:
+    """Return the languages of at least a twentieth of the training samples, the most frequent one first."""
+    counts = card["train"].get("languages", {}) if card else {}
+    return [name for name, number in counts.items() if number >= 0.05 * sum(counts.values())]
 
 
 def _dataset_text(card: dict[str, Any] | None) -> str:

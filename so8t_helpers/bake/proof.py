@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from so8t_helpers.bake import proof_model
 from so8t_helpers.bake.rows import Change, bake_rows
-from so8t_helpers.phi3.shape import o_proj_name, weight_name
+from so8t_helpers.phi3.shape import logit_rows, o_proj_name, weight_name
 from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.so8 import rotation
 
 SAMPLED_ROWS = 32
-_LOGIT_ROWS = 64  # tokens whose logits are held at once, for three models
 DECADES = np.arange(-10.0, 2.01, 0.25)  # edges of the histograms of |difference of logits|, log10
 
 
@@ -78,7 +77,7 @@ def prove(
         "texts": len(texts),
         "tokens": sum(map(len, texts)),
         "gated_layers": sorted(free),
-        **_logit_facts(proof_model.head(config, stored), *states),
+        **_logit_facts(proof_model.head(config, stored), config.vocab_size, *states),
         "layers": layers,
         "weights": weights,
     }
@@ -143,14 +142,19 @@ def _weight_facts(
     }
 
 
-def _logit_facts(head: nn.Module, gated: Tensor, baked: Tensor, rounded: Tensor) -> dict[str, Any]:
+def _logit_facts(
+    head: nn.Module, vocabulary: int, gated: Tensor, baked: Tensor, rounded: Tensor
+) -> dict[str, Any]:
     """Differences of logits of the three models, token agreement, and KL(baked || rounded) in nats.
 
     One head serves all three: baking passes the last norm and the head through byte for byte.
     """
     differences = {name: _Difference() for name in ("baking", "rounding", "both")}
+    # Three models' logits and what is made of them, in float64, take some 16 times the bytes of one float32;
+    # but each time the head is read anew, so there is a least.
+    rows = max(32, logit_rows(vocabulary) // 8)
     scale, kl = 0.0, []
-    for hidden in zip(*(model.split(_LOGIT_ROWS) for model in (gated, baked, rounded)), strict=True):
+    for hidden in zip(*(model.split(rows) for model in (gated, baked, rounded)), strict=True):
         g, b, r = head(torch.cat(hidden)).chunk(3)  # (tokens, V) each
         differences["baking"].add(g, b)
         differences["rounding"].add(b, r)

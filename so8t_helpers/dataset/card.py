@@ -17,12 +17,19 @@ from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.run.files import HashCache
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS
+from so8t_helpers.thinking.language import LANGUAGES
 
 SPLITS = ("train", "eval")
 OUTPUTS = (*SPLITS, "quarantine")
 LENGTH_BINS = 60
 # What is counted of each split -> the field of the chunks' index.
-_COUNTED = {"labels": "label", "formats": "format", "domains": "domain", "licences": "licence"}
+_COUNTED = {
+    "labels": "label",
+    "formats": "format",
+    "languages": "language",
+    "domains": "domain",
+    "licences": "licence",
+}
 
 
 class Tally:
@@ -47,7 +54,7 @@ class Tally:
     def add_rows(self, split: str, index: np.ndarray, result: ChunkResult) -> None:
         """Add a chunk's rows that went to one split."""
         own = {"domains": list(result.domains), "licences": list(result.licences)}
-        names = {"labels": LABELS, "formats": FORMATS} | own
+        names = {"labels": LABELS, "formats": FORMATS, "languages": LANGUAGES} | own
         for group, counts in self.by_split[split].items():
             values, numbers = np.unique(index[_COUNTED[group]], return_counts=True)
             for value, number in zip(values.tolist(), numbers.tolist(), strict=True):

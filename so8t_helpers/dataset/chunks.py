@@ -27,8 +27,8 @@ from so8t_helpers.settings import SettingsError
 # What the later passes know of a kept row.
 INDEX = np.dtype(
     {
-        "names": ["line", "offset", "question", "label", "format", "licence", "domain", "tokens"],
-        "formats": ["<u8", "<u8", "<u8", "u1", "u1", "<u2", "<u2", "<u4"],
+        "names": ["line", "offset", "question", "label", "format", "language", "licence", "domain", "tokens"],
+        "formats": ["<u8", "<u8", "<u8", "u1", "u1", "u1", "<u2", "<u2", "<u4"],
     }
 )
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
@@ -83,6 +83,7 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                         outcome.draw,
                         outcome.label,
                         outcome.format,
+                        outcome.language,
                         licence,
                         domain,
                         outcome.tokens,

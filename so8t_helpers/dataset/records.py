@@ -12,6 +12,8 @@ import orjson
 from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.dataset.worked import split_solution
 from so8t_helpers.thinking.format import LABELS, contains_markers, parse
+from so8t_helpers.thinking.language import language_of
+from so8t_helpers.thinking.spelling import ENGLISH_THINKING
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "question": ("instruction", "prompt", "question", "query", "指示", "質問"),
@@ -63,6 +65,7 @@ class Record:
     flagged: str | None
     safety: str = ""
     policy: str = ""
+    language: str = "ja"  # of question and answer as they came, see `language_of`
 
 
 def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
@@ -115,8 +118,11 @@ def normalise(data: dict[str, Any]) -> Record:
         check = check or {"kind": "number", "value": answer}
         picked.setdefault("label", ("label", "ALLOW"))
     safety = policy = ""
-    if contains_markers(answer):  # it is in a think format already, and must build back to itself
-        ready = parse(answer)
+    ready = parse(answer) if answer.startswith(ENGLISH_THINKING) else None
+    if contains_markers(answer) or (
+        ready and ready.well_formed
+    ):  # it is in a think format already, and must build back to itself
+        ready = ready or parse(answer)
         if ready.final is None or not ready.well_formed:
             raise RejectedError("broken_format", "the answer has think markers but is not well formed")
         answer, reasoning = ready.final, ready.task or ready.thinking
@@ -148,6 +154,7 @@ def normalise(data: dict[str, Any]) -> Record:
         _flag(picked),
         safety,
         policy,
+        language_of(question, answer),
     )
 
 

@@ -29,9 +29,10 @@ from so8t_helpers.dataset.thinking import build, private_text
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
+from so8t_helpers.thinking.language import LANGUAGES
 from so8t_helpers.thinking.markers import CANDIDATE
 
-FORMATS = ("seed", "quadruple", "plain")
+FORMATS = (*STYLES, "plain")
 _texts_of = attrgetter(*TEXT_FIELDS)
 
 
@@ -66,6 +67,7 @@ class Sample:
     harm: str | None
     cut: bool
     thinking: str
+    language: int
 
 
 @dataclass(slots=True)
@@ -143,7 +145,7 @@ class Sampler:
         record = candidate.record
         if candidate.worth & MARKS and CANDIDATE.search(candidate.joined):
             for name in TEXT_FIELDS:  # no record may break out of its part
-                if contains_markers(getattr(record, name) or ""):
+                if contains_markers(getattr(record, name) or "", self.settings.think_format):
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
         if candidate.worth & PERSONAL and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
@@ -208,6 +210,7 @@ class Sampler:
             candidate.harm,
             fitted.parts is not parts,
             source,
+            LANGUAGES.index(record.language),
         )
 
     def _licence(self, record: Record) -> str:

@@ -20,10 +20,13 @@ from so8t_helpers.thinking.format import contains_markers, decision_of
 if TYPE_CHECKING:  # every worker process imports this module, and engines bring torch along
     from so8t_helpers.engines.base import Engine
 
-INSTRUCTION = (
-    "質問とその答えを読み、答えに至る考えを、短い日本語の文で順に書いてください。"
-    "新しい事実を加えず、見出しや記号を使わず、考えだけを書いてください。"
-)
+INSTRUCTIONS = {
+    "ja": "質問とその答えを読み、答えに至る考えを、短い日本語の文で順に書いてください。"
+    "新しい事実を加えず、見出しや記号を使わず、考えだけを書いてください。",
+    "en": "Read the question and its answer, and write down the thoughts that lead to the answer, in order "
+    "and in short English sentences. Add no new facts, use no headings or symbols, and write nothing else.",
+}
+_TURNS = {"ja": ("質問", "答え"), "en": ("Question", "Answer")}
 BATCH = 16
 
 
@@ -69,7 +72,7 @@ def cache_path(settings: Settings) -> Path:
     path = teacher_path(settings)
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
     identity = "".join(map(sha256_file, files))
-    name = f"{identity} {settings.dataset.teacher_max_tokens} {INSTRUCTION}"
+    name = f"{identity} {settings.dataset.teacher_max_tokens} {INSTRUCTIONS['ja']}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return resolve(settings.run.root) / ".teacher" / f"{digest}.sqlite"
 
@@ -88,13 +91,15 @@ def open_teacher(settings: Settings) -> Engine:
 
 def request(record: Record) -> str:
     """Return what the teacher is asked: policy has been applied, so nothing personal or unsafe is in it."""
-    return f"{INSTRUCTION}\n\n質問: {record.question}\n\n答え: {record.answer}"
+    question, answer = _TURNS[record.language]
+    instruction = INSTRUCTIONS[record.language]
+    return f"{instruction}\n\n{question}: {record.question}\n\n{answer}: {record.answer}"
 
 
 def usable(text: str) -> str:
     """Return the teacher's text where it may stand as thinking, else ""."""
     text = text.strip()
-    return "" if contains_markers(text) or decision_of(text) is not None else text
+    return "" if contains_markers(text, "english") or decision_of(text) is not None else text
 
 
 def _key(record: Record) -> str:

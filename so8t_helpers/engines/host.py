@@ -122,7 +122,8 @@ def missing_gguf(settings: Settings, kind: str, there: str) -> StageError:
 
 def parted_style(settings: Settings) -> str:
     """The think format that an engine parts by itself: of two trained ones it can part one, the seed's."""
-    return "quadruple" if settings.dataset.think_format == "quadruple" else "seed"
+    chosen = settings.dataset.think_format
+    return "seed" if chosen == "both" else chosen
 
 
 def modelfile_of(settings: Settings, gguf: Path) -> Modelfile:

@@ -202,7 +202,7 @@ class Modelfile:
 
     Attributes:
         dialect: how the model writes chats.
-        style: the think format that Ollama is to part, "seed" or "quadruple".
+        style: the think format that Ollama is to part, one of `format.STYLES`.
         think_command: put before the last question unless `think` is false.
         num_ctx: tokens of context; over 4096 llama.cpp takes the long rope factors.
         system: system turn for chats that bring none.

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pieces
+from so8t_helpers.phi3.shape import logit_rows
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 
@@ -86,9 +87,14 @@ class Transformers(Engine):
     @torch.inference_mode()
     def score(self, text: str, start: int = 1) -> list[float]:
         ids = torch.tensor([self.tokenize(text)], device=self.network.device)  # (1, T)
-        logits = self.network(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
-        picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
-        return [float(value) for value in picked[start - 1 :, 0]]
+        hidden = self.network.base_model(input_ids=ids).last_hidden_state[0, start - 1 : -1]  # (n, d)
+        head = self.network.get_output_embeddings()
+        scores: list[float] = []
+        rows = logit_rows(len(head.weight))
+        for states, following in zip(hidden.split(rows), ids[0, start:].split(rows), strict=True):
+            shares = head(states).float().log_softmax(-1)  # (rows, V)
+            scores += shares.gather(1, following[:, None])[:, 0].tolist()
+        return scores
 
     def close(self) -> None:
         """Free the model's memory."""

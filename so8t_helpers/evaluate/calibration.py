@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from so8t_helpers.engines.base import Engine
 from so8t_helpers.evaluate.statistics import Floats, percentiles, resamples
-from so8t_helpers.thinking.format import LABELS
+from so8t_helpers.thinking.format import DECISION_LINES, LABELS, parse
 
 _BINS = 10
-_LINE = "判定: "
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,13 @@ class Stated:
 
 def find_stated(prompt: str, text: str, decision: str | None, label: str) -> Stated | None:
     """Find where an answer states its decision; None where it does not do so in the line that we train."""
-    place = text.rfind(f"{_LINE}{decision}") if decision else -1
-    if decision is None or place < 0:
+    style = parse(text).style
+    if decision is None or style is None or (place := text.rfind(DECISION_LINES[style] + decision)) < 0:
         return None
     # llama.cpp and transformers differ in one space before the first word: the training had none.
-    return Stated(prompt + text[: place + len(_LINE)].lstrip(" "), decision, decision == label)
+    return Stated(
+        prompt + text[: place + len(DECISION_LINES[style])].lstrip(" "), decision, decision == label
+    )
 
 
 def calibrate(engine: Engine, stated: list[Stated], samples: int, seed: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from so8t_helpers.engines.base import Engine, collect
+from so8t_helpers.engines.host import parted_style
 from so8t_helpers.evaluate.prompts import Prompt
 from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings
@@ -30,7 +31,7 @@ def check_native(
     if not engine.separates:
         return None
     found = []
-    limit = settings.eval.max_new_tokens
+    limit, style = settings.eval.max_new_tokens, parted_style(settings)
     for prompt, row in list(zip(prompts, rows, strict=True))[:_CHATS]:
         thought = collect(engine.generate(prompt.chat, max_tokens=limit, think=True))
         plain = collect(engine.generate(prompt.chat, max_tokens=limit, think=False))
@@ -38,18 +39,20 @@ def check_native(
         found.append(
             {
                 "same_prompt": rendered == prompt.text and thought.prompt_tokens == row["prompt_tokens"],
-                "separated": bool(thought.thinking.strip()) and _clean(thought.text),
+                "separated": bool(thought.thinking.strip()) and _clean(thought.text, style),
                 "same_final": thought.text.strip() == row["final"],
-                "plain_clean": not plain.thinking and _clean(plain.text),
+                "plain_clean": not plain.thinking and _clean(plain.text, style),
             }
         )
     n = len(found)
     return {"n": n, **{share: sum(chat[share] for chat in found) / n for share in found[0]}}
 
 
-def _clean(content: str) -> bool:
+def _clean(content: str, style: str) -> bool:
     """Some content, and neither a mark nor the decision's line in it."""
-    return bool(content.strip()) and not contains_markers(content) and decision_of(content) is None
+    return (
+        bool(content.strip()) and not contains_markers(content, style) and decision_of(content, style) is None
+    )
 
 
 # Ollama computes one token for each text that it is asked to tokenize; the rest is held to token counts.

@@ -31,7 +31,7 @@ class Score:
 
     Attributes:
         final: what would be released: the final part, or the fixed refusal where there is none.
-        well_formed: the text is exactly one of the two think formats.
+        well_formed: the text is exactly one of the think formats.
         separated: there is a thinking part and a final part.
         correct: the answer passes the record's check; None where the record has none.
         decision: the label that the thinking states.
@@ -67,8 +67,12 @@ def score(text: str, row: dict[str, Any]) -> Score:
         correct=None if check is None else is_correct(answer, check),
         decision=parsed.decision,
         refused=any(phrase in answer for phrase in phrases),
-        leaked=final != REFUSAL_TEXT and (contains_markers(final) or decision_of(final) is not None),
+        leaked=final != REFUSAL_TEXT and _shows_thinking(final, parsed.style),
     )
+
+
+def _shows_thinking(final: str, style: str | None) -> bool:
+    return contains_markers(final, style) or decision_of(final, style) is not None
 
 
 def is_correct(answer: str, check: dict[str, str]) -> bool:

@@ -11,6 +11,7 @@ from so8t_helpers.engines.llama_cpp import open_llama_cpp
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.run.files import StageError
+from so8t_helpers.thinking.language import language_of
 
 # Kana, kanji, full-width forms, half-width kana, combining marks, emoji, rare kanji that need byte fallback,
 # white space in places where tokenizers differ, and text that looks like markup.
@@ -22,6 +23,7 @@ TEXTS = (
     "  leading, double  and trailing spaces  ",
     "\ttab\r\nnew line\n\n\n",
     "# 思考ステップ\n1. 読む\n# 最終回答\nはい",
+    "# Thinking\n1. Don't panic.\nDecision: ALLOW\n\n# Final answer\nIt's 72, isn't it?",
     "<think-task>抽出</think-task><final>答え</final>",
     "def f(x): return x**2  # コメント",
 )
@@ -61,7 +63,8 @@ def check_tokens(gguf: Path, folder: Path, texts: Sequence[str], timeout: float)
 
 
 def _chat(text: str, dialect: Dialect) -> str:
-    turns = {"system": "日本語で答えてください。", "user": text, "assistant": text}
+    system = {"ja": "日本語で答えてください。", "en": "Answer in English."}[language_of(text)]
+    turns = {"system": system, "user": text, "assistant": text}
     if not dialect.takes_system:
         del turns["system"]
     return dialect.render([{"role": role, "content": content} for role, content in turns.items()])

@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Phi3Config
 
-from so8t_helpers.phi3.shape import EMBEDDING, HEAD, TOP
+from so8t_helpers.phi3.shape import EMBEDDING, HEAD, TOP, logit_rows
 from so8t_helpers.phi3.stream import Read, last_hidden
-
-_POSITIONS_AT_ONCE = 512  # of Phi-3.5's 32,064 log-probabilities: 66 MB
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def compare(states: States, reference: States) -> dict[str, Any]:
     `llama-perplexity --kl-divergence`; `top1_agreement` is a share of the positions.
     """
     loss, divergences, agree = 0.0, [], 0
-    chunks = (tensor.split(_POSITIONS_AT_ONCE) for tensor in (states.scored, states.targets))
+    rows = logit_rows(len(states.output))
+    chunks = (tensor.split(rows) for tensor in (states.scored, states.targets))
     for at, targets in zip(*chunks, strict=True):
         q = states.log_probabilities(at)
         loss -= q.gather(1, targets[:, None]).double().sum().item()

@@ -31,6 +31,15 @@ LINEARS = tuple(LINEAR_MODULES)
 O_PROJ = LINEAR_MODULES["o_proj"]
 
 
+def logit_rows(vocabulary: int) -> int:
+    """Return how many tokens' logits may exist at a time: about 64 MiB of float32, a power of two.
+
+    512 for Phi-3.5's 32,064 entries (and fewer), 256 for 49,152, 64 for Phi-4-mini's 200,064; never below 64,
+    where a product only waits for the head's weights. It is fixed for a model, as a captured graph needs.
+    """
+    return 1 << min(9, max(6, (2**24 // vocabulary).bit_length() - 1))
+
+
 def weight_path(layer: int, linear: str) -> str:
     """Return the module path of a linear in a Phi3 checkpoint: "model.layers.3.self_attn.o_proj"."""
     return f"model.layers.{layer}.{LINEAR_MODULES[linear]}"
@@ -110,7 +119,11 @@ def read_shape(folder: Path) -> Phi3Shape:
     path = folder / "config.json"
     if not path.is_file():
         raise SettingsError(f"{folder}: no config.json; model.base must name a Phi3 folder or hub id")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    return shape_of(json.loads(path.read_text(encoding="utf-8")), path)
+
+
+def shape_of(config: dict[str, Any], path: Path) -> Phi3Shape:
+    """Return what a config.json says; a SettingsError that names `path` as `read_shape`."""
     if config.get("model_type") != "phi3":
         raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
     if config.get("hidden_act", "silu") != "silu":

@@ -183,7 +183,7 @@ class _Draft:
         self.outcome = "failed"
         self.tokens = 0
         self._question = question
-        self._stream = StreamingFinal(style)
+        self._style, self._stream = style, StreamingFinal(style)
         self._text: list[str] = []
         self._parted: list[str] = []
         self._released: list[str] = []
@@ -199,7 +199,8 @@ class _Draft:
     @property
     def decision(self) -> Decision:
         """The label stated in the thinking; without one, a person should look at the answer."""
-        stated = decision_of(self.thinking)
+        parted = "".join(self._parted)
+        stated = decision_of(parted, self._style) if parted else parse("".join(self._text)).decision
         return cast(Decision, stated or ("REFUSE" if self.answer == REFUSAL_TEXT else "ESCALATION"))
 
     def write(self, engine: Engine, prompt: str) -> None:

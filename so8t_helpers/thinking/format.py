@@ -1,8 +1,9 @@
-"""The two think formats: build a text, take it apart.
+"""The think formats: build a text, take it apart.
 
-Seed format: thinking under one heading, the answer under another. Quadruple format: three thinking tags, then
-the final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`), in
-the quadruple format at the end of `<think-policy>`.
+Seed format: thinking under one heading, the answer under another. English format: the same in English, which
+costs a vocabulary without Japanese a fifth of the tokens. Quadruple format: three thinking tags, then the
+final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`, in the
+English format `Decision: ALLOW`), in the quadruple format at the end of `<think-policy>`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,40 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from so8t_helpers.thinking.markers import FINAL_TAG, SEED_FINAL, SEED_THINKING, THINK_TAGS, fold
+from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.scanner import Scanner, contains_markers
+from so8t_helpers.thinking.spelling import (
+    ENGLISH_FINAL,
+    ENGLISH_THINKING,
+    FINAL_TAG,
+    SEED_FINAL,
+    SEED_THINKING,
+    THINK_TAGS,
+)
 
 LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
-STYLES = ("seed", "quadruple")
+STYLES = ("seed", "quadruple", "english")
+# The formats of two headings: over the thinking, over the final part.
+HEADED = {"seed": (SEED_THINKING, SEED_FINAL), "english": (ENGLISH_THINKING, ENGLISH_FINAL)}
+# What stands before the label in the line of the decision.
+DECISION_LINES = {"seed": "判定: ", "quadruple": "判定: ", "english": "Decision: "}
 
 # What an engine that parts a text takes off before the thinking, before the content and after it.
 PARTED = {
-    "seed": (f"{SEED_THINKING}\n", f"\n\n{SEED_FINAL}\n", ""),
+    **{style: (f"{thinking}\n", f"\n\n{final}\n", "") for style, (thinking, final) in HEADED.items()},
     "quadruple": (f"<{THINK_TAGS[0]}>", f"\n<{FINAL_TAG}>", f"</{FINAL_TAG}>"),
 }
 
-_DECISION = re.compile(r"^[^\w\n]*判定[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)
+_WORDS = {style: fold(line.removesuffix(": ")) for style, line in DECISION_LINES.items()}
+_DECISIONS = {
+    style: re.compile(rf"^[^\w\n]*(?:{word})[^\w\n]*:[^\w\n]*([a-z]+)[^\w\n]*$", re.MULTILINE)
+    for style, word in (_WORDS | {None: "|".join(set(_WORDS.values()))}).items()
+}
 
 
 @dataclass(slots=True)
 class ThinkText:
-    """An assistant's turn in parts: `thinking` is the seed format's private one, the rest the quadruple's."""
+    """An assistant's turn in parts: `thinking` is private under a heading, the rest the quadruple's."""
 
     style: str
     final: str
@@ -42,7 +59,7 @@ class Parsed:
     """What a model's text holds.
 
     Attributes:
-        style: "seed", "quadruple", or None for a text without marks.
+        style: one of `STYLES`, or None for a text without marks.
         thinking: all private text; for the quadruple format its parts joined by newlines.
         final: text of the final part, None where no final part began.
         well_formed: the text is exactly what `build` makes of these parts.
@@ -67,16 +84,16 @@ def build(text: ThinkText) -> str:
     """
     if text.style not in STYLES:
         raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
-    seed = (("thinking", text.thinking),)
+    headed = (("thinking", text.thinking),)
     quadruple = (("task", text.task), ("safety", text.safety), ("policy", text.policy))
-    own, others = (seed, quadruple) if text.style == "seed" else (quadruple, seed)
+    own, others = (headed, quadruple) if text.style in HEADED else (quadruple, headed)
     for name, part in others:
         if part:
             raise ValueError(f"{text.style} format: part {name!r} belongs to the other format")
     for name, part in (*own, ("final", text.final)):
         if not part or part.isspace():
             raise ValueError(f"{text.style} format: part {name!r} is empty")
-        if contains_markers(part):
+        if contains_markers(part, text.style):
             raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
     return join(text)
 
@@ -94,17 +111,24 @@ def parse(text: str) -> Parsed:
     thinking = "\n".join(piece for piece in private.values() if piece)
     task, safety, policy = (private.get(tag, "") for tag in THINK_TAGS)
     answer = final or ""
-    if scanner.style == "seed":
-        filled, again = bool(thinking), ThinkText("seed", answer, thinking)
+    if scanner.style in HEADED:
+        filled, again = bool(thinking), ThinkText(scanner.style, answer, thinking)
     else:
         filled, again = all((task, safety, policy)), ThinkText("quadruple", answer, "", task, safety, policy)
     well_formed = filled and bool(answer) and join(again) == text.strip()
-    return Parsed(scanner.style, thinking, final, well_formed, decision_of(thinking), task, safety, policy)
+    decision = decision_of(thinking, scanner.style)
+    return Parsed(scanner.style, thinking, final, well_formed, decision, task, safety, policy)
 
 
-def decision_of(thinking: str) -> str | None:
-    """Return the label that a thinking part states in its last `判定:` line, None where it states none."""
-    stated = _DECISION.findall(fold(thinking))
+def decision_of(thinking: str, style: str | None = None) -> str | None:
+    """Return the label that a thinking part states in the last line of a decision, None where it states none.
+
+    The line is that of `style` (`判定:`, `Decision:`); of any, where no style is given.
+    """
+    # Folding a whole text costs much: no other character folds to 判, and English counts as one writes it.
+    if not ("判" in thinking or "ecision" in thinking or "ECISION" in thinking):
+        return None
+    stated = _DECISIONS[style].findall(fold(thinking))
     label = stated[-1].upper() if stated else None
     return label if label in LABELS else None
 
@@ -114,34 +138,40 @@ class Spans:
     """Where the parts of a well-formed assistant's turn lie, in characters.
 
     Attributes:
+        style: one of `STYLES`, None in a text without thinking.
         final: where the final part begins, its mark included; 0 in a text without thinking.
         decision: begin and end of the label in the decision line, None where no decision is stated.
     """
 
+    style: str | None
     final: int
     decision: tuple[int, int] | None
 
 
 def spans(text: str) -> Spans:
     """Tell the parts of a text apart that `build` or `join` made; any other text is one final part."""
-    if text.startswith(SEED_THINKING):
-        final = thinking_end = text.rfind(f"\n{SEED_FINAL}\n") + 1
+    style = next((one for one, (heading, _) in HEADED.items() if text.startswith(f"{heading}\n")), None)
+    if style:
+        final = thinking_end = text.rfind(f"\n{HEADED[style][1]}\n") + 1
     else:
+        style = "quadruple"
         final = text.rfind(f"\n<{FINAL_TAG}>") + 1
         thinking_end = text.rfind(f"</{THINK_TAGS[-1]}>", 0, final)
-    stated = list(_DECISION.finditer(fold(text[:thinking_end]))) if final else []
-    return Spans(final, stated[-1].span(1) if stated else None)
+    if not final:
+        return Spans(None, 0, None)
+    stated = list(_DECISIONS[style].finditer(fold(text[:thinking_end])))
+    return Spans(style, final, stated[-1].span(1) if stated else None)
 
 
-def with_decision(thinking: str, label: str) -> str:
-    """Return the thinking with the line that states the decision at its end.
+def with_decision(thinking: str, label: str, style: str = "seed") -> str:
+    """Return the thinking with the line that states the decision, as `style` has it, at its end.
 
     Raises:
         ValueError: unknown label.
     """
     if label not in LABELS:
         raise ValueError(f"label {label!r}: expected one of {', '.join(LABELS)}")
-    return f"{thinking.strip()}\n判定: {label}".strip()
+    return f"{thinking.strip()}\n{DECISION_LINES[style]}{label}".strip()
 
 
 def rejoin(thinking: str, content: str, style: str) -> str:
@@ -159,6 +189,6 @@ _QUADRUPLE = "\n".join(f"<{tag}>%s</{tag}>" for tag in (*THINK_TAGS, FINAL_TAG))
 
 def join(text: ThinkText) -> str:
     """Return what `build` returns, without a look at the parts: for parts known to hold no mark."""
-    if text.style == "seed":
-        return rejoin(text.thinking, text.final, "seed")
+    if text.style in HEADED:
+        return rejoin(text.thinking, text.final, text.style)
     return _QUADRUPLE % (text.task.strip(), text.safety.strip(), text.policy.strip(), text.final.strip())

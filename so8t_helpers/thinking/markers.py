@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 from so8t_helpers.thinking.folding import FILLER, OPENING, OTHER_FORMS, fold
-
-SEED_THINKING = "# 思考ステップ"
-SEED_FINAL = "# 最終回答"
-THINK_TAGS = ("think-task", "think-safety", "think-policy")
-FINAL_TAG = "final"
-
-# No decision needs more characters than this after the first of a mark: it bounds what is held back.
-WINDOW = 64
-# With more before it on its line, even if blank, nothing is a heading.
-LINE_START = 80
+from so8t_helpers.thinking.headings import ENGLISH_LETTERS, bare_heading, english_heading, heading
+from so8t_helpers.thinking.spelling import (
+    FINAL_TAG,
+    LINE_START,
+    MORE,
+    THINK_TAGS,
+    WINDOW,
+    Marker,
+    More,
+    slips,
+)
 
 # Where a mark may begin. Most of what looks like one is ruled out here, where it costs least: by a character
 # that cannot go on a mark, a name too short for one (`<td>`, `a < b です`), or a heading's first two letters.
@@ -34,7 +34,8 @@ CANDIDATE = re.compile(
     rf"""[<&\[\#\\%思{_OTHERS}](?i:"""
     rf"""(?<=<)(?![\s/]{{0,4}}[a-z0-9]{{0,3}}\s{{0,2}}[=()%&#<>\]{{}}ぁ-ゖァ-ヺ一-鿿])(?![^\s/\\|{_MAY_FOLLOW}])"""
     r"""|(?<=&)(?![^al#\x80-\U0010ffff])|(?<=\[)(?![^\s/\\trf\-_*'"`\x80-\U0010ffff])"""
-    rf"""|(?<=\#)(?![^#\s*_\[\x80-\U0010ffff])(?![#\ *_]{{0,8}}{_PLAIN_LETTER}{{2}})"""
+    rf"""|(?<=\#)(?![^#\s*_\[{ENGLISH_LETTERS}\x80-\U0010ffff])"""
+    rf"""(?![#\ *_]{{0,8}}(?!.?[{ENGLISH_LETTERS}]){_PLAIN_LETTER}{{2}})"""
     rf"""|(?<=\\)(?![^ux])(?!u[^0])(?!x[^3])|(?<=%)(?![^3])(?!3[^c])|(?<=思)(?!考?[ぁ-ん])|(?<=[{_OTHERS}]))"""
 )
 
@@ -46,43 +47,26 @@ _EXACT_TAGS = frozenset(_TAG_OF.values())
 _EARLY_LETTERS = frozenset("tfrhie")
 
 
-class Marker(NamedTuple):
-    """One mark found in a text; `exact` ones alone may open a final part or close a block.
-
-    Attributes:
-        kind: "open", "close" (a thinking block), "final", "final_close", "special" (`<|end|>` and the like).
-        name: the block's name: "think-task", "seed" for a heading, "final".
-        length: characters from the first of the mark to the end of what belongs to it.
-    """
-
-    kind: str
-    name: str
-    exact: bool
-    length: int
-
-
-class More:
-    """The window ends before it is clear whether a mark is there."""
-
-
-MORE = More()
-
-
-def find_marker(window: str, at_end: bool, line: str) -> Marker | More | None:
+def find_marker(window: str, at_end: bool, line: str, style: str | None) -> Marker | More | None:
     """Decide what begins at the first character of `window`.
 
     Args:
         window: at most `WINDOW` characters; fewer only where the text (so far) ends.
         line: what stands before it on its line, at least the first `LINE_START` characters.
+        style: of the text so far, None before its first mark.
     """
     if canonical := _CANONICAL.match(window):
         return _CANONICAL_MARKERS[canonical.group()]
     folded = fold(window)
     first = folded[0]
     if first == "#":
-        return _heading(folded, at_end, len(line) < LINE_START and not line.strip())
+        line_blank = len(line) < LINE_START and not line.strip()
+        found = heading(folded, at_end, line_blank)
+        if found is None and style in {None, "english"}:
+            found = english_heading(window, folded, at_end, line_blank, style is None)
+        return found
     if first == "思":
-        return _bare_heading(folded, at_end, fold(line)) if len(line) < LINE_START else None
+        return bare_heading(folded, at_end, fold(line)) if len(line) < LINE_START else None
     if first in "&/%":
         return _escaped_tag(folded, at_end)
     return _tag(folded, 1, at_end, first)
@@ -166,23 +150,9 @@ def _meant_name(letters: str, name: str) -> str | None:
     first = _NOT_LETTERS.sub("", words[0]) if words else ""
     for known in _NAMES:
         allowed = 1 if len(known) < 9 else 2
-        if abs(len(first) - len(known)) <= allowed and _slips(first, known) <= allowed:
+        if abs(len(first) - len(known)) <= allowed and slips(first, known) <= allowed:
             return _TAG_OF[known]
     return "think" if letters.startswith("think") else None
-
-
-def _slips(a: str, b: str) -> int:
-    """Count the slips between two words: letters left out, put in, replaced, swapped with the next."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        above, before, row = before, row, [i]
-        for j, y in enumerate(b, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                cost = min(cost, above[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
 
 
 def _control_token(folded: str, start: int, at_end: bool) -> Marker | More | None:
@@ -195,85 +165,3 @@ def _control_token(folded: str, start: int, at_end: bool) -> Marker | More | Non
     if name in _ROLES or (name and folded[end : end + 1] in {"|", ">"}):
         return Marker("special", "", True, end)
     return None
-
-
-def _reading(title: str) -> str:
-    """Return a title in full-size katakana, so that `すてっぷ` and `ステツプ` read like `ステップ`."""
-    return title.translate(_KANA)
-
-
-_HIRAGANA = {code: chr(code + 0x60) for code in range(0x3041, 0x3097)}
-_SMALL = dict(zip("ァィゥェォッャュョ", "アイウエオツヤユヨ", strict=True))
-_KANA = {code: _SMALL.get(kana, kana) for code, kana in _HIRAGANA.items()} | str.maketrans(_SMALL)
-_STEP_TITLE, _FINAL_TITLE = fold(SEED_THINKING[2:]), fold(SEED_FINAL[2:])
-_TITLES = ((_reading(_STEP_TITLE), "open"), (_reading(_FINAL_TITLE), "final"))
-# Other words for the same, Chinese ones among them: the base model's languages run into each other.
-_OTHER_TITLES = ("思考ス", "思考プロセス", "思考過程", "思考过程", "思考手順", "思考内容", "思考步")
-_TITLE_STARTS = tuple(_reading(fold(title)) for title in _OTHER_TITLES)
-_THINKING_ALONE = re.compile(r"思考[\W\d]*(?:$|:)")
-# What one of a title's first two characters is even after one slip.
-_EARLY_TITLE = frozenset(_STEP_TITLE[:3] + _FINAL_TITLE[:3])
-_TITLE_LENGTH = 8  # one more than the longest title with a slip
-_HEADING_LEAD = re.compile(rf"[# \t*_\[「{FILLER}]+")
-_UNSEEN = re.compile(rf"[\s{FILLER}]+")
-_BARE_STEP = re.compile(f"{FILLER}*".join(_STEP_TITLE) + r"[^\w\n:]*\d*[^\w\n:]*")
-_BRACKETED = re.compile(rf"思{FILLER}*考[\s{FILLER}]*[>»\]]")
-_BRACKET_BEFORE = re.compile(rf"[<«\[/][\s{FILLER}]*$")
-
-
-def _heading(folded: str, at_end: bool, line_blank: bool) -> Marker | More | None:
-    """Read a heading of the seed format; only a whole line `# 最終回答` opens a final part."""
-    lead = _HEADING_LEAD.match(folded)
-    assert lead  # The first character is "#".
-    line, newline, _ = folded[lead.end() :].partition("\n")
-    title = _UNSEEN.sub("", line)
-    if len(title) > 1 and _EARLY_TITLE.isdisjoint(title[:2]):
-        return None
-    full = len(folded) == WINDOW
-    if not (newline or len(title) >= _TITLE_LENGTH or full or at_end):
-        return MORE
-    kind = _meant_title(title[:_TITLE_LENGTH])
-    if kind is None:
-        return None
-    whole = line.replace(FILLER, "").strip() in {_STEP_TITLE, _FINAL_TITLE}
-    at_line_end = bool(newline) or (at_end and not full)
-    if whole and at_line_end and line_blank and not lead.group().strip(f"# \t{FILLER}"):
-        return Marker(kind, "seed", True, lead.end() + len(line) + len(newline))
-    return Marker(kind, "seed", False, lead.end())
-
-
-@lru_cache(maxsize=4096)
-def _meant_title(title: str) -> str | None:
-    """Return "open" or "final" where a heading begins with a title, or one with one slip; else None."""
-    read = _reading(title)
-    for known, kind in _TITLES:
-        lengths = (len(known) - 1, len(known), len(known) + 1)
-        if any(_slips(read[:length], known) <= 1 for length in lengths):
-            return kind
-    return "open" if read.startswith(_TITLE_STARTS) or _THINKING_ALONE.match(title) else None
-
-
-def _bare_heading(folded: str, at_end: bool, line: str) -> Marker | More | None:
-    """Read `思考ステップ` without its `#`: it begins thinking where it stands alone or before a colon.
-
-    Bullets, numbers and brackets may stand before it, and some signs after it; `<思考>` counts as well.
-    """
-    unsettled = len(folded) < WINDOW and not at_end
-    if _BRACKET_BEFORE.search(line):
-        if _BRACKETED.match(folded):
-            return Marker("open", "seed", False, 2)
-        if unsettled and _BRACKETED_SO_FAR.fullmatch(folded):
-            return MORE
-    if any(map(str.isalpha, line)):
-        return None
-    title = _BARE_STEP.match(folded)
-    if title is None:
-        return MORE if unsettled and _STEP_TITLE.startswith(folded.replace(FILLER, "")) else None
-    end = title.end()
-    if end == len(folded) and unsettled:
-        return MORE
-    alone = folded[end : end + 1] in {"", "\n", ":"} or any(sign in title.group() for sign in "-=|<«[#&/%")
-    return Marker("open", "seed", False, end) if alone else None
-
-
-_BRACKETED_SO_FAR = re.compile(rf"思{FILLER}*(?:考[\s{FILLER}]*)?")

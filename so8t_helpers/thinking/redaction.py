@@ -84,6 +84,6 @@ def final_of_separated(thinking: str, content: str, style: str) -> str:
     if not thinking.strip():
         return final_only(content)
     content = content.strip().removesuffix("</final>").strip()
-    if contains_markers(content) or final_only(rejoin(thinking, content, style)) != content:
+    if contains_markers(content, style) or final_only(rejoin(thinking, content, style)) != content:
         return REFUSAL_TEXT
     return content

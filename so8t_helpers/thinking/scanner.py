@@ -6,13 +6,15 @@ never depends on how the stream was cut.
 A final part begins where the thinking is over and nowhere else: every block that was opened has been closed
 by its own name, some block has been closed unless nothing at all stands before, and only white space stands
 before the final mark on its line (or since the last closing mark). A thinking that was never opened and
-speaks of `<final>` in passing therefore opens nothing. A mark inside a final part, of whatever kind, ends it,
-and after a final part nothing counts any more.
+speaks of `<final>` in passing therefore opens nothing. A final heading closes the thinking of its own format
+alone, so where formats are mixed in one thinking no final part begins. A mark inside a final part, of
+whatever kind, ends it, and after a final part nothing counts any more.
 """
 
 from __future__ import annotations
 
-from so8t_helpers.thinking.markers import CANDIDATE, LINE_START, WINDOW, Marker, More, find_marker
+from so8t_helpers.thinking.markers import CANDIDATE, find_marker
+from so8t_helpers.thinking.spelling import LINE_START, WINDOW, Marker, More
 
 _GLANCE = 16
 # Only headings mind what stands before them on their line.
@@ -26,12 +28,13 @@ class Scanner:
     to no part.
 
     Attributes:
-        style: "seed" or "quadruple" by the first mark, None so far.
+        style: "seed", "quadruple" or "english" by the first mark, None so far. The English headings are marks
+            in a text of that style alone.
         state: "outside" (thinking included), "final" or "ended".
     """
 
-    def __init__(self) -> None:
-        self.style: str | None = None
+    def __init__(self, style: str | None = None) -> None:
+        self.style = style
         self.marks = 0
         self.state = "outside"
         self._held = ""
@@ -90,10 +93,10 @@ class Scanner:
         """Decide on few characters where that is enough: most candidates are none, or are short."""
         line = self._line_before(text, start) if text[start] in _HEADING_STARTS else ""
         if start + _GLANCE < len(text):
-            marker = find_marker(text[start : start + _GLANCE], False, line)
+            marker = find_marker(text[start : start + _GLANCE], False, line, self.style)
             if not isinstance(marker, More):
                 return marker
-        return find_marker(text[start : start + WINDOW], at_end, line)
+        return find_marker(text[start : start + WINDOW], at_end, line, self.style)
 
     def _take(self, text: str, pieces: list[tuple[str, str]]) -> None:
         if not text:
@@ -117,7 +120,7 @@ class Scanner:
         self.marks += 1
         kind, name = marker.kind, marker.name
         if self.style is None and kind != "special":
-            self.style = "seed" if name == "seed" else "quadruple"
+            self.style = name if name in {"seed", "english"} else "quadruple"
         if self.state == "final" or kind == "special":
             self.state = "ended"
         elif kind == "open":
@@ -136,7 +139,7 @@ class Scanner:
         self._line, self._line_from = "", end
 
     def _thinking_is_over(self, name: str, text: str, start: int) -> bool:
-        # Only the seed format's final heading closes a block, its own: the others must be closed before.
+        # Only a format's final heading closes a block, its own: the others must be closed before.
         if self._open:
             return all(block == name for block in self._open)
         line = self._line_before(text, start)
@@ -144,11 +147,14 @@ class Scanner:
         return alone and (self._closed_one or self._nothing_yet)
 
 
-def contains_markers(text: str) -> bool:
-    """Say whether `text` holds anything that the scanner would take for a mark, exact or not."""
+def contains_markers(text: str, style: str | None = None) -> bool:
+    """Say whether `text` holds anything that the scanner would take for a mark in a text of `style`.
+
+    Exact or not; the English headings count for "english" alone.
+    """
     if CANDIDATE.search(text) is None:
         return False
-    scanner = Scanner()
+    scanner = Scanner(style or "seed")
     scanner.feed(text)
     scanner.close()
     return scanner.marks > 0

@@ -26,7 +26,6 @@ from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.workers import Workers
 
 PARTS = ("thinking", "decision", "final")
-_CHUNK = 512  # tokens whose logits exist at a time
 # Of a held-out token over a trained one: forward alone, against forward and a backward pass without gradients
 # of the frozen weights; a third where layers are recomputed (measured: 0.49 on a CPU, 0.32 on an H100).
 _COST = 1 / 2
@@ -49,9 +48,9 @@ class HeldOutDocument:
     choices: np.ndarray
 
 
-def label_tokens(tokenizer: Any) -> list[list[int]]:
-    """Return the tokens of each label as the decision line has them, in the order of LABELS."""
-    texts = [think_format.with_decision("。", label) for label in think_format.LABELS]
+def label_tokens(tokenizer: Any, style: str = "seed") -> list[list[int]]:
+    """Return the tokens of each label as a format's decision line has them, in the order of LABELS."""
+    texts = [think_format.with_decision("。", label, style) for label in think_format.LABELS]
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     shared = next(k for k, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1)
     return [row[shared:] for row in rows]
@@ -76,7 +75,7 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         SettingsError: as `batches.tokenize`.
     """
     documents = batches.tokenize(rows, tokenizer, length)
-    labels = label_tokens(tokenizer)
+    labels_of = {style: label_tokens(tokenizer, style) for style in think_format.STYLES}
     dialect = of_tokenizer(tokenizer)
     texts = [dialect.render(row["messages"]) for row in rows]
     offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -86,8 +85,9 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
         spans = think_format.spans(row["messages"][-1]["content"])
         ends = np.array([end for _, end in places[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)
-        choices = np.full((len(ends), len(labels)), -1)
-        if spans.decision:
+        choices = np.full((len(ends), len(think_format.LABELS)), -1)
+        if spans.style and spans.decision:
+            labels = labels_of[spans.style]
             start, stop = spans.decision
             inside = (ends > start) & (ends <= stop)
             parts[inside] = 1
@@ -251,8 +251,8 @@ class HeldOut:
         x = step.embedded
         for segment in self.segments:
             x = segment.forward_only(x, packed)
-        for start in range(0, len(x), _CHUNK):
-            rows = slice(start, start + _CHUNK)
+        for start in range(0, len(x), step.loss_rows):
+            rows = slice(start, start + step.loss_rows)
             hidden = rms_norm(x[rows], step.base.final_norm, step.base.shape.rms_eps)
             logits = (hidden @ step.base.head.t()).float()  # (chunk, vocab)
             targets = step.targets[rows]

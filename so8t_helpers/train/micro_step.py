@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from so8t_helpers.phi3.lora_folder import lora_scale
-from so8t_helpers.phi3.shape import rope_tables
+from so8t_helpers.phi3.shape import logit_rows, rope_tables
 from so8t_helpers.settings import Settings
 from so8t_helpers.train import pet
 from so8t_helpers.train.adapters import Adapters
@@ -22,7 +22,6 @@ from so8t_helpers.train.layers import LayerConfig, Packed, attention_half, mlp_h
 from so8t_helpers.train.offload import DeviceInputs, HostInputs
 from so8t_helpers.train.segment import Segment, keeping_little
 
-_LOSS_CHUNK = 512  # tokens whose logits exist at a time: 512 x 32,064 float32 is 63 MiB
 _NORM_CHUNK = 4096  # tokens whose final norm is differentiated at a time, with five float32 copies of them
 
 
@@ -57,6 +56,7 @@ class MicroStep:
         segments: what is run again and differentiated at a time: the attention and the MLP half of a layer,
             the latter in `tiles` parts of the tokens. So neither half's last product is run again, and the
             activations of one are gone when the other's come. The last `keep` keep theirs.
+        loss_rows: tokens whose logits exist at a time.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class MicroStep:
             )
         ]
         self.first_kept = len(self.segments) - keep
+        self.loss_rows = logit_rows(len(base.head))
         self.cos, self.sin = rope_tables(base.shape, length, device)
         # Static buffers: a captured graph reads from fixed addresses.
         total = length * settings.training.batch_size
@@ -222,9 +223,9 @@ class MicroStep:
         grad = torch.empty_like(hidden)
         valid = pet.valid_positions(self.documents)
         relative = self.pet.enabled and self.pet.relative
-        scale = pet.inverse_scale(hidden, valid, _LOSS_CHUNK) if relative else None
-        for start in range(0, len(hidden), _LOSS_CHUNK):
-            end = min(start + _LOSS_CHUNK, len(hidden))
+        scale = pet.inverse_scale(hidden, valid, self.loss_rows) if relative else None
+        for start in range(0, len(hidden), self.loss_rows):
+            end = min(start + self.loss_rows, len(hidden))
             logits = hidden[start:end] @ self.base.head.t()  # (chunk, vocab)
             task, gradient = self.token_loss(
                 logits, self.targets[start:end], self.per_target * self.loss_scale

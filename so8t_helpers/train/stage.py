@@ -69,8 +69,7 @@ def check(settings: Settings) -> None:
 def train(settings: Settings) -> dict[str, Any]:
     """Carry out 02_train and return what it did in a few figures (the manifest's facts).
 
-    Raises:
-        SettingsError, StageError: before any long work, when something does not fit.
+    Raises SettingsError or StageError before any long work, when something does not fit.
     """
     if settings.run.processes > 1 and not launched():
         return launch(settings)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from so8t_helpers.phi3.source import hub_cache
+from so8t_helpers.phi3.source import hub_cache, local_base
 from so8t_helpers.run.files import StageError, free_bytes
+from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.stage import STAGE_TITLES, STAGES
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
-from so8t_helpers.verbs.needs import GIB, Needs, check_stage, estimate
+from so8t_helpers.verbs.needs import GIB, Needs, check_stage, estimate, host_memory
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
 
@@ -91,14 +92,24 @@ def _numbers(settings: Settings) -> Finding:
 def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
     import torch  # noqa: PLC0415
 
+    takes = needs.training
     if torch.cuda.is_available():
         have, where = torch.cuda.get_device_properties(0).total_memory, "the card"
+    elif llama_source(settings.model.base) and local_base(settings) is None:
+        yield Finding(
+            NOTE, "memory", "what training takes is known once the base is imported, as a run begins"
+        )
+        return
     else:
+        try:
+            takes = host_memory(settings)
+        except SettingsError:  # no Phi3: the stage that stops at it says so
+            return
         have, where = psutil.virtual_memory().available, "free RAM"
     if settings.training.memory_gib != "auto":
         have, where = int(settings.training.memory_gib * GIB), "training.memory_gib"
-    text = f"training takes about {needs.training / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
-    yield Finding(GOOD if needs.training <= have else BAD, "memory", text)
+    text = f"training takes about {takes / GIB:.1f} GiB of {have / GIB:.1f} GiB ({where})"
+    yield Finding(GOOD if takes <= have else BAD, "memory", text)
 
 
 def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:

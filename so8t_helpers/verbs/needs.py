@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from so8t_helpers.dataset.reading import matching
 from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache, imported_bytes, local_base
 from so8t_helpers.run.files import check_disk
 from so8t_helpers.run.origin import llama_source
-from so8t_helpers.run.stage import STAGES, manifest_path
+from so8t_helpers.run.stage import STAGES, manifest_path, stage_input
 from so8t_helpers.settings import Settings
 
 _ROOMS = dict(zip(STAGES, ("dataset", "train", "bake", "gguf", "evaluate"), strict=True))
 GIB = 2**30
 # Phi-3.5-mini, which a hub id stands for before it has been downloaded: 3.82 G weights of 16 bits.
 PHI35_BYTES = 7_642_159_104
+_PHI35 = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 131072,
+    "vocab_size": 32064,
+}
 DEMO_BYTES = 16_000_000
 # Peak on the card with everything recomputed (benchmarks/results/train_gpu.json): 4.80 GiB at 2,048 tokens
 # and 9.00 GiB at 49,152 in 8-bit; 4-bit weights take half.
@@ -30,7 +40,7 @@ class Needs:
 
     run: int  # what the stages will add to the run folder
     download: int  # what the hub's cache will grow by
-    training: int  # memory that 02_train takes, on the card or else in RAM
+    training: int  # memory that 02_train takes on a card
     base_known: bool  # False where the base's size had to be assumed
 
 
@@ -60,6 +70,31 @@ def estimate(settings: Settings, stages: tuple[str, ...] = STAGES) -> Needs:
     )
 
 
+def host_memory(settings: Settings) -> int:
+    """Estimate the RAM that 02_train takes where there is no card.
+
+    A base that is not here yet is taken as Phi-3.5-mini. Torch and the training's room are imported here.
+
+    Raises:
+        SettingsError: the base's config.json is none of a Phi3.
+    """
+    from so8t_helpers.phi3.shape import read_shape, shape_of  # noqa: PLC0415
+    from so8t_helpers.train import machine  # noqa: PLC0415
+
+    config = next(_base_place(settings).glob("**/config.json"), None)
+    if config is not None:
+        shape = read_shape(config.parent)
+    elif settings.model.base == "demo":
+        from so8t_helpers.demo.base_model import CONFIG  # noqa: PLC0415
+
+        shape = shape_of(CONFIG, Path("demo"))
+    else:
+        shape = shape_of(_PHI35, Path("Phi-3.5-mini"))
+    rows = stage_input(settings, settings.training.dataset_dir, "01_dataset") / "train.jsonl"
+    size = rows.stat().st_size if rows.is_file() else 3 * _input_bytes(settings)
+    return machine.host_memory(shape, settings) + int(2 * size)  # the rows as Python's objects, and tokens
+
+
 def check_stage(settings: Settings, stage: str) -> None:
     """Raise SettingsError or StageError for what would stop a stage, as far as it can be known now.
 
@@ -79,16 +114,18 @@ def check_room(settings: Settings, stages: tuple[str, ...]) -> None:
 
 def base_bytes(settings: Settings) -> tuple[int, bool]:
     """Return the size of the base's 16-bit weights, and whether they are on this machine already."""
-    base = settings.model.base
-    if base == "demo":
+    if settings.model.base == "demo":
         return DEMO_BYTES, True
-    folder = local_base(settings)
-    if folder is None and (source := llama_source(base)) is not None and source.exists():
+    if local_base(settings) is None and (source := llama_source(settings.model.base)) and source.exists():
         return imported_bytes(source), True
-    if folder is None:
-        folder = hub_cache(settings) / f"models--{base.replace('/', '--')}" / "snapshots"
-    size = sum(path.stat().st_size for path in folder.glob("**/*.safetensors"))
+    size = sum(path.stat().st_size for path in _base_place(settings).glob("**/*.safetensors"))
     return (size, True) if size else (PHI35_BYTES, False)
+
+
+def _base_place(settings: Settings) -> Path:
+    """Return the base's folder, or where the hub's snapshots of it lie; it need not be there."""
+    cached = hub_cache(settings) / f"models--{settings.model.base.replace('/', '--')}" / "snapshots"
+    return local_base(settings) or cached
 
 
 def _input_bytes(settings: Settings) -> float:
