@@ -1,12 +1,13 @@
 """SmolLM2-135M learns GSM8K on one card: LoRA's rate, gates and PET, and the finished model on the test part.
 
-    python benchmarks/real_model_gpu.py --root FOLDER [--seconds 540]
+    python benchmarks/real_model_gpu.py --root FOLDER [--seconds 540] [--rehearse]
 
 `FOLDER/runs/smollm2` and `FOLDER/runs/gsm8k-test` hold finished 01_dataset stages of GSM8K's training part (a
 share of it held out, on which the rates are compared) and of its test part; `params/smollm2.yaml` says how.
 Trains one arm after another, then the run itself at the best rate through its notebook, bakes it, and lets
 base and baked model answer the whole test part, greedily. What is done is kept in FOLDER/real_model_gpu.json
 and not repeated; what there is no time for is left out. Results go to results/real_model_gpu.json.
+`--rehearse` takes two short steps an arm and eight questions, to see that all parts run; no results then.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "float16": {"training": {"precision": "fp16"}},
 }
 BATCH, MOST_TOKENS = 256, 320
+REHEARSAL = {"max_steps": 2, "gradient_accumulation": 1, "sequence_length": 512, "eval_samples": 4}
+REHEARSE = "--rehearse" in sys.argv
 
 
 class Work:
@@ -75,7 +78,7 @@ class Work:
 def settings_of(root: Path, name: str, rate: float, overrides: dict[str, Any]) -> Settings:
     """The profile with its runs in `root`, at one rate of LoRA."""
     training = {"dataset_dir": str(root / "runs" / "smollm2" / "01_dataset"), "learning_rate": rate}
-    training |= overrides.get("training", {})
+    training |= overrides.get("training", {}) | (REHEARSAL if REHEARSE else {})
     places = {"name": name, "root": str(root / "runs"), "reports_root": str(root / "reports")}
     return load_settings("smollm2", overrides | {"run": places, "training": training, "model": model(root)})
 
@@ -114,7 +117,8 @@ def run_notebook(root: Path, rate: float) -> dict[str, Any]:
         "run.root": root / "runs",
         "run.reports_root": root / "reports",
         "model.base": model(root)["base"],
-        "training.learning_rate": f"{rate!r}",
+        "training.learning_rate": repr(rate),
+        **{f"training.{key}": value for key, value in (REHEARSAL if REHEARSE else {}).items()},
     }
     chosen = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     started = time.monotonic()
@@ -155,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     root = options.root.resolve()
     work = Work(root / "real_model_gpu.json", options.seconds)
@@ -168,7 +173,7 @@ def main() -> None:
     settings = settings.model_copy(
         update={"training": settings.training.model_copy(update={"dataset_dir": None})}
     )
-    rows = read_jsonl(root / "runs" / "gsm8k-test" / "01_dataset" / "eval.jsonl")
+    rows = read_jsonl(root / "runs" / "gsm8k-test" / "01_dataset" / "eval.jsonl")[: 8 if REHEARSE else None]
     work.part("baking", 60, lambda: bake(settings))
     work.part("test, baked", 120, lambda: answer(settings.run_dir / "03_bake" / "model", rows))
     for name, overrides in ARMS.items():
@@ -177,7 +182,8 @@ def main() -> None:
     work.part("test, base", 120, lambda: answer(base_folder(settings), rows))
     work.part(f"rate {RATES[3]:g}", 45, lambda: train(settings_of(root, "rate-low", RATES[3], {})))
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    write_claims("real_model_gpu", {"card": card, **work.done}, [])
+    if not REHEARSE:
+        write_claims("real_model_gpu", {"card": card, **work.done}, [])
 
 
 if __name__ == "__main__":

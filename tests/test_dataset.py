@@ -241,7 +241,7 @@ def test_a_test_set_can_be_held_out_whole(tmp_path, base):
     assert (built.directory / "train.jsonl").read_bytes() == b""
     for draw in (plots.flow, plots.labels, plots.domains, plots.lengths):
         draw(built.card)
-    assert "held out" in plots.sample_html(plots.draw_samples(built.directory / "train.jsonl"))
+    assert len(plots.draw_samples(built.directory, count=5)) == 5
 
 
 def test_missing_inputs_name_the_pattern(tmp_path, base):

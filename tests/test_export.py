@@ -88,7 +88,7 @@ def test_the_demo_s_zip_holds_the_thinking_of_its_ten_chosen_samples_and_no_othe
         everything = "".join(archive.read(name).decode() for name in archive.namelist())
     assert path.stat().st_size < 5_000_000
     rows = [row for split in ("train", "eval") for row in read_jsonl(_split(demo_run, split))]
-    chosen = draw_samples(_split(demo_run, "train"), count=10, seed=demo_run.run.seed)
+    chosen = draw_samples(_split(demo_run, "train").parent, count=10, seed=demo_run.run.seed)
     thoughts = {html.escape(row["thinking"]) for row in rows if row["thinking"]}
     shown = {html.escape(row["thinking"]) for row in chosen}
     assert len(thoughts) > 500

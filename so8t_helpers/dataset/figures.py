@@ -140,12 +140,13 @@ def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
     return table.sort_values(["reason", "line"], ignore_index=True)
 
 
-def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
-    """Return samples drawn at random from a JSONL file, without reading all of it."""
+def draw_samples(directory: Path, count: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+    """Return training samples drawn at random, without reading all; held-out ones where all are held out."""
+    paths = [directory / f"{split}.jsonl" for split in ("train", "eval")]
+    path = next(path for path in paths if path.stat().st_size)
     found: dict[str, dict[str, Any]] = {}
-    size = path.stat().st_size
     with path.open("rb") as file:
-        for offset in np.random.default_rng(seed).integers(0, size, 20 * count) if size else ():
+        for offset in np.random.default_rng(seed).integers(0, path.stat().st_size, 20 * count):
             file.seek(int(offset))
             file.readline()
             line = file.readline()
@@ -161,7 +162,7 @@ def draw_samples(path: Path, count: int = 10, seed: int = 0) -> list[dict[str, A
 
 def sample_html(samples: list[dict[str, Any]]) -> str:
     """Show samples as a reader would see them: the question, the private thinking folded, the answer."""
-    return "\n".join(map(_one_sample, samples)) or "<p>None: all records are held out.</p>"
+    return "\n".join(map(_one_sample, samples))
 
 
 def _one_sample(row: dict[str, Any]) -> str:
