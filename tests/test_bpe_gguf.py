@@ -149,7 +149,7 @@ def test_a_token_that_llama_cpp_would_put_before_every_prompt_is_refused(tmp_pat
     path = folder / "tokenizer_config.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**said, "add_bos_token": True}), encoding="utf-8")
-    with pytest.raises(StageError, match=r"\[0, .*training does not add; set add_bos_token"):
+    with pytest.raises(StageError, match=r"\[1, .*training does not add; set add_bos_token"):
         export(make_settings(tmp_path, folder, types=["f16"]))
 
 

@@ -135,7 +135,7 @@ def test_parts_cover_every_target_and_the_label_is_the_decision(base: Path):
 
 
 def test_english_turns_have_the_same_parts(base: Path):
-    tokenizer = batches.load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     for label in LABELS:
         thinking = think_format.with_decision("So it is.", label, "english")
         answer = think_format.build(ThinkText("english", "It is 72.", thinking))

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
+from so8t_helpers.demo.tokenizer import ADDED_TOKENS, CHAT_TEMPLATE
 from so8t_helpers.run import files, origin
 from so8t_helpers.run import stage as run_stage
 from so8t_helpers.settings import Settings, SettingsError, validate
@@ -69,6 +70,10 @@ def write_gguf(path: Path, provenance: str | None) -> None:
     writer = gguf.GGUFWriter(path, "phi3")
     if provenance is not None:
         writer.add_string(origin.GGUF_KEY, provenance)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_token_list(ADDED_TOKENS)
+    writer.add_token_types([gguf.TokenType.CONTROL] * len(ADDED_TOKENS))
+    writer.add_eos_token_id(0)
     writer.add_tensor("x", np.zeros(4, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

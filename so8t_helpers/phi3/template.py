@@ -7,6 +7,7 @@ Phi-3.5, Phi-4 and Phi-4-mini differ in these texts alone; so do the templates o
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -133,9 +134,8 @@ def _joints(template: str, tokens: Mapping[str, str], source: str) -> tuple[dict
 
     if _takes_system(compiled, tokens):
         look([_SYSTEM, _CHAT[0]], ask=True)
-    for count in range(1, len(_CHAT) + 1):
-        look(_CHAT[:count], ask=count % 2 == 1)
-    look(_CHAT[:1], ask=False)
+    for count, ask in itertools.product(range(1, len(_CHAT) + 1), (True, False)):
+        look(_CHAT[:count], ask)
     if joints["user", ASK] != joints["user", "assistant"]:
         raise SettingsError(
             f"{source}: the chat template asks for an answer with {joints['user', ASK]!r} but writes one "
