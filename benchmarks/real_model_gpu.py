@@ -90,19 +90,18 @@ def model(root: Path) -> dict[str, str]:
 
 def train(settings: Settings) -> dict[str, Any]:
     """Train in this process, and return what it came to on the held-out records."""
-    started = time.monotonic()
     train_stage.train(settings)
-    return outcome(settings, time.monotonic() - started)
+    return outcome(settings)
 
 
-def outcome(settings: Settings, seconds: float) -> dict[str, Any]:
+def outcome(settings: Settings) -> dict[str, Any]:
     """The figures of a finished training."""
     folder, manifest = settings.run_dir / "02_train", read_manifest(settings, "02_train")
     assert manifest is not None
     held, steps = pd.read_parquet(folder / "heldout.parquet"), pd.read_parquet(folder / "metrics.parquet")
     last = held.iloc[-1]
     found = {f"held-out {part}": float(last[part]) for part in ("loss", "thinking", "final")}
-    found |= {"first held-out loss": float(held.iloc[0]["loss"]), "seconds": round(seconds, 1)}
+    found |= {"first held-out loss": float(held.iloc[0]["loss"]), "seconds": manifest["seconds"]}
     found |= {"tokens/s": float(steps["tokens"].sum() / steps["seconds"].sum()), "steps": len(steps)}
     found |= {"PET loss": float(steps["pet_loss"].iloc[-20:].mean()), "speed": manifest["facts"]["speed"]}
     found |= {"smallest loss scale": float(steps["loss_scale"].min())}
@@ -121,11 +120,9 @@ def run_notebook(root: Path, rate: float) -> dict[str, Any]:
         **{f"training.{key}": value for key, value in (REHEARSAL if REHEARSE else {}).items()},
     }
     chosen = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    started = time.monotonic()
     command = [sys.executable, "-m", "so8t_helpers", "run", "smollm2", "--only", "2", *chosen]
     subprocess.run(command, cwd=ROOT, check=True)
-    settings = settings_of(root, "smollm2", rate, {})
-    return outcome(settings, time.monotonic() - started)
+    return outcome(settings_of(root, "smollm2", rate, {}))
 
 
 def bake(settings: Settings) -> dict[str, Any]:

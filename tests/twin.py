@@ -6,17 +6,25 @@ It takes from `train/` the packed batches alone; rates, clipping, PET and rotati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
+from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.settings import Settings
+from so8t_helpers.so8 import rotation
+from so8t_helpers.train import batches
+from so8t_helpers.train.adapters import Adapters
 from so8t_helpers.train.batches import PackedSequence
 
 
@@ -44,6 +52,17 @@ class Twin:
     gates: dict[int, Gate]
     losses: list[float] = field(default_factory=list)
     pet: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A training of ours (`metrics`) beside the libraries'; `off` and `theirs_off` as `distance` has it."""
+
+    metrics: pd.DataFrame
+    exact: Twin
+    theirs: Twin
+    off: float
+    theirs_off: float
 
 
 def make_twin(folder: Path, settings: Settings, adapter: dict[str, Tensor], dtype: torch.dtype) -> Twin:
@@ -130,3 +149,49 @@ def _documents(sequence: PackedSequence) -> list[Tensor]:
     """Return the rows of each document, padding left out."""
     count = int(sequence.documents.max()) + 1
     return [torch.nonzero(sequence.documents == i)[:, 0] for i in range(count)]
+
+
+def files(settings: Settings) -> dict[str, Tensor]:
+    folder = settings.run_dir / "02_train" / "adapter"
+    return load_file(folder / "adapter_model.safetensors") | load_file(folder / rotation.GATES_FILE)
+
+
+def distance(found: dict[str, Tensor], exact: dict[str, Tensor], start: dict[str, Tensor]) -> float:
+    """How far numbers are from the exact ones, over how far those came from the start."""
+    off = sum((found[k].double() - exact[k].double()).square().sum() for k in exact)
+    moved = sum((exact[k].double() - start[k].double()).square().sum() for k in exact)
+    return float((off / moved).sqrt())
+
+
+def packed(
+    settings: Settings, folder: Path, metrics: pd.DataFrame
+) -> Iterator[tuple[list[PackedSequence], float, float]]:
+    """The batches as 02_train lays them out, with the rate and lambda that it recorded for each step."""
+    rows = read_jsonl(Path(str(settings.training.dataset_dir)) / "train.jsonl")
+    tokenizer = load_tokenizer(folder)
+    length = settings.training.sequence_length
+    samples = batches.tokenize(rows, tokenizer, length)
+    plan = batches.plan(settings, samples)
+    for number, groups in enumerate(plan.steps):
+        sequences = [
+            batches.build_sequence(
+                [samples[i] for i in chosen], length, tokenizer.pad_token_id or 0, plan.most_documents
+            )
+            for group in groups
+            for chosen in group
+        ]
+        yield sequences, metrics["lr"][number], metrics["pet_lambda"][number]
+
+
+def compare(settings: Settings, folder: Path, scratch: Path) -> Compared:
+    """Hold a finished 02_train against the libraries' training, in float32 and in float64, from its start."""
+    metrics = pd.read_parquet(settings.run_dir / "02_train" / "metrics.parquet")
+    Adapters(read_shape(folder), settings, torch.device("cpu")).save(scratch)
+    start = load_file(scratch / "adapter_model.safetensors") | load_file(scratch / rotation.GATES_FILE)
+    steps = list(packed(settings, folder, metrics))
+    twins = {dtype: make_twin(folder, settings, start, dtype) for dtype in (torch.float32, torch.float64)}
+    for twin in twins.values():
+        train_twin(twin, settings, steps)
+    exact, theirs = twins[torch.float64], twins[torch.float32]
+    off = distance(files(settings), numbers(exact), start)
+    return Compared(metrics, exact, theirs, off, distance(numbers(theirs), numbers(exact), start))

@@ -135,6 +135,10 @@ class MicroStep:
 
     def compile(self) -> None:
         """Compile both halves once; all layers share the code."""
+        # Each training of a process adds versions of the same functions; Dynamo gives up at the ninth, and
+        # with fullgraph that ends the training (seen at the fifth one of a process).
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit, dynamo.accumulated_recompile_limit = 1024, 8192
         compiled = {
             function: torch.compile(function, fullgraph=True, dynamic=False)
             for function in {segment.function for segment in self.segments}
