@@ -11,7 +11,13 @@ from typing import Any
 from so8t_helpers.run.files import StageError
 from so8t_helpers.run.stage import STAGES, stage_name
 from so8t_helpers.settings import SettingsError
-from so8t_helpers.verbs.arguments import parse_grid, profile_settings, run_settings, stage_range
+from so8t_helpers.verbs.arguments import (
+    parse_assignments,
+    parse_grid,
+    profile_settings,
+    run_settings,
+    stage_range,
+)
 
 USER_ERROR, STAGE_FAILED, INTERRUPTED = 2, 1, 130
 
@@ -75,6 +81,25 @@ def sweep(options: argparse.Namespace) -> int:
     failed = sum(bool(point.stopped) for point in swept)
     print(f"{name}: {len(swept) - failed} of {len(swept)} points done; comparison: {page}")
     return STAGE_FAILED if failed else 0
+
+
+def study(options: argparse.Namespace) -> int:
+    """Compare arms that were tuned alike and trained on the same seeds; the page says what holds."""
+    import logging
+
+    from so8t_helpers.study.page import make_page
+    from so8t_helpers.study.plan import load_study
+    from so8t_helpers.study.results import answer, compare
+    from so8t_helpers.study.stage import carry_out
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("so8t_helpers").setLevel(logging.INFO)  # ours alone: fonts and data bases talk much
+    overrides = parse_assignments(options.set)
+    chosen = load_study(options.profile, overrides)
+    found = carry_out(chosen)
+    page = make_page(chosen, overrides)
+    print(f"{answer(found, compare(found))}\nstudy {chosen.name}: {page}")
+    return 0
 
 
 def status(options: argparse.Namespace) -> int:
@@ -191,6 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--processes", type=int, metavar="N", help=at_once)
     verb.add_argument("--engine", choices=("process", "ray"), default="process")
     verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="the last stage of each point")
+    verb = add(study)
+    verb.usage = "so8t study [name in params/studies/ or path of a YAML file] [--set SECTION.KEY=VALUE]"
     verb = add(status)
     verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
     verb = add(compare, profile="+")

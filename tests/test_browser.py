@@ -12,10 +12,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from so8t_helpers.report.comparison import write_comparison
 from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import Settings, merge
+from so8t_helpers.study.page import make_page
+from so8t_helpers.study.plan import load_study
+from so8t_helpers.study.stage import carry_out
+from tests.small_study import small_base, small_study
 
 pytestmark = pytest.mark.slow
 CHROMIUM = Path("/usr/bin/chromium")  # the distribution's; elsewhere Playwright's own is used
-PAGES = ["../index", "index", *STAGES, "comparison"]
+PAGES = ["../index", "index", *STAGES, "comparison", "study"]
 SCHEMES, WIDTHS = ("light", "dark"), (360, 1400)
 PRINTED = (680, 1000)  # an A4 page without its margins, in CSS pixels
 
@@ -36,9 +40,22 @@ def comparison(demo_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
     return write_comparison([merge(demo_run, {"run": {"reports_root": reports}}), demo_run], "twice")
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small study."""
+    folder = tmp_path_factory.mktemp("study")
+    found = load_study(str(small_study(folder, small_base(folder / "base"), seeds=2, trials=1)))
+    carry_out(found)
+    return make_page(found, {})
+
+
 @pytest.fixture
-def page_path(name: str, demo_run: Settings, comparison: Path) -> Path:
-    return comparison if name == "comparison" else demo_run.reports_dir / f"{name}.html"
+def page_path(name: str, request: pytest.FixtureRequest) -> Path:
+    if name in {"comparison", "study"}:
+        path: Path = request.getfixturevalue(name)
+        return path
+    demo_run: Settings = request.getfixturevalue("demo_run")
+    return demo_run.reports_dir / f"{name}.html"
 
 
 def _open(browser: Browser, path: Path, scheme: str, width: int) -> tuple[Page, list[str]]:

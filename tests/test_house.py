@@ -6,7 +6,7 @@ from so8t_helpers.settings import PROJECT_ROOT
 
 HOUSE = PROJECT_ROOT / "so8t_helpers"
 STAGES = {"dataset", "train", "bake", "gguf", "evaluate"}
-HIGHER, LOWER = {"verbs", "service", "explore"}, {"engines", "report", "demo", "run", "show"}
+HIGHER, LOWER = {"verbs", "service", "explore", "study"}, {"engines", "report", "demo", "run", "show"}
 ROOMS = HIGHER | STAGES | LOWER | {"thinking", "phi3", "so8"}
 MOST_LINES = 320
 

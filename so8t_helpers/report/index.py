@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers.report.page import write_page
+from so8t_helpers.report.study import STUDIES
 from so8t_helpers.run.records import flat, known_runs, stage_states
 from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
@@ -88,10 +89,15 @@ def write_index(settings: Settings) -> Path:
         )
     rows.sort(key=lambda row: row["finished"], reverse=True)
     path = index_path(settings)
-    comparisons = sorted(page.stem for page in (path.parent / COMPARISONS).glob("*.html"))
-    finding = _finding(rows)
     return write_page(
-        path, "index.html.j2", settings, title="Runs", rows=rows, comparisons=comparisons, finding=finding
+        path,
+        "index.html.j2",
+        settings,
+        title="Runs",
+        rows=rows,
+        comparisons=sorted(page.stem for page in (path.parent / COMPARISONS).glob("*.html")),
+        studies=sorted(page.stem for page in (path.parent / STUDIES).glob("*.html")),
+        finding=_finding(rows),
     )
 
 

@@ -111,6 +111,13 @@ def read_stored(
     return stored, gates
 
 
+def count_parameters(settings: Settings, shape: Phi3Shape) -> tuple[int, int]:
+    """Return how many numbers are trained: LoRA's, and the gates'. Raises SettingsError: as `Adapters`."""
+    one_rank = sum(sum(shape.linear_shape(linear)) for linear in check_targets(settings.lora))
+    gates = len(gated_layers(settings, shape)) * rotation.count_blocks(shape.hidden_size) * rotation.FREE
+    return settings.lora.r * one_rank * shape.num_layers, gates
+
+
 class Adapters:
     """LoRA and gates of a model.
 
@@ -127,17 +134,8 @@ class Adapters:
         self.shape, self.settings = shape, settings
         self.targets = check_targets(settings.lora)
         self.layers = gated_layers(settings, shape)
-        generator = torch.Generator().manual_seed(settings.run.seed)
-        drawn: dict[tuple[int, str, str], Tensor] = {}
-        places = list(itertools.product(range(shape.num_layers), self.targets))
-        for layer, linear in places:
-            # As PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero.
-            into = shape.linear_shape(linear)[1]
-            bound, a = 1 / math.sqrt(into), torch.empty(settings.lora.r, into)
-            drawn[layer, linear, "a"] = a.uniform_(-bound, bound, generator=generator)
-        self.count_a = sum(matrix.numel() for matrix in drawn.values())
-        for layer, linear in places:
-            drawn[layer, linear, "b"] = torch.zeros(shape.linear_shape(linear)[0], settings.lora.r)
+        drawn, free = self._draw()
+        self.count_a = sum(matrix.numel() for (_, _, side), matrix in drawn.items() if side == "a")
         self.lora = nn.Parameter(torch.cat([matrix.flatten() for matrix in drawn.values()]).to(device))
         self.lora.grad = torch.zeros_like(self.lora)
         sizes = [matrix.numel() for matrix in drawn.values()]
@@ -146,17 +144,44 @@ class Adapters:
         for (key, matrix), (values, grad) in zip(drawn.items(), parts, strict=True):
             self.matrices[key] = values.view(matrix.shape).requires_grad_()
             self.matrices[key].grad = grad.view(matrix.shape)
-        free = (
-            rotation.initial_free(len(self.layers), shape.hidden_size, settings.so8t.init_scale, generator)
-            if self.layers
-            else torch.zeros(0)
-        )
         self.free = nn.Parameter(free.to(device))
         self.rotations = rotation.rotation(self.free.detach()) if self.layers else self.free.detach().clone()
         self.rotations.grad = torch.zeros_like(self.rotations)
         self._leaves = [r.requires_grad_() for r in self.rotations.unbind()]
         for leaf, grad in zip(self._leaves, self.rotations.grad, strict=False):
             leaf.grad = grad
+
+    def _draw(self) -> tuple[dict[tuple[int, str, str], Tensor], Tensor]:
+        """Return where a training of these settings starts: all A, then all B, and the gates' numbers."""
+        shape, lora = self.shape, self.settings.lora
+        generator = torch.Generator().manual_seed(self.settings.run.seed)
+        drawn: dict[tuple[int, str, str], Tensor] = {}
+        places = list(itertools.product(range(shape.num_layers), self.targets))
+        for layer, linear in places:
+            # As PEFT: Kaiming uniform with a = sqrt(5), which is U(+-1/sqrt(in)); B is zero.
+            into = shape.linear_shape(linear)[1]
+            bound, a = 1 / math.sqrt(into), torch.empty(lora.r, into)
+            drawn[layer, linear, "a"] = a.uniform_(-bound, bound, generator=generator)
+        for layer, linear in places:
+            drawn[layer, linear, "b"] = torch.zeros(shape.linear_shape(linear)[0], lora.r)
+        if not self.layers:
+            return drawn, torch.zeros(0)
+        start = self.settings.so8t.init_scale
+        return drawn, rotation.initial_free(len(self.layers), shape.hidden_size, start, generator)
+
+    def begin(self, settings: Settings) -> None:
+        """Start anew, in place, for another training of adapters of the same shape.
+
+        A micro-step, and its graph, hold their addresses and can go on using them.
+        """
+        self.settings = settings
+        drawn, free = self._draw()
+        with torch.no_grad():
+            for key, view in self.matrices.items():
+                view.copy_(drawn[key])
+            self.free.copy_(free)
+        self.refresh_rotations()
+        self.zero_grad()
 
     def groups(self) -> list[tuple[nn.Parameter, float]]:
         """Return what the optimizer updates, each with its rate over LoRA's: A and B, the gates' numbers.

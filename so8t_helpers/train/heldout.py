@@ -154,12 +154,12 @@ class Measurement:
 
     Attributes:
         sums: (documents, parts) float64, the loss in nats summed over the targets of each part.
-        right, decided: how many decisions would be chosen right of the four labels, of how many.
+        right: (documents,) int64, 1 where of the four labels the right one would be chosen, 0 where another,
+            -1 where nothing is decided.
     """
 
     sums: Tensor
-    right: int
-    decided: int
+    right: Tensor
     seconds: float
 
 
@@ -211,9 +211,9 @@ class HeldOut:
             else:
                 self._walk()
         self.workers.add_up([self.sums, self.wrong])
-        right = int((self.decided & (self.wrong[:-1].cpu() == 0)).sum())
+        right = torch.where(self.decided, (self.wrong[:-1].cpu() == 0).long(), -1)
         sums = self.sums[:-1].cpu().clone().view(-1, len(PARTS))
-        return Measurement(sums, right, int(self.decided.sum()), time.perf_counter() - started)
+        return Measurement(sums, right, time.perf_counter() - started)
 
     def figures(self, measured: Measurement) -> dict[str, float]:
         """Return mean losses in nats a token, whole and by part, and the share of right decisions."""
@@ -221,7 +221,7 @@ class HeldOut:
         for i, part in enumerate(PARTS):
             count = self.counts[:, i].sum()
             found[part] = (measured.sums[:, i].sum() / count).item() if count else float("nan")
-        found["decision_right"] = measured.right / measured.decided if measured.decided else float("nan")
+        found["decision_right"] = measured.right[measured.right >= 0].double().mean().item()
         return found
 
     def _load(self, chosen: list[int]) -> None:

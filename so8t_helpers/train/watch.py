@@ -60,14 +60,8 @@ class Watch:
         eval_rows: list[dict[str, Any]],
         tokenizer: Any,
     ):
-        self.settings, self.workers, self.adapters = settings, workers, adapters
-        self.training, self.total = settings.training, len(schedule.steps)
-        self.rows: list[dict[str, Any]] = []
-        self.written: list[dict[str, Any]] = []
-        self.sums: dict[int, Tensor] = {}
-        self.kept: dict[str, Tensor] = {}
-        self.step_seconds: list[float] = []
-        self.writing_seconds, self.expected_seconds = 0.0, 0.0
+        self.workers, self.adapters, self.total = workers, adapters, len(schedule.steps)
+        self.begin(settings)
         self.held_out: HeldOut | None = None
         self.writer: Writer | None = None
         self.trackers: Trackers | None = None
@@ -92,6 +86,17 @@ class Watch:
         if self.training.sample_steps is not None and workers.main:
             prompts = choose_prompts(eval_rows, self.training.sample_prompts)
             self.writer = Writer(micro_step, prompts, tokenizer, length)
+
+    def begin(self, settings: Settings) -> None:
+        """Forget what was seen: another training of the same adapters, with the same looks, begins."""
+        self.settings, self.training = settings, settings.training
+        self.rows: list[dict[str, Any]] = []
+        self.written: list[dict[str, Any]] = []
+        self.sums: dict[int, Tensor] = {}
+        self.right: dict[int, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+        self.step_seconds: list[float] = []
+        self.writing_seconds, self.expected_seconds = 0.0, 0.0
 
     @property
     def best(self) -> int | None:
@@ -123,7 +128,7 @@ class Watch:
         measured = held_out.measure()
         row = {"step": step, **held_out.figures(measured), "seconds": measured.seconds}
         self.rows.append(row)
-        self.sums[step] = measured.sums
+        self.sums[step], self.right[step] = measured.sums, measured.right
         if self.training.keep == "best" and self.best == step:
             values = {"lora": self.adapters.lora, "free": self.adapters.free}
             self.kept = {name: value.detach().cpu().clone() for name, value in values.items()}
@@ -171,6 +176,7 @@ class Watch:
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps of this as tensors."""
         found = {f"heldout.{step}": sums for step, sums in self.sums.items()}
+        found |= {f"right.{step}": right for step, right in self.right.items()}
         return found | {f"best.{name}": value for name, value in self.kept.items()}
 
     def state(self) -> dict[str, Any]:
@@ -183,6 +189,7 @@ class Watch:
         self.writing_seconds = state["writing_seconds"]
         found = {k.partition("."): v for k, v in tensors.items()}
         self.sums = {int(name): v for (kind, _, name), v in found.items() if kind == "heldout"}
+        self.right = {int(name): v for (kind, _, name), v in found.items() if kind == "right"}
         self.kept = {name: v for (kind, _, name), v in found.items() if kind == "best"}
 
     def take_best(self) -> int | None:
@@ -205,6 +212,7 @@ class Watch:
             tensors = {
                 "steps": torch.tensor(list(self.sums)),
                 "sums": torch.stack(list(self.sums.values())),  # (looks, documents, parts)
+                "right": torch.stack(list(self.right.values())),  # (looks, documents)
                 "counts": self.held_out.counts,
             }
             with atomic_path(folder / "heldout_documents.safetensors") as scratch:

@@ -23,6 +23,15 @@ def parse_assignment(text: str) -> dict[str, Any]:
         raise SettingsError(f"--set {text!r}: the value is not valid YAML: {error}") from error
 
 
+def parse_assignments(texts: list[str]) -> dict[str, Any]:
+    """Turn several of them into one nested override, a later one over an earlier."""
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        for section, values in parse_assignment(text).items():
+            overrides.setdefault(section, {}).update(values)
+    return overrides
+
+
 def parse_grid(texts: list[str]) -> dict[str, list[Any]]:
     """Turn `section.key=1,2` (values in YAML) into {"section.key": [1, 2]}.
 
@@ -45,11 +54,7 @@ def parse_grid(texts: list[str]) -> dict[str, list[Any]]:
 
 def profile_settings(profile: str, assignments: list[str]) -> Settings:
     """Return a profile with assignments laid over it, a later one over an earlier."""
-    overrides: dict[str, Any] = {}
-    for text in assignments:
-        for section, values in parse_assignment(text).items():
-            overrides.setdefault(section, {}).update(values)
-    return load_settings(profile, overrides)
+    return load_settings(profile, parse_assignments(assignments))
 
 
 def run_settings(name: str, assignments: list[str]) -> Settings:

@@ -112,7 +112,7 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     scratch = executed.with_name(f".{stage}.running.ipynb")
     scratch.write_bytes(notebook.read_bytes())
     try:
-        with _environment(settings), ProgressLine(settings, stage, reason):
+        with kernel_environment(settings), ProgressLine(settings, stage, reason):
             papermill.execute_notebook(
                 notebook,
                 scratch,
@@ -126,7 +126,7 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     except KeyboardInterrupt:
         state, error = "interrupted", "interrupted by the user"
     except Exception as exception:
-        state, error = "failed", _one_line(exception)
+        state, error = "failed", one_line(exception)
     scratch.replace(executed)
     if state == "done" and _identity(manifest) in {before, None}:
         state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
@@ -187,7 +187,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def _one_line(exception: Exception) -> str:
+def one_line(exception: Exception) -> str:
     """The error of a notebook's cell, or of the kernel, in one line."""
     name = getattr(exception, "ename", type(exception).__name__)
     if name == "DeadKernelError":
@@ -208,7 +208,7 @@ def _alone(settings: Settings) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _environment(settings: Settings) -> Iterator[None]:
+def kernel_environment(settings: Settings) -> Iterator[None]:
     """Set for the kernel: cache folders of the profile, and the kernel spec of this very Python."""
     cache = settings.cache
     folders = {

@@ -1,0 +1,180 @@
+"""A session that trains one setting after another with one base and, for one shape, one micro-step."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.tokenizer_files import load_tokenizer
+from so8t_helpers.phi3.weights import weight_reader
+from so8t_helpers.run.files import atomic_directory, read_jsonl, write_json
+from so8t_helpers.run.stage import Stage, utc_now, versions
+from so8t_helpers.settings import Settings, merge
+from so8t_helpers.study.data import Data
+from so8t_helpers.study.outcome import FACTS, Outcome, decisive_settings, key_of, read_outcome
+from so8t_helpers.study.plan import Study
+from so8t_helpers.train import batches
+from so8t_helpers.train.adapters import Adapters, check_adapters, count_parameters
+from so8t_helpers.train.batches import Schedule
+from so8t_helpers.train.frozen import load_base
+from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
+from so8t_helpers.train.micro_step import MicroStep
+from so8t_helpers.train.stage import Loop
+from so8t_helpers.train.watch import Watch
+from so8t_helpers.train.workers import Workers
+
+log = logging.getLogger(__name__)
+
+_KEPT = ("metrics.parquet", "heldout.parquet", "heldout_documents.safetensors", "angles.safetensors")
+# What a micro-step is built and captured for; all other settings may differ from one training to the next.
+_SHAPE = {
+    "so8t": ("enabled", "layer_indices"),
+    "pet": ("enabled", "relative", "penalty", "huber_delta"),
+    "lora": ("r", "alpha", "rslora", "dropout", "target_modules"),
+    "training": ("batch_size", "speed", "gradient_checkpointing", "memory_gib"),
+}
+_PLANNED = ("max_steps", "epochs", "batch_size", "gradient_accumulation", "packing")
+
+
+class Session:
+    """Carries out trainings of one study; what is finished already is read instead.
+
+    Nothing is loaded before the first training that has to be carried out.
+    """
+
+    def __init__(self, study: Study, data: Data):
+        self.study, self.data = study, data
+        self.shape = read_shape(data.base)
+        self.trained = 0
+        self._loaded = False
+        self._schedules: dict[str, Schedule] = {}
+        self._built: tuple[str, Adapters, MicroStep] | None = None
+        self._watches: dict[tuple[str, int], Watch] = {}
+
+    def outcome(self, settings: Settings, part: str) -> Outcome:
+        """Return what a training of these settings comes to, judged by a part of `data.PARTS`."""
+        folder = self.study.folder / "trainings" / key_of(settings, part, self.data.digests)
+        if (found := read_outcome(folder)) is None:
+            self._train(settings, part, folder)
+            found = read_outcome(folder)
+            assert found is not None
+        return found
+
+    def _load(self) -> None:
+        """Load what all trainings share: machine, base and tokens."""
+        settings = self.study.settings
+        self.machine = look_at_machine(settings)
+        log.info("%s", self.machine.summary)
+        prepare_allocator(settings)
+        self.tokenizer = load_tokenizer(self.data.base)
+        rows = read_jsonl(self.data.train)
+        self.samples = batches.tokenize(rows, self.tokenizer, settings.training.sequence_length)
+        read = weight_reader(self.data.base)
+        self.base = load_base(self.shape, read, settings.model, self.machine.device, self.machine.dtype)
+        self._loaded = True
+
+    def _schedule(self, settings: Settings) -> Schedule:
+        t = settings.training
+        key = json.dumps([settings.run.seed, *(getattr(t, name) for name in _PLANNED)])
+        if key not in self._schedules:
+            self._schedules[key] = batches.plan(settings, self.samples)
+        return self._schedules[key]
+
+    def _micro_step(self, settings: Settings) -> tuple[Adapters, MicroStep]:
+        """Return adapters and micro-step of this shape: the last ones, or new ones in their place."""
+        # One size for all seeds: a seed may pack one document more into a sequence than another.
+        seeds = [self.study.file.seed, *self.study.seeds]
+        most = max(self._schedule(merge(settings, {"run": {"seed": s}})).most_documents for s in seeds)
+        shape = {s: {k: getattr(getattr(settings, s), k) for k in keys} for s, keys in _SHAPE.items()}
+        key = json.dumps([shape, most])
+        if self._built is None or self._built[0] != key:
+            self.release()
+            check_adapters(settings, self.shape)
+            adapters = Adapters(self.shape, settings, self.machine.device)
+            micro_step, _ = build_micro_step(self.base, adapters, settings, self.machine, most)
+            self._built = (key, adapters, micro_step)
+        return self._built[1], self._built[2]
+
+    def release(self) -> None:
+        """Give back the memory of the micro-step and of what looks through it."""
+        self._watches.clear()
+        self._built = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch._dynamo.reset()  # every shape compiles the same functions; there is a limit to how many
+
+    def _watch(self, settings: Settings, part: str, schedule: Schedule) -> Watch:
+        """Return what looks at the documents of a part: the last one, or a new one for this micro-step."""
+        adapters, micro_step = self._micro_step(settings)
+        key = (part, len(schedule.steps))
+        if key not in self._watches:
+            rows = read_jsonl(self.data.judges[part])
+            arguments = (settings, Workers(), micro_step, adapters, schedule, rows, self.tokenizer)
+            self._watches[key] = Watch(*arguments)
+        self._watches[key].begin(settings)
+        return self._watches[key]
+
+    def _train(self, settings: Settings, part: str, folder: Path) -> None:
+        """Train, and put what is kept of it into its folder. A training that was killed goes on."""
+        if not self._loaded:
+            self._load()
+        if part == "tuning":  # a look at the start and one at the end
+            settings = merge(settings, {"training": {"eval_steps": 10**9}})
+        schedule = self._schedule(settings)
+        adapters, micro_step = self._micro_step(settings)
+        watch = self._watch(settings, part, schedule)
+        adapters.begin(settings)
+        if self.machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        stage = Stage(settings, "02_train", {"train": self.data.train, part: self.data.judges[part]})
+        for name in _KEPT:  # of a training that was killed while it wrote
+            (stage.directory / name).unlink(missing_ok=True)
+        pad = self.tokenizer.pad_token_id or 0
+        loop = Loop(settings, stage, Workers(), self.samples, schedule, adapters, micro_step, watch, pad)
+        diverged = ""
+        try:
+            loop.run()
+            loop.write_results()
+        except FloatingPointError as error:
+            diverged = str(error)
+        lora, gates = count_parameters(settings, self.shape)
+        facts = {
+            "part": part,
+            "seed": settings.run.seed,
+            "diverged": diverged,
+            "settings": decisive_settings(settings),
+            "parameters": {"lora": lora, "gates": gates},
+            "data": self.data.digests,
+            "versions": versions(),
+            "machine": self.machine.summary,
+        }
+        with atomic_directory(folder) as scratch:
+            for name in _KEPT:
+                if (stage.directory / name).is_file():
+                    shutil.move(stage.directory / name, scratch / name)
+            write_json(scratch / FACTS, facts | self._costs(loop))
+        shutil.rmtree(stage.directory, ignore_errors=True)  # there is none where the first step diverged
+        self.trained += 1
+
+    def _costs(self, loop: Loop) -> dict[str, Any]:
+        """Tokens, the median time of a step, and memory: the card's most, or what the process has."""
+        rows = loop.metrics
+        seconds = sorted(row["seconds"] for row in rows)
+        cuda = self.machine.device.type == "cuda"
+        used = torch.cuda.max_memory_allocated() if cuda else psutil.Process().memory_info().rss
+        return {
+            "steps": len(rows),
+            "tokens": sum(row["tokens"] for row in rows),
+            "seconds_per_step": seconds[len(seconds) // 2] if seconds else 0.0,
+            "memory_gib": used / 2**30,
+            "finished": utc_now(),
+        }

@@ -1,0 +1,262 @@
+"""A whole study in small: the same trainings as by hand, a page that holds, changes shown, kills survived."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from so8t_helpers.run.files import write_yaml
+from so8t_helpers.settings import PROJECT_ROOT, merge
+from so8t_helpers.study import full, results, statistics
+from so8t_helpers.study.data import prepare
+from so8t_helpers.study.engine import Session
+from so8t_helpers.study.page import make_page
+from so8t_helpers.study.plan import Study, arm_settings, load_study
+from so8t_helpers.study.registration import changes
+from so8t_helpers.study.stage import Results, carry_out
+from so8t_helpers.train import stage as train_stage
+from tests.dataset_inputs import many, write
+from tests.small_study import FILE, small_base, small_study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_base(tmp_path_factory.mktemp("study") / "base")
+
+
+@pytest.fixture(scope="module")
+def done(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Results]:
+    """A study that was carried out once, and what it found."""
+    study = load_study(str(small_study(tmp_path_factory.mktemp("done"), base)))
+    return study, carry_out(study)
+
+
+@pytest.fixture(scope="module")
+def page(done: tuple[Study, Results]) -> str:
+    return make_page(done[0], {}).read_text(encoding="utf-8")
+
+
+def test_every_arm_has_its_trials_and_one_training_a_seed(done: tuple[Study, Results]):
+    study, found = done
+    trials = {name: len(arm.trials) for name, arm in found.arms.items()}
+    assert trials == {"lora": 2, "more lora": 1, "gates": 2}
+    for arm in found.arms.values():
+        assert [outcome.facts["seed"] for outcome in arm.outcomes] == study.seeds == [1, 2, 3]
+        assert arm.chosen.value == min(trial.value for trial in arm.trials)
+    tokens = [[o.facts["tokens"] for o in arm.outcomes] for arm in found.arms.values()]
+    assert tokens[0] == tokens[1] == tokens[2], "the same seed means the same data"
+    tried = [found.arms[name].trials[1].values for name in ("lora", "gates")]
+    assert tried[0] == tried[1], "arms that tune the same begin with the same guesses"
+
+
+def test_a_training_of_the_session_is_the_one_that_02_train_makes(
+    done: tuple[Study, Results], tmp_path: Path
+):
+    """The last arm's last seed: base, micro-step and held-out pass were in use many times before."""
+    study, found = done
+    arm = found.arms["gates"]
+    settings = merge(arm.settings, {"run": {"seed": 3, "root": str(tmp_path / "runs")}})
+    data = settings.run_dir / "01_dataset"
+    data.mkdir(parents=True)
+    for name, source in (("train", study.folder / "data"), ("eval", study.folder.parents[2] / "data")):
+        (data / f"{name}.jsonl").write_bytes((source / f"{name}.jsonl").read_bytes())
+    settings = merge(settings, {"training": {"dataset_dir": None}})
+    train_stage.train(settings)
+    folder = settings.run_dir / "02_train"
+    outcome = arm.outcomes[2]
+    looks = pd.read_parquet(folder / "heldout.parquet")
+    columns = ["step", "loss", "thinking", "decision", "final", "decision_right"]
+    pd.testing.assert_frame_equal(outcome.looks[columns], looks[columns], check_exact=True)
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    assert outcome.metrics["task_loss"].tolist() == metrics["task_loss"].tolist()
+    assert outcome.value("heldout.final") == pytest.approx(looks["final"].iloc[-1], rel=1e-12)
+    assert outcome.value("heldout.decision_right") == looks["decision_right"].iloc[-1]
+    assert outcome.value("heldout.best") == pytest.approx(looks["loss"].min(), rel=1e-12)
+
+
+def test_what_is_finished_is_not_trained_again(done: tuple[Study, Results], monkeypatch: pytest.MonkeyPatch):
+    study, first = done
+    monkeypatch.setattr(Session, "_train", lambda *_: pytest.fail("trained again"))
+    again = carry_out(study)
+    for name, arm in again.arms.items():
+        assert arm.trials == first.arms[name].trials
+        assert [o.folder for o in arm.outcomes] == [o.folder for o in first.arms[name].outcomes]
+    assert again.registrations == first.registrations
+
+
+def test_the_page_is_self_contained_and_opens_with_the_answer(done: tuple[Study, Results], page: str):
+    study, found = done
+    assert re.findall(r"https?://[^\s\"'<]+", page) == []
+    assert str(study.folder) not in page
+    soup = BeautifulSoup(page, "html.parser")
+    assert soup.find_all(["script", "link", "iframe"]) == []
+    assert soup.h1 is not None
+    assert soup.h1.get_text() == FILE["question"]
+    text = soup.main.get_text(" ", strip=True)
+    said = results.answer(found, results.compare(found))
+    answer = soup.select_one("section.answer").get_text(" ", strip=True)
+    assert re.sub(r"\W", "", said) in re.sub(r"\W", "", answer)
+    assert text.index("What came out") < text.index("Every arm against the control")
+    pictures = soup.select("main svg")
+    assert len(pictures) == 4
+    assert all(svg["aria-label"].strip() for svg in pictures)
+    assert found.registrations[0]["sha256"] in text
+    for arm in FILE["arms"].values():
+        assert arm["hypothesis"] in text
+    index = (study.page.parents[1] / "index.html").read_text(encoding="utf-8")
+    assert f'href="studies/{study.name}.html"' in index
+
+
+def test_a_change_is_shown_and_trains_what_it_touches(base: Path, tmp_path: Path):
+    path = small_study(tmp_path, base, seeds=2, trials=1)
+    first = carry_out(load_study(str(path)))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["arms"]["gates"]["set"] = {"so8t.init_scale": 0.2}
+    content["arms"]["gates"]["hypothesis"] = "they help where they start turned"
+    write_yaml(path, content)
+    second = carry_out(load_study(str(path)))
+    assert second.registrations[0] == first.registrations[0], "nothing is ever rewritten"
+    assert [entry["trainings"] for entry in second.registrations] == [0, 9]
+    changed = {change.key: change.after for change in changes(second.registrations)}
+    assert changed["arms.gates.hypothesis"] == "they help where they start turned"
+    assert changed["arms.gates.settings.so8t.init_scale"] == 0.2
+    same = {n: [o.folder for o in a.outcomes] for n, a in second.arms.items() if n != "gates"}
+    assert same == {n: [o.folder for o in a.outcomes] for n, a in first.arms.items() if n != "gates"}
+    assert not {o.folder for o in second.arms["gates"].outcomes} & {
+        o.folder for o in first.arms["gates"].outcomes
+    }
+    assert len(list((second.study.folder / "trainings").iterdir())) == 12
+
+
+def test_a_training_that_diverges_is_said_and_compared_with_nothing(base: Path, tmp_path: Path):
+    """Weights of 1e30 in the first step make the next gradient no number."""
+    arms = {
+        "lora": FILE["arms"]["lora"] | {"tune": {}},
+        "wild": {"hypothesis": "it breaks", "set": {"training.learning_rate": 1.0e30, "so8t.enabled": False}},
+    }
+    study = load_study(str(small_study(tmp_path, base, seeds=2, arms=arms)))
+    found = carry_out(study)
+    assert found.arms["wild"].diverged == [1, 2]
+    comparisons = results.compare(found)
+    assert comparisons == []
+    assert "wild: training diverged with seed 1, 2" in results.answer(found, comparisons)
+    assert "wild" in make_page(study, {}).read_text(encoding="utf-8")
+
+
+def test_arms_that_the_study_names_go_through_all_stages(base: Path, tmp_path: Path):
+    """From records of its own, which the study makes into data first."""
+    path = small_study(tmp_path, base, seeds=2, trials=1, full=["gates"])
+    profile = yaml.safe_load((tmp_path / "profile.yaml").read_text(encoding="utf-8"))
+    records = write(tmp_path / "in.jsonl", many(80))
+    profile["dataset"] = {"inputs": [str(records)], "eval_share": 0.2, "workers": 1}
+    profile["training"] |= {"dataset_dir": None, "sequence_length": 512}
+    profile["gguf"] = {"types": ["f16", "q8_0"], "quality_tokens": 512}
+    profile["eval"] = {"models": ["baked", "q8_0"], "engine": "llama_cpp", "prompts": 4, "max_new_tokens": 8}
+    write_yaml(tmp_path / "profile.yaml", profile)
+    found = carry_out(load_study(str(path)))
+    (row,) = full.table(found.full).to_dict("records")
+    assert row["asked"] == "q8_0"
+    assert 0 < row["KL from F16"] < 1
+    assert row["perplexity"] == pytest.approx(row["F16's"], rel=0.1)
+    assert 0 < row["o_proj's error"] < 0.1
+    run = found.full["gates"]
+    assert run.run.name == "study-small-gates"
+    losses = [
+        pd.read_parquet(run.run_dir / "02_train" / "metrics.parquet"),
+        found.arms["gates"].outcomes[0].metrics,
+    ]
+    assert losses[0]["task_loss"].tolist() == losses[1]["task_loss"].tolist(), (
+        "the training is the study's own"
+    )
+    assert (run.reports_dir / "05_ollama_eval.html").is_file()
+
+
+def sessions(base: Path, folder: Path) -> list[Session]:
+    """Four studies of six seeds each, which are 24 in all; nothing is trained yet."""
+    studies = [load_study(str(small_study(folder / str(i), base, seed=6 * i, seeds=6))) for i in range(4)]
+    return [Session(study, prepare(study)) for study in studies]
+
+
+def sums_of(some: list[Session], arm: str, values: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Nats by seed and document of an arm with these values, on every seed of the sessions; targets."""
+    outcomes = [
+        session.outcome(arm_settings(session.study, arm, values, seed), "held-out")
+        for session in some
+        for seed in session.study.seeds
+    ]
+    return np.stack([o.documents("heldout.loss")[0] for o in outcomes]), outcomes[0].documents(
+        "heldout.loss"
+    )[1]
+
+
+def test_equal_arms_of_real_trainings_are_not_told_apart_and_a_planted_effect_is(base: Path, tmp_path: Path):
+    """24 trainings of one setting, which differ by their seeds alone, dealt into 60 pairs of arms of 6 seeds.
+
+    The pairs share trainings, so this is a look and no proof; the simulated losses have the 8 in 100.
+    """
+    four = sessions(base, tmp_path)
+    sums, counts = sums_of(four, "gates", {})
+    generator, wrong = np.random.default_rng(1), 0
+    for _ in range(60):
+        dealt = generator.permutation(24)
+        wrong += statistics.paired_difference(sums[dealt[:6]], sums[dealt[6:12]], counts).p < 0.05
+    assert wrong <= 8  # 5% of 60 are 3; eight or fewer come by chance 99.6 times in 100
+    slow, _ = sums_of(four[:1], "lora", {})
+    fast, _ = sums_of(four[:1], "lora", {"training.learning_rate": 1.0e-2})
+    found = statistics.paired_difference(fast, slow, counts)
+    assert max(found.p, found.exact_p) < 0.05
+    assert found.high < 0, "five times the rate learns more in so few steps"
+
+
+def without_times(page: Path) -> str:
+    """The page but for dates and the table of costs."""
+    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    (costs,) = [t for t in soup.find_all("table") if t.caption and t.caption.get_text() == "Time and memory"]
+    costs.decompose()
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "DATE", str(soup))
+
+
+def test_a_study_killed_again_and_again_gives_the_same_page(base: Path, tmp_path: Path):
+    path = small_study(tmp_path, base, seeds=2)
+    pages = [tmp_path / name / "reports" / "studies" / "small.html" for name in ("whole", "killed")]
+
+    def command(name: str) -> list[str]:
+        places = (f"run.root={tmp_path / name / 'runs'}", f"run.reports_root={tmp_path / name / 'reports'}")
+        arguments = [part for place in places for part in ("--set", place)]
+        return [sys.executable, "-m", "so8t_helpers", "study", str(path), *arguments]
+
+    options: dict[str, Any] = {
+        "cwd": PROJECT_ROOT,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},  # the number of threads changes the last digits
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    subprocess.run(command("whole"), check=True, timeout=600, **options)
+    trainings = tmp_path / "killed" / "runs" / "studies" / "small" / "trainings"
+    chance = random.Random(4)
+    for finished in (1, 4, 8):
+        process = subprocess.Popen(command("killed"), **options)
+        while len(list(trainings.glob("[!.]*"))) < finished:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not pages[1].exists()
+    subprocess.run(command("killed"), check=True, timeout=600, **options)
+    assert without_times(pages[0]) == without_times(pages[1])
