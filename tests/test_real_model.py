@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from random import Random
 
 import pytest
 
+from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.run.stage import STAGES, stale_reason
 from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings
 from so8t_helpers.thinking.format import parse
+from so8t_helpers.verbs.batch import run_stages
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,6 +75,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return load_settings("smollm2", chosen)
+
+
+def test_an_import_that_was_tidied_away_costs_no_training(run: Settings):
+    shutil.rmtree(base_folder(run))
+    outcomes = run_stages(run, STAGES[:2])
+    assert [outcome.state for outcome in outcomes] == ["fresh", "fresh"]
+    assert stale_reason(run, "02_train") is None
 
 
 def found(run: Settings, name: str) -> dict:

@@ -18,9 +18,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
 from so8t_helpers.run.files import StageError, sha256_file, write_yaml
+from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.records import StageRecord, read_record, write_record
 from so8t_helpers.run.stage import (
     OTHER_INPUT,
@@ -55,6 +57,9 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
     preflight(settings, stages, force)
     with _alone(settings):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
+        source = llama_source(settings.model.base)
+        if source is not None and source.exists():
+            base_folder(settings)  # an import that was tidied away would make a finished training stale
         outcomes: list[Outcome] = []
         for stage in stages:
             reason = "asked for" if force else due_reason(settings, stage)
