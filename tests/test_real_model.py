@@ -62,7 +62,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     chosen: dict[str, dict[str, object]] = {
         "run": {"root": str(root / "runs"), "reports_root": str(root / "reports")},
         "model": {"base": f"llama:{os.environ['SO8T_SMOLLM2']}"},
-        "dataset": {"inputs": [str(problems(root / "problems.jsonl", 60))], "near_duplicate_threshold": 1.0},
+        "dataset": {
+            "inputs": [str(problems(root / "problems.jsonl", 60))],
+            "near_duplicate_threshold": 1.0,
+            "eval_share": 0.2,
+        },
         "training": {"max_steps": 3, "sequence_length": 256, "gradient_accumulation": 1, "eval_samples": 2},
         "bake": {"proof_texts": 2, "proof_tokens": 48},
         "gguf": {"quality_tokens": 256, "o_proj_study": False},
