@@ -144,6 +144,12 @@ def test_every_chunking_of_an_english_text_gives_the_one_shot_result(text, data)
     assert whole == REFUSAL_TEXT or (whole in text and not contains_markers(whole, "english"))
 
 
+@pytest.mark.parametrize("end", ["# Thinking# Thinking\n", "# Thinking <final>", "# Thinking [think]"])
+def test_no_english_heading_is_left_where_a_mark_behind_it_ends_the_answer(end):
+    text = f"# Thinking\nA.\n\n# Final answer\nyes\n{end}"
+    assert final_only(text) == streamed(text) == "yes"
+
+
 @given(english_soups(), soups)
 @settings(max_examples=100)
 def test_english_headings_are_none_in_a_japanese_text(english, after):

@@ -3,8 +3,9 @@
 English headings are ordinary words, so they count only in a text whose first mark is the whole line
 `# Thinking`; every other text is read as if there were no English format. In such a text `# Final answer`, a
 whole line written just so, opens the final part. A heading takes permission away where the title or one like
-it is all that stands on its line, or is followed by a colon, a full stop or a dash: `## thinking`,
-`#Final Answer:`, `# Thinking steps`, but neither `# Thinking about trees` nor `# Final answers and scores`.
+it is all that stands on its line, or is followed by a colon, a full stop, a dash or what begins a mark:
+`## thinking`, `#Final Answer:`, `# Thinking steps`, but neither `# Thinking about trees` nor `# Final answers
+and scores`.
 Without a `#` the words are no mark.
 """
 
@@ -94,7 +95,8 @@ _ENGLISH_TITLES = {
 }
 _ENGLISH_LENGTH = 16  # one more than the longest of them; no slip of a longer title is looked for
 _ENGLISH_EARLY, _DIGITS = frozenset(ENGLISH_LETTERS), "0123456789"
-_TITLE_END = re.compile(r"[:.|=]|\s-")
+# Where a mark may begin too: it would end the text there, and leave the title alone on its line.
+_TITLE_END = re.compile(r"[:.|=#<«\[&%/思]|\s-")
 
 
 def english_heading(

@@ -97,11 +97,12 @@ def _mlflow(tracking: Any, own: Trackers) -> Any:
 
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if not (address := os.environ.get("MLFLOW_TRACKING_URI")):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder needs no database and no server
         folder = own.folder / "mlflow"
         folder.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(folder.as_uri())
+        address = folder.as_uri()
+    mlflow.set_tracking_uri(address)  # said in any case: it would keep to what an earlier training said
     return tracking.MLflowTracker(experiment_name=PROJECT, run_name=own.run)
 
 
