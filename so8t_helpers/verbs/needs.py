@@ -116,8 +116,8 @@ def base_bytes(settings: Settings) -> tuple[int, bool]:
     """Return the size of the base's 16-bit weights, and whether they are on this machine already."""
     if settings.model.base == "demo":
         return DEMO_BYTES, True
-    if local_base(settings) is None and (source := llama_source(settings.model.base)) and source.exists():
-        return imported_bytes(source), True
+    if local_base(settings) is None and (source := llama_source(settings.model.base)):
+        return imported_bytes(source) if source.exists() else 0, True  # what is not there stops the run
     size = sum(path.stat().st_size for path in _base_place(settings).glob("**/*.safetensors"))
     return (size, True) if size else (PHI35_BYTES, False)
 
