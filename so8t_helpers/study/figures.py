@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from so8t_helpers.run.origin import public_name
 from so8t_helpers.show.style import GREY, INK, SERIES, new_figure
 from so8t_helpers.show.wording import words
 from so8t_helpers.study.plan import Range, Study
@@ -37,7 +38,8 @@ def design(results: Results) -> pd.DataFrame:
     """Return how the arms are compared, one fact a row."""
     file, settings = results.study.file, results.study.settings
     rows = {
-        "profile": f"{settings.profile}, base {settings.model.base.rsplit('/', 1)[-1]}",
+        "profile": settings.profile,
+        "base": public_name(settings.model.base),
         "control": file.control,
         "trials of an arm that tunes": file.trials,
         "tuned on": f"{file.tuning:.0%} of the samples, which no training learns from; seed {file.seed}",

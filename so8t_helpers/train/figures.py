@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from so8t_helpers.run.files import read_jsonl
+from so8t_helpers.run.origin import public_name
 from so8t_helpers.settings import Settings
 from so8t_helpers.show.style import COLORS, INK, SERIES, log_where_wide, new_figure
 from so8t_helpers.so8.history import AngleHistory, read_angles
@@ -24,7 +25,7 @@ def chosen(settings: Settings) -> pd.DataFrame:
     stable = ", rank-stabilised" if lora.rslora else ""
     b_rate = f" (B {lora.b_rate:g})" if lora.b_rate else ""
     rows = {
-        "base": f"{settings.model.base}, {settings.model.quantization}",
+        "base": f"{public_name(settings.model.base)}, {settings.model.quantization}",
         "LoRA": f"r = {lora.r}, α = {lora.alpha}{stable}, dropout {lora.dropout}",
         "gates": f"layers {gates.layer_indices or 'all'}, {start}" if gates.enabled else "none",
         "PET λ": ", ".join(map(str, lambdas)) + " of the relative penalty" * phases.relative,
