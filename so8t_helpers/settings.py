@@ -155,9 +155,7 @@ class TrainingSettings(Section):
     eval_samples: Literal["auto"] | Count | None = "auto"  # held-out ones; null: all; auto: 3% of the time
     keep: Literal["last", "best"] = "last"  # which adapter
     patience: Count | None = None  # looks without a new best after which the training stops
-    sample_steps: Literal["auto"] | Count | None = (
-        "auto"  # between two rounds of answers; auto: 2% of the time
-    )
+    sample_steps: Literal["auto"] | Count | None = "auto"  # between two rounds of answers; auto: 2% of time
     sample_prompts: Count = 8
     trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = []
 
@@ -261,7 +259,7 @@ def load_settings(profile: str | Path, overrides: dict[str, Any] | None = None) 
     Raises:
         SettingsError: missing file, unknown key (with the nearest known one), wrong type or value.
     """
-    path = _profile_path(profile)
+    path = yaml_path(profile, PARAMS_DIR, "profile", "profiles")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -285,15 +283,16 @@ def merge(settings: Settings, overrides: dict[str, Any]) -> Settings:
     return validate(_merge(settings.model_dump(), overrides), source="override")
 
 
-def _profile_path(profile: str | Path) -> Path:
-    path = Path(profile)
+def yaml_path(name: str | Path, folder: Path, one: str, many: str) -> Path:
+    """Return the YAML file of that path, or of that name in `folder`; `one` and `many` say what it is."""
+    path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
-        path = PARAMS_DIR / f"{profile}.yaml"
+        path = folder / f"{name}.yaml"
     elif not path.is_file():
         path = resolve(path)
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PARAMS_DIR.glob("*.yaml")))
-        raise SettingsError(f"profile {str(profile)!r}: no file {path}; known profiles: {known}")
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise SettingsError(f"{one} {str(name)!r}: no file {path}; known {many}: {known}")
     return path
 
 

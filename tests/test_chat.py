@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import gguf
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -66,6 +67,20 @@ def test_folder_and_tokenizer_give_the_same(published: Published, folder: Path):
     one, two = read_dialect(folder), of_tokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
     assert (one.joints, one.end, one.stops) == (two.joints, two.end, two.stops)
     assert set(one.controls) == set(two.controls) == set(published.controls)
+
+
+def test_a_gguf_file_says_it_too_and_another_in_its_place_is_read_anew(tmp_path: Path):
+    for one in PUBLISHED.values():
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "phi3")
+        writer.add_chat_template(one.template)
+        writer.add_token_list(one.controls)
+        writer.add_token_types([gguf.TokenType.CONTROL] * len(one.controls))
+        writer.add_bos_token_id(one.controls.index(one.bos))
+        writer.add_eos_token_id(one.controls.index(one.eos))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert read_dialect(tmp_path / "model.gguf") == one.dialect
 
 
 def test_a_template_may_stand_in_the_configuration_too(published: Published, folder: Path, tmp_path: Path):

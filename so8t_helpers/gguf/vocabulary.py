@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from so8t_helpers.phi3.tokenizer_files import stripping_tokens, tokenizer_kind
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import StageError, read_json
 
 Token = tuple[bytes, float, TokenType]  # text, score, type
 _ADDED_SCORE = -1000.0
@@ -115,7 +115,7 @@ def pre_tokenizer(folder: Path) -> str:
     ids = Tokenizer.from_file(str(path)).encode(CHECK_TEXT).ids
     if known := _BY_HASH.get(hashlib.sha256(str(ids).encode()).hexdigest()):
         return known
-    fast = _read_json(path)
+    fast = read_json(path)
     steps = tuple(_steps(fast["pre_tokenizer"]))
     name = _BY_DEFINITION.get(steps)
     if name is None:
@@ -222,14 +222,9 @@ def _added_tokens(folder: Path) -> Iterator[tuple[Path, int, Token]]:
     """Yield file, id and entry of each added token; CONTROL ones are those that llama.cpp hides."""
     names = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
     added, slow, fast = (folder / name for name in names)
-    found = [(added, index, {"content": token}) for token, index in _read_json(added).items()]
-    found += [(slow, int(i), entry) for i, entry in _read_json(slow).get("added_tokens_decoder", {}).items()]
-    found += [(fast, int(entry["id"]), entry) for entry in _read_json(fast).get("added_tokens", [])]
+    found = [(added, index, {"content": token}) for token, index in read_json(added).items()]
+    found += [(slow, int(i), entry) for i, entry in read_json(slow).get("added_tokens_decoder", {}).items()]
+    found += [(fast, int(entry["id"]), entry) for entry in read_json(fast).get("added_tokens", [])]
     for path, index, entry in found:
         kind = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
         yield path, index, (entry["content"].encode(), _ADDED_SCORE, kind)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return data

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from so8t_helpers.phi3.llama import Llama, llama3_factors, phi3_config
 from so8t_helpers.phi3.shape import EMBEDDING, HEAD
 from so8t_helpers.phi3.weights import FLOATS, INDEX_FILE, read_checkpoint
-from so8t_helpers.run.files import StageError, write_json
+from so8t_helpers.run.files import StageError, read_json, write_json
 from so8t_helpers.settings import SettingsError
 
 _COPIED = ("*.json", "tokenizer.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
@@ -39,7 +39,7 @@ def read_llama_folder(folder: Path) -> Llama:
         StageError: weights are missing, or not in 16- or 32-bit floats.
     """
     path = folder / "config.json"
-    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data = read_json(path)
     if data.get("model_type") != "llama":
         raise SettingsError(
             f"{folder}: expected a Llama folder (config.json with model_type 'llama'), found "

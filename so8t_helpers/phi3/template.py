@@ -8,13 +8,14 @@ Phi-3.5, Phi-4 and Phi-4-mini differ in these texts alone; so do the templates o
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from so8t_helpers.phi3.chat import ASK, BEGIN, END, Dialect
+from so8t_helpers.run.files import read_json
 from so8t_helpers.settings import SettingsError
 
 # The chats on which a template is looked at.
@@ -29,7 +30,10 @@ def read_dialect(model: Path) -> Dialect:
     Raises:
         SettingsError: no chat template, or one that is not understood; the message names the mark.
     """
-    return _read_gguf(model) if model.is_file() else _read_folder(model)
+    if not model.is_file():
+        return _read_folder(model)
+    state = model.stat()
+    return _read_gguf(model, state.st_size, state.st_mtime_ns)
 
 
 def of_tokenizer(tokenizer: Any) -> Dialect:
@@ -39,12 +43,7 @@ def of_tokenizer(tokenizer: Any) -> Dialect:
 
 
 def _read_folder(folder: Path) -> Dialect:
-    def read(name: str) -> dict[str, Any]:
-        path = folder / name
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return data
-
-    config = read("special_tokens_map.json") | read("tokenizer_config.json")
+    config = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     template, own = config.get("chat_template"), folder / "chat_template.jinja"
     if own.is_file():
         template = own.read_text(encoding="utf-8")
@@ -52,12 +51,14 @@ def _read_folder(folder: Path) -> Dialect:
         template = next((one["template"] for one in template if one["name"] == "default"), None)
     special = {name: config.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in special.items() if one}
-    controls = [entry["content"] for entry in read("tokenizer.json").get("added_tokens", [])]
+    controls = [entry["content"] for entry in read_json(folder / "tokenizer.json").get("added_tokens", [])]
     controls += [entry["content"] for entry in config.get("added_tokens_decoder", {}).values()]
     return dialect(template, tokens, controls, str(folder))
 
 
-def _read_gguf(path: Path) -> Dialect:
+@lru_cache(maxsize=16)  # the engine, the Modelfile and the evaluation ask; 49,152 tokens take 2 s to read
+def _read_gguf(path: Path, size: int, changed: int) -> Dialect:
+    """Read the metadata of a file in one state of it."""
     from gguf import GGUFReader, TokenType  # noqa: PLC0415  (a folder needs none of it)
 
     fields = GGUFReader(path).fields

@@ -137,6 +137,12 @@ def write_yaml(path: Path, data: Any) -> None:
     write_text(path, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no such file."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return data
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     with atomic_path(path) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:

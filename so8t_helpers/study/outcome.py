@@ -28,8 +28,9 @@ _NOT_DECISIVE: tuple[str, ...] = (
     "model.revision",
     "training.dataset_dir",
     "training.keep_checkpoints",
+    "training.checkpoint_steps",
+    "training.checkpoint_minutes",
 )
-_NOT_DECISIVE += ("training.checkpoint_steps", "training.checkpoint_minutes")
 
 
 def key_of(settings: Settings, part: str, digests: dict[str, str]) -> str:

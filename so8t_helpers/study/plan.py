@@ -23,6 +23,7 @@ from so8t_helpers.settings import (
     load_settings,
     merge,
     resolve,
+    yaml_path,
 )
 from so8t_helpers.train.adapters import count_parameters
 
@@ -143,7 +144,7 @@ def load_study(name: str, overrides: dict[str, Any] | None = None) -> Study:
     Raises:
         SettingsError: no such file, an unknown key, a value of the wrong type, arms that do not fit together.
     """
-    path = _study_path(name)
+    path = yaml_path(name, STUDIES_DIR, "study", "studies")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", path.stem):
         raise SettingsError(f"{path}: a study's name is up to 40 letters, digits and . _ -")
     try:
@@ -252,18 +253,6 @@ def _check_arms(path: Path, file: StudyFile) -> None:
         for name in arms:
             if name not in file.arms:
                 raise SettingsError(f"{path}: `{key}`: no arm {name!r}; arms: {', '.join(file.arms)}")
-
-
-def _study_path(name: str) -> Path:
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = STUDIES_DIR / f"{name}.yaml"
-    elif not path.is_file():
-        path = resolve(path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in STUDIES_DIR.glob("*.yaml")))
-        raise SettingsError(f"study {name!r}: no file {path}; known studies: {known}")
-    return path
 
 
 def _explain(item: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, logit_rows
 from so8t_helpers.settings import Settings, SettingsError
-from so8t_helpers.train.adapters import Adapters, check_targets
+from so8t_helpers.train.adapters import Adapters, count_parameters
 from so8t_helpers.train.frozen import Base
 from so8t_helpers.train.micro_step import MicroStep
 
@@ -201,12 +201,11 @@ def host_memory(shape: Phi3Shape, settings: Settings) -> int:
     stored = linears * _WEIGHT_BYTES.get(settings.model.quantization, size)
     # Embedding and head are held apart, tied or not; a weight is widened before it is stored or multiplied.
     held = stored + 2 * size * table + 2 * 4 * max(out * into for out, into in shapes)
-    ranks = settings.lora.r * sum(sum(shape.linear_shape(name)) for name in check_targets(settings.lora))
     kept, layer = _host_plan(shape, settings).keep // 2, kept_bytes(shape, settings)
     again = shape.num_layers - kept
     activations = _OVER_KEPT * layer * (kept + (again > 0)) + again * 2 * tokens * shape.hidden_size * size
     logits = _LOGIT_COPIES * 4 * min(tokens, logit_rows(shape.vocab_size)) * shape.vocab_size
-    lora = _LORA_BYTES * shape.num_layers * ranks
+    lora = _LORA_BYTES * count_parameters(settings, shape)[0]
     return int(settings.run.processes * (_LIBRARIES + held + lora + activations + logits))
 
 
