@@ -36,7 +36,7 @@ def sample(length: int, first: int) -> batches.Document:
 def test_a_sequence_marks_documents_positions_and_padding():
     packed = batches.build_sequence([sample(5, 10), sample(3, 20)], 12, pad_token=7, most_documents=4)
     assert packed.tokens.tolist() == [10, 11, 12, 13, 14, 20, 21, 22, 7, 7, 7, 7]
-    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 0, 0, 0]
     assert packed.documents.tolist() == [0] * 5 + [1] * 3 + [-1] * 4
     assert packed.bounds.tolist() == [0, 5, 8, 12, 12, 12]
     assert packed.targets.tolist() == [-100, -100, 13, 14, -100, -100, 22, -100, -100, -100, -100, -100]

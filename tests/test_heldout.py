@@ -158,10 +158,13 @@ def test_labels_that_begin_alike_are_told_apart_by_two_choices():
     assert forks[3] == [(0, [12, 10, 11]), (1, [2, 1])]
 
 
-def test_the_loss_is_that_of_transformers_part_by_part(settings: Settings, base: Path):
+@pytest.mark.parametrize("batch_size", [1, 3])  # three sequences have more padding than one is long
+def test_the_loss_is_that_of_transformers_part_by_part(settings: Settings, base: Path, batch_size: int):
+    settings = merge(settings, {"training": {"batch_size": batch_size}})
     step, adapters, documents, _ = parts_of(settings, base)
     lengths = [len(d.parts) for d in documents]
-    held_out = heldout.HeldOut(step, documents, heldout._pack(lengths, LENGTH, 3), 0, Workers())
+    packed = heldout._pack(lengths, LENGTH * batch_size, 3)
+    held_out = heldout.HeldOut(step, documents, packed, 0, Workers())
     measured = held_out.measure()
     model, right = libraries(base, adapters), 0
     for one, sums in zip(documents, measured.sums, strict=True):

@@ -129,6 +129,8 @@ def build_sequence(
 ) -> PackedSequence:
     """Lay documents one after the other and pad to `length`; padding is a document of its own, number -1.
 
+    All of the padding stands at position 0: there may be more of it than rope has positions for.
+
     Args:
         most_documents: of any sequence of the run; it sizes `bounds`, which attention walks in full.
     """
@@ -143,7 +145,6 @@ def build_sequence(
         tokens[at:end], targets[at:end] = sample.tokens, sample.targets
         positions[at:end], documents[at:end] = np.arange(end - at), number
         bounds[number + 1] = at = end
-    positions[at:] = np.arange(length - at)
     return PackedSequence(*map(torch.from_numpy, (tokens, targets, positions, documents, bounds)))
 
 
