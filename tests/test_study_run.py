@@ -99,6 +99,21 @@ def test_what_is_finished_is_not_trained_again(done: tuple[Study, Results], monk
     assert again.registrations == first.registrations
 
 
+def test_what_another_study_trained_is_taken_over(
+    done: tuple[Study, Results], base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study, first = done
+    arms = {name: FILE["arms"][name] for name in ("gates", "lora")}
+    other = load_study(str(small_study(study.path.parent, base, "other", arms=arms, control="gates")))
+    monkeypatch.setattr(Session, "_train", lambda *_: pytest.fail("trained again"))
+    found = carry_out(other)
+    for name, arm in found.arms.items():
+        assert [o.value("heldout.final") for o in arm.outcomes] == [
+            o.value("heldout.final") for o in first.arms[name].outcomes
+        ]
+        assert all(o.folder.is_relative_to(other.folder) for o in arm.outcomes)
+
+
 def test_the_page_is_self_contained_and_opens_with_the_answer(done: tuple[Study, Results], page: str):
     study, found = done
     assert re.findall(r"https?://[^\s\"'<]+", page) == []
