@@ -98,7 +98,7 @@ def product_kernel(
     # out[t, o] = r[o] sum_g a[g, t] sum_{j in g} q[t, j] w[o, j]  +  sum_k low[t, k] b[o, k]
     # The inner sum is of integers, at most 128 * 127 * 127. Its registers come on top of those of the
     # float32 sums, so a tile's outputs are done in two halves: only so does one of 256 x 128 fit the
-    # registers. It reads a quarter less than two of 128 x 128, and on a Hopper the L2 cache would bound those.
+    # registers. It reads a quarter less than two of 128 x 128, which on a Hopper wait for the L2 cache.
     tiles = tl.cdiv(outputs, 2 * HALF)
     band, within = tl.program_id(0) // (BAND * tiles), tl.program_id(0) % (BAND * tiles)
     height = tl.minimum(tl.cdiv(tokens, TOKENS) - band * BAND, BAND)
