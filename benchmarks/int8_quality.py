@@ -58,7 +58,7 @@ def held_out(root: Path, length: int, count: int) -> list[batches.PackedSequence
 
 
 def loss(base: Base, sequence: batches.PackedSequence) -> Tensor:
-    """Sum of the cross-entropy over a sequence's targets, without LoRA and gates."""
+    """Cross-entropy of each of a sequence's targets, without LoRA and gates: (targets,)."""
     shape, zero = base.shape, torch.zeros((), dtype=torch.int32)
     config = layers.LayerConfig(shape, 1.0, 0.0, varlen=False, v_apart=False)
     cos, sin = rope_tables(shape, len(sequence.tokens), CPU)
@@ -68,8 +68,9 @@ def loss(base: Base, sequence: batches.PackedSequence) -> Tensor:
         qkv, o, gate_up, down = (layers.AdaptedLinear(linears[name], None, zero) for name in LINEARS)
         layer = layers.LayerTensors(norm1, qkv, o, norm2, gate_up, down, None)
         x = layers.mlp_half(layers.attention_half(x, layer, packed, config), layer, packed, config)
-    logits = layers.rms_norm(x, base.final_norm, shape.rms_eps) @ base.head.t()
-    return functional.cross_entropy(logits, sequence.targets, ignore_index=batches.IGNORE, reduction="sum")
+    counted = sequence.targets != batches.IGNORE
+    logits = layers.rms_norm(x[counted], base.final_norm, shape.rms_eps) @ base.head.t()
+    return functional.cross_entropy(logits, sequence.targets[counted], reduction="none")
 
 
 @contextmanager
@@ -79,15 +80,22 @@ def grouped(features: int | None) -> Iterator[None]:
         yield
 
 
-def losses(root: Path, length: int, count: int) -> dict[str, float]:
-    """The base's mean loss over held-out targets, for each product."""
-    sequences, found = held_out(root, length, count), {}
-    targets = sum(sequence.counts()[1] for sequence in sequences)
+def losses(root: Path, length: int, count: int) -> dict[str, Any]:
+    """The base's mean loss over held-out targets, for each product, and how far it is off weight_only's.
+
+    The standard error of that difference takes each target for one observation.
+    """
+    sequences, each = held_out(root, length, count), {}
     for name, (int8_matmul, features) in PRODUCTS.items():
         base = load(root, int8_matmul)
         with grouped(features), torch.no_grad():
-            found[name] = sum(loss(base, sequence).item() for sequence in sequences) / targets
-    return found | {"targets": targets}
+            each[name] = torch.cat([loss(base, sequence) for sequence in sequences]).double()
+    found: dict[str, Any] = {name: values.mean().item() for name, values in each.items()}
+    for name in list(each)[1:]:
+        off = each[name] - each["weight_only"]
+        error = off.std().item() / len(off) ** 0.5
+        found[f"{name}, off"] = {"mean": off.mean().item(), "standard error": error}
+    return found | {"targets": len(off)}
 
 
 def linears(root: Path, length: int) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def linears(root: Path, length: int) -> dict[str, Any]:
         return y
 
     with patch.object(layers, "frozen_linear", recorded):
-        loss(base, sequence).backward()
+        loss(base, sequence).sum().backward()
     errors: dict[str, dict[str, list[float]]] = {}
     for index, (x, weight, y) in enumerate(seen):
         place = errors.setdefault(LINEARS[index % len(LINEARS)], {})

@@ -83,7 +83,7 @@ def _finish(
         k = first + tl.arange(0, STEP)
         a_x = tl.load(low + row[:, None] * RANK + k[None, :], mask=k[None, :] < RANK, other=0.0)
         factor = tl.load(b + line[None, :] * RANK + k[:, None], mask=k[:, None] < RANK, other=0.0)
-        total = tl.dot(a_x, factor, acc=total, input_precision="ieee")
+        total = tl.dot(a_x, factor, acc=total)
     inside = (token[:, None] < tokens) & (output[None, :] < outputs)
     to = out + token[:, None].to(tl.int64) * outputs + output[None, :]
     tl.store(to, total.to(out.dtype.element_ty), mask=inside)
@@ -180,6 +180,9 @@ def launch(
     tile: Tile,
 ) -> Tensor:
     """The product with a tile of one's choice; arguments as `int8.grouped_product`."""
+    if low is not None and dtype == torch.float32:  # no tensor core multiplies these, and no kernel of ours
+        assert b is not None
+        return launch(q, scales, weight, row_scale, None, None, dtype, tile).addmm_(low, b.t())
     (tokens, features), outputs = q.shape, len(weight)
     out = torch.empty((tokens, outputs), dtype=dtype, device=q.device)
     grid = (triton.cdiv(tokens, tile.tokens) * triton.cdiv(outputs, tile.outputs),)
