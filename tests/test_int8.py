@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from so8t_helpers.settings import PROJECT_ROOT
+from so8t_helpers.settings import PROJECT_ROOT, SettingsError, validate
 from so8t_helpers.train import int8
+from so8t_helpers.train.machine import look_at_machine
 
 GENERATOR = torch.Generator().manual_seed(11)
 needs_triton = pytest.mark.skipif(
@@ -78,6 +79,21 @@ def test_an_overflow_is_not_rounded_away(value: float):
     rows = torch.randint(-127, 128, (8, 256), generator=GENERATOR, dtype=torch.int8)
     y = int8.product(x, rows, torch.ones(8), x.new_empty(3, 0), x.new_empty(8, 0))
     assert y.isfinite().all(1).tolist() == [True, False, True]
+
+
+def test_the_machine_says_that_it_multiplies_8_bits_or_what_it_lacks(monkeypatch: pytest.MonkeyPatch):
+    chosen = validate({"model": {"int8_matmul": "tensor_core"}, "training": {"precision": "bf16"}}, "test")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "8-bit products" in look_at_machine(chosen).summary
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(SettingsError, match=r"tensor_core needs a card of .* 8\.0, and this one has 7\.5"):
+        look_at_machine(chosen)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="tensor_core needs Triton"):
+        look_at_machine(chosen)
 
 
 @needs_triton
