@@ -27,7 +27,7 @@ STAMP = VENV / "so8t.stamp"
 INSTALLING = ROOT / ".venv.installing"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST, NEWEST = (3, 11, 5), (3, 13)
-# The plain Windows wheel of torch has no CUDA; PyTorch's own index has one that does.
+# The plain Windows wheel of torch has no CUDA; PyTorch's own index has one that does. Neither brings Triton.
 TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 
 
@@ -72,8 +72,10 @@ def make_environment() -> None:
         "--progress-bar",
         "off",
     ]
-    command += ["--constraint", "constraints.txt", "--editable", ".[test]"]
-    if os.name == "nt" and shutil.which("nvidia-smi"):
+    windows_card = os.name == "nt" and shutil.which("nvidia-smi")
+    parts = ".[test,windows-cuda]" if windows_card else ".[test]"
+    command += ["--constraint", "constraints.txt", "--editable", parts]
+    if windows_card:
         command += ["--extra-index-url", TORCH_CUDA_INDEX]
     print("installing the packages of constraints.txt", flush=True)
     if subprocess.call(command, cwd=ROOT) != 0:

@@ -19,9 +19,9 @@ _DOCUMENT = 300  # mean tokens of a document
 def random_tensor(shape: Any, name: str, generator: torch.Generator) -> torch.Tensor:
     """Draw one weight of the checkpoint on the card, fp16; norms are ones."""
     if "norm" in name:
-        return torch.ones(shape.hidden_size, device="cuda", dtype=torch.float16)
+        return torch.ones(shape.hidden_size, device=generator.device, dtype=torch.float16)
     size = next((shape.linear_shape(t) for t in TARGETS if t in name), (shape.vocab_size, shape.hidden_size))
-    return (torch.randn(size, generator=generator, device="cuda") * 0.02).half()
+    return (torch.randn(size, generator=generator, device=generator.device) * 0.02).half()
 
 
 def documents(length: int, vocab: int, seed: int) -> list[np.ndarray]:

@@ -79,7 +79,9 @@ def test_what_is_declared_is_what_is_imported():
             for name in (
                 {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"so8t_helpers"}
             ):
-                imported |= {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+                owners = distributions.get(name, [name])
+                # Triton comes from another package on Windows.
+                imported |= {canonicalize_name(owner.removesuffix("-windows")) for owner in owners}
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     assert declared - imported == set(USED_WITHOUT_IMPORT), "declared and not used, or used and not said how"
     assert imported - declared == set(BROUGHT_BY), "imported and not declared"
@@ -109,6 +111,38 @@ def test_everything_installed_here_is_as_pinned():
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 todo.append(needed)
     assert len(seen) > 100
+
+
+def test_windows_gets_the_triton_that_torch_asks_for_on_linux():
+    """Its builds add a number of their own: 3.7.1.post27."""
+    pins = _pins()
+    theirs, ours = (str(pins[name].specifier).removeprefix("==") for name in ("triton", "triton-windows"))
+    assert ours.partition(".post")[0] == theirs
+    asked = [Requirement(text) for text in importlib.metadata.requires("torch") or []]
+    assert any(one.name == "triton" and one.specifier.contains(theirs) for one in asked)
+    (declared,) = PROJECT["optional-dependencies"]["windows-cuda"]
+    marker = Requirement(declared).marker
+    assert marker is not None
+    assert marker.evaluate({"sys_platform": "win32"})
+    assert not marker.evaluate({"sys_platform": "linux"})
+
+
+@pytest.mark.parametrize(
+    ("system", "card", "wanted"),
+    [("nt", True, ".[test,windows-cuda]"), ("nt", False, ".[test]"), ("posix", True, ".[test]")],
+)
+def test_run_py_asks_for_triton_on_windows_with_a_card(system: str, card: bool, wanted: str, tmp_path: Path):
+    code = (
+        "import os, run, shutil, subprocess\n"
+        "run.PYTHON.parent.mkdir(parents=True); run.PYTHON.touch()\n"
+        f"shutil.which = lambda name: 'nvidia-smi' if {card} else None\n"
+        "subprocess.call = lambda command, cwd: print(command) or 0\n"
+        f"os.name = {system!r}\n"
+        "run.make_environment()\n"
+    )
+    done = _run_py(_checkout(tmp_path), code)
+    assert f"'--editable', '{wanted}'" in done.stdout, done.stderr
+    assert (run_py.TORCH_CUDA_INDEX in done.stdout) == (wanted != ".[test]")
 
 
 def test_conda_users_get_the_same_pins_and_a_suitable_python():

@@ -60,11 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(
-    folder: Path, dropout: float = 0.0, quantization: str = "none", **plan
+    folder: Path, dropout: float = 0.0, quantization: str = "none", int8_matmul: str = "weight_only", **plan
 ) -> tuple[Adapters, MicroStep]:
     chosen = settings.validate(
         {
-            "model": {"quantization": quantization},
+            "model": {"quantization": quantization, "int8_matmul": int8_matmul},
             "lora": {"r": 4, "alpha": 8, "dropout": dropout},
             "so8t": {"init_scale": 0.3},
             "training": {"sequence_length": LENGTH},
@@ -210,6 +210,28 @@ def test_packed_and_unpacked_give_the_same(folder: Path, quantization: str):
     assert found[0][:2] == pytest.approx(found[1][:2], rel=BOUND)
     assert relative(found[0][2], found[1][2]) < BOUND
     assert relative(found[0][3], found[1][3]) < BOUND
+
+
+def test_products_of_8_bits_are_the_same_recomputed_and_kept_and_near_the_others(folder: Path):
+    packed = [batches.build_sequence(documents(), LENGTH, 0, MOST)]
+    found = {}
+    for name, int8_matmul, plan in (
+        ("weight only", "weight_only", {}),
+        ("recompute", "tensor_core", {}),
+        ("keep", "tensor_core", {"keep": 6}),
+        ("tiles", "tensor_core", {"tiles": 3}),
+    ):
+        adapters, step = make(folder, quantization="int8", int8_matmul=int8_matmul, **plan)
+        found[name] = run(adapters, step, packed)[0], adapters.lora.grad, adapters.rotations.grad
+    assert found["recompute"][0] == found["keep"][0]
+    # A last bit that differs with the tile's size rounds a few numbers to the next step.
+    for name, bound in (("keep", BOUND), ("tiles", 5e-3)):
+        for gradient, wanted in zip(found[name][1:], found["recompute"][1:], strict=True):
+            assert relative(gradient, wanted) < bound
+    # Each product is off by 0.6%: three layers of four, some 2% together.
+    assert found["recompute"][0] == pytest.approx(found["weight only"][0], rel=0.02)
+    for gradient, wanted in zip(found["recompute"][1:], found["weight only"][1:], strict=True):
+        assert 1e-3 < relative(gradient, wanted) < 0.05
 
 
 def test_dropout_is_the_same_recomputed_and_kept_and_new_with_the_seed(folder: Path):

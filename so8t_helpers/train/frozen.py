@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
 from so8t_helpers.settings import ModelSettings
+from so8t_helpers.train import int8
 
 _INT8_MAX = 127.0
 
@@ -34,6 +35,14 @@ class Int8Weight(NamedTuple):
 
     rows: Tensor
     scale: Tensor
+
+
+class TensorCoreWeight(NamedTuple):
+    """The same numbers as `Int8Weight`, multiplied as 8 bits by `int8`; turned: see `hold`, else empty."""
+
+    rows: Tensor
+    scale: Tensor
+    turned: Tensor
 
 
 class LlmInt8Weight(NamedTuple):
@@ -58,7 +67,7 @@ class HeldWeight(NamedTuple):
     joined: Tensor
 
 
-FrozenWeight = PlainWeight | Int8Weight | LlmInt8Weight | Nf4Weight | HeldWeight
+FrozenWeight = PlainWeight | Int8Weight | TensorCoreWeight | LlmInt8Weight | Nf4Weight | HeldWeight
 
 NF4_BLOCK = 64
 
@@ -81,6 +90,8 @@ def quantize(
     rows = (values * (_INT8_MAX / absmax).nan_to_num(posinf=0.0)).round().to(torch.int8)
     if int8_matmul == "llm_int8":
         return LlmInt8Weight(rows, absmax.squeeze(1))
+    if int8_matmul == "tensor_core":
+        return TensorCoreWeight(rows, scale, rows.new_empty(0))
     return Int8Weight(rows, scale)
 
 
@@ -96,7 +107,7 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     """Return the weight (out, in) in `dtype`."""
     if isinstance(weight, PlainWeight):
         return weight.weight.to(dtype)
-    if isinstance(weight, Int8Weight):
+    if isinstance(weight, Int8Weight | TensorCoreWeight):
         return weight.rows.to(dtype) * weight.scale.to(dtype)
     if isinstance(weight, LlmInt8Weight):
         return weight.rows.to(dtype) * (weight.absmax[:, None] / _INT8_MAX).to(dtype)
@@ -124,14 +135,22 @@ class _Product(torch.autograd.Function):
         ctx.s, ctx.kind = s, type(weight)
         if not value_needed:
             return x.new_zeros(()).expand(len(x), len(b))
+        if isinstance(weight, TensorCoreWeight):
+            return int8.product(x, weight.rows, weight.scale[:, 0], a_x, (b * s).to(x.dtype))
         return torch.cat((x, a_x), 1) @ _joined(weight, b, s, x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         a_x, b, *tensors = ctx.saved_tensors
-        both = grad @ _joined(ctx.kind(*tensors), b, ctx.s, grad.dtype)
-        r = a_x.shape[1]
-        by_x, by_a_x = both.split((both.shape[1] - r, r), 1)
+        weight = ctx.kind(*tensors)
+        if isinstance(weight, TensorCoreWeight):
+            turned = weight.turned if len(weight.turned) else int8.turn(weight.rows)
+            by_x = int8.input_gradient(grad, turned, weight.scale[:, 0])
+            by_a_x = grad @ (b * ctx.s).to(grad.dtype)
+        else:
+            both = grad @ _joined(weight, b, ctx.s, grad.dtype)
+            r = a_x.shape[1]
+            by_x, by_a_x = both.split((both.shape[1] - r, r), 1)
         by_b = (grad.t() @ a_x).float() * ctx.s
         return by_x, by_a_x, by_b, None, None, None
 
@@ -146,9 +165,13 @@ def _joined(weight: FrozenWeight, b: Tensor, s: float, dtype: torch.dtype) -> Te
 def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -> FrozenWeight:
     """Dequantise [W | s B] for the products that follow; a weight that needs none stays as it is.
 
+    One that is multiplied as 8 bits is transposed instead, for the gradients of all token tiles.
+
     Args:
         b: (out, r) float32, or None without LoRA.
     """
+    if isinstance(weight, TensorCoreWeight):
+        return weight._replace(turned=int8.turn(weight.rows))
     if not isinstance(weight, Int8Weight | Nf4Weight):
         return weight
     return HeldWeight(dequantize(weight, dtype) if b is None else _joined(weight, b, s, dtype))
@@ -157,7 +180,7 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
 def adapted_product(
     x: Tensor, a_x: Tensor, b: Tensor, weight: FrozenWeight, s: float, value_needed: bool = True
 ) -> Tensor:
-    """Return y = W x + s B A x; for int8 and NF4 as one product [W | s B] [x; A x].
+    """Return y = W x + s B A x; for int8 and NF4 as one product [W | s B] [x; A x], see `int8` for the other.
 
     Args:
         x: (T, in). a_x: (T, r), LoRA's A on its input.
@@ -165,7 +188,7 @@ def adapted_product(
         value_needed: False where only gradients are, as for the last product of a layer that is recomputed;
             then the values returned mean nothing.
     """
-    if isinstance(weight, Int8Weight | Nf4Weight | HeldWeight):
+    if isinstance(weight, Int8Weight | TensorCoreWeight | Nf4Weight | HeldWeight):
         return _Product.apply(x, a_x, b, s, value_needed, weight)
     return torch.addmm(frozen_linear(x, weight), a_x, b.to(x.dtype).t(), alpha=s)
 

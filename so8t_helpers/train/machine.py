@@ -59,7 +59,10 @@ def look_at_machine(settings: Settings) -> Machine:
         raise SettingsError("training.precision: fp16 needs a CUDA card; use fp32 (or bf16) on the CPU")
     why_not_varlen = _why_not_varlen(device, dtype)
     triton = cuda and importlib.util.find_spec("triton") is not None
-    if settings.model.quantization == "int8" and settings.model.int8_matmul == "llm_int8":
+    product = settings.model.int8_matmul if settings.model.quantization == "int8" else ""
+    if product == "tensor_core" and cuda and (missing := _why_no_int8_kernels(triton)):
+        raise SettingsError(f"model.int8_matmul: tensor_core needs {missing}; use weight_only")
+    if product == "llm_int8":
         best, reason = "plain", "LLM.int8's own product synchronises with the host"
     elif why_not_varlen:
         best, reason = "plain", why_not_varlen
@@ -71,6 +74,8 @@ def look_at_machine(settings: Settings) -> Machine:
     if mode == "compile" and not triton:
         raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
     name = torch.cuda.get_device_name() if cuda else "CPU"
+    if product == "tensor_core":
+        reason += ", 8-bit products"
     summary = f"speed {mode} on {name} in {training.precision} ({reason})"
     return Machine(device, dtype, mode, not why_not_varlen, triton and mode != "plain", summary)
 
@@ -84,6 +89,14 @@ def _why_not_varlen(device: torch.device, dtype: torch.dtype) -> str:
     if torch.cuda.get_device_capability() < (8, 0):
         return "flash attention needs compute capability 8.0"
     return ""
+
+
+def _why_no_int8_kernels(triton: bool) -> str:
+    """Say what a card lacks for products of 8-bit numbers; nothing where it lacks nothing."""
+    if not triton:
+        return "Triton, which is not installed"
+    major, minor = torch.cuda.get_device_capability()
+    return "" if major >= 8 else f"a card of compute capability 8.0, and this one has {major}.{minor}"
 
 
 def prepare_allocator(settings: Settings) -> None:
