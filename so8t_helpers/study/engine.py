@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from so8t_helpers.train.workers import Workers
 log = logging.getLogger(__name__)
 
 _KEPT = ("metrics.parquet", "heldout.parquet", "heldout_documents.safetensors", "angles.safetensors")
+_SHOWN = {"tuning": _KEPT[:3], "held-out": _KEPT}  # what tuning's gates did nobody looks at, and it is large
 # What a micro-step is built and captured for; all other settings may differ from one training to the next.
 _SHAPE = {
     "so8t": ("enabled", "layer_indices"),
@@ -136,6 +138,7 @@ class Session:
         """Train, and put what is kept of it into its folder. A training that was killed goes on."""
         if not self._loaded:
             self._load()
+        started = time.monotonic()
         if part == "tuning":  # a look at the start and one at the end
             settings = merge(settings, {"training": {"eval_steps": 10**9}})
         schedule = self._schedule(settings)
@@ -167,10 +170,11 @@ class Session:
             "machine": self.machine.summary,
         }
         with atomic_directory(folder) as scratch:
-            for name in _KEPT:
+            for name in _SHOWN[part]:
                 if (stage.directory / name).is_file():
                     shutil.move(stage.directory / name, scratch / name)
-            write_json(scratch / FACTS, facts | self._costs(loop))
+            seconds = round(time.monotonic() - started, 3)
+            write_json(scratch / FACTS, facts | self._costs(loop) | {"seconds": seconds})
         shutil.rmtree(stage.directory, ignore_errors=True)  # there is none where the first step diverged
         self.trained += 1
 
