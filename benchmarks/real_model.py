@@ -6,7 +6,7 @@ Carries out `so8t run smollm2 --set training.max_steps=20` as a person would (mo
 cores), looks at what it says of token ids, and holds the F16 file's greedy answers against transformers'.
 Then trains 20 steps of 256 tokens in float32 and the same with the libraries, in float32 and float64. Stages
 that are fresh in the folder are not carried out again; `--finished` takes the run that lies there as it is,
-whatever its steps. Results go to results/real_model.json.
+whatever its steps. Results go to results/real_model.json, or to real_model_finished.json.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def main() -> int:
         claim("20 steps in float32: off float64, over transformers + peft", apart, 4.0, "times"),
         claim("20 steps: adapters off float64, over transformers + peft", adapters, 4.0, "times"),
     ]
-    return 0 if write_claims("real_model", figures, claims) else 1
+    name = "real_model_finished" if options.finished else "real_model"
+    return 0 if write_claims(name, figures, claims) else 1
 
 
 if __name__ == "__main__":
