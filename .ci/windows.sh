@@ -16,7 +16,7 @@ cache="$caches/windows-$key"
 export WINEPREFIX="$cache/prefix" WINEARCH=win64 WINEDEBUG=-all LC_ALL=ja_JP.UTF-8 KMP_AFFINITY=disabled
 export WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;ucrtbase,vcruntime140,vcruntime140_1,msvcp140,vcomp140=n,b"
 
-if ! { [ -x /usr/lib/wine/wine64 ] && command -v x86_64-w64-mingw32-ld && locale -a | grep -q ja_JP.utf8; } >/dev/null; then
+if ! { [ -x /usr/lib/wine/wine64 ] && command -v x86_64-w64-mingw32-ld && [ -d /usr/lib/locale/ja_JP.utf8 ]; } >/dev/null; then
   apt-get update -q >&2
   apt-get install -y -q --no-install-recommends wine64 binutils-mingw-w64-x86-64 locales-all >&2
 fi

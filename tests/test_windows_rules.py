@@ -1,4 +1,4 @@
-"""Windows' rules hold in the tests, and what waits for a file that is held open waits no longer than it must."""
+"""Windows' rules hold in the tests; what waits for a file that is held open waits no longer than it must."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from so8t_helpers.run import files
 from so8t_helpers.run.files import StageError, atomic_directory, remove, replace, write_text
 from so8t_helpers.run.records import Status, read_status, write_status
-from so8t_helpers.settings import PROJECT_ROOT, Settings, merge
+from so8t_helpers.settings import Settings, merge
 from so8t_helpers.train import workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -74,7 +74,9 @@ def test_a_file_that_a_child_holds_open_stays(file: Path):
 
 def test_a_child_keeps_to_the_rules_too(file: Path):
     code = "import os, sys; f = open(sys.argv[1], 'rb'); os.remove(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
     assert "PermissionError: [Errno 13] Windows would refuse this" in done.stderr
     assert file.is_file()
 

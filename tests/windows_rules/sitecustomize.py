@@ -5,9 +5,9 @@
 - Names and lengths that Windows does not take, and text in our own code without an encoding (where Python was
   started with `-X warn_default_encoding`).
 
-The session is pytest and all that it starts: `enforce` is called by conftest.py, and by Python itself as it starts
-in any other process of the session, since PYTHONPATH has this folder. An audit hook (PEP 578) sees what Python
-does; what libraries in C or Rust open is found in /proc, what they remove is not seen.
+The session is pytest and all that it starts: `enforce` is called by conftest.py, and by Python itself as it
+starts in any other process of the session, since PYTHONPATH has this folder. An audit hook (PEP 578) sees
+what Python does; what libraries in C or Rust open is found in /proc, what they remove is not seen.
 """
 
 from __future__ import annotations
