@@ -62,16 +62,17 @@ work=$(mktemp -d)
 idle=
 trap 'kill $idle 2>/dev/null; rm -rf "$work"' EXIT
 folder="$work/実験 フォルダ"
-mkdir "$folder" "$work/太郎"
+mkdir "$folder"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard | tar -c --null -T -) | tar -x -C "$folder"
-# One process stays, so that Wine's services start once.
-/usr/lib/wine/wine64 ping -n 7200 127.0.0.1 </dev/null >/dev/null 2>&1 &
+# Wine's services start first and stay with a process that idles: started by the tests, they would hold their pipe.
+/usr/lib/wine/wine64 cmd /c exit </dev/null > >(cat >/dev/null) 2>&1
+/usr/lib/wine/wine64 ping -n 7200 127.0.0.1 </dev/null > >(cat >/dev/null) 2>&1 &
 idle=$!
 if [ $# = 0 ]; then
   for name in chat dataset_records house personal_data policy redaction run_stage settings status study_statistics \
     style sync think_format verify; do set -- "$@" "tests/test_$name.py"; done
 fi
 cd "$folder"
-export TEMP="$work/太郎" TMP="$work/太郎" OMP_NUM_THREADS=1
-# Wine's Python starts with pipes alone, not with files or /dev/null as its output.
-wine "$cache/python/python.exe" -m pytest -q -p no:cacheprovider -m "not slow" --timeout 900 "$@" 2>&1 | cat
+export OMP_NUM_THREADS=1
+# Wine's Python starts with pipes alone, not with files.
+sleep 1 | /usr/lib/wine/wine64 "$cache/python/python.exe" -m pytest -q -p no:cacheprovider --basetemp ../太郎 -m "not slow" --timeout 900 "$@" 2>&1 | cat
