@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Tests by a real Windows Python under Wine, in folders of Japanese names and with code page 932: those that need no
-# kernel, no server, no browser and no torch. Arguments go to pytest, in place of these. Not part of .ci/run, since a
-# busy machine takes a quarter of an hour: for a release; docs/windows.md says what passed. Python, the wheels of
-# constraints.txt and the Visual C++ runtime come from packages, into a cache folder keyed by all that decides it
-# (2 GB, a minute). As root, since Debian's Wine may have to be installed.
+# kernel, no server, no browser and no torch, and a resumed training. Arguments go to pytest, in place of these. Not
+# part of .ci/run, since on a busy machine they take over a quarter of an hour: for a release; docs/windows.md says
+# what passed. Python, the wheels of constraints.txt and the Visual C++ runtime come from packages, into a cache
+# folder keyed by all that decides it (2 GB, a minute). As root, since Debian's Wine may have to be installed.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${SO8T_PYTHON:-$root/.venv/bin/python}
@@ -71,6 +71,7 @@ idle=$!
 if [ $# = 0 ]; then
   for name in chat dataset_records house personal_data policy redaction run_stage settings status study_statistics \
     style sync think_format verify; do set -- "$@" "tests/test_$name.py"; done
+  set -- "$@" tests/test_training.py::test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been
 fi
 cd "$folder"
 export OMP_NUM_THREADS=1

@@ -238,7 +238,7 @@ def test_proof_sees_a_transposed_rotation(tmp_path: Path, monkeypatch: pytest.Mo
         bake(settings)
     directory = settings.run_dir / "03_bake"
     assert sorted(p.name for p in directory.iterdir()) == ["proof.json"]
-    assert not json.loads((directory / "proof.json").read_text())["holds"]
+    assert not json.loads((directory / "proof.json").read_text(encoding="utf-8"))["holds"]
 
 
 def test_a_difference_that_is_no_number_breaks_its_bound() -> None:
@@ -295,7 +295,7 @@ def test_wrong_inputs_are_named(tmp_path: Path, change: str, message: str) -> No
     elif change == "nan":
         weights[key][0, 0] = torch.nan
     save_file(weights, adapter / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text())
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config |= {"dora": {"use_dora": True}, "rank": {"r": 8}}.get(change, {})
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     if change == "gates_width":
@@ -346,7 +346,7 @@ def test_a_killed_bake_leaves_no_model_and_the_next_one_works(tmp_path: Path) ->
 def test_config_serves_old_readers_and_new_ones(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", torch.bfloat16)
     result = bake(make_settings(tmp_path, base, make_adapter(tmp_path / "adapter", gates=[0])))
-    config = json.loads((result.model_dir / "config.json").read_text())
+    config = json.loads((result.model_dir / "config.json").read_text(encoding="utf-8"))
     # transformers 4.4x: Phi3Config._rope_scaling_validation wants exactly these three keys.
     assert config["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
     assert config["rope_scaling"]["type"] == "longrope"
@@ -373,7 +373,7 @@ def test_card_and_provenance_carry_the_hashes(tmp_path: Path) -> None:
     }
     (tmp_path / "dataset" / "card.json").write_text(json.dumps(dataset_card))
     result = bake(settings)
-    carried = json.loads((result.model_dir / origin.FILE).read_text())
+    carried = json.loads((result.model_dir / origin.FILE).read_text(encoding="utf-8"))
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "license: mit" in card
     assert "\nlanguage:\n- en\nlibrary_name" in card, "33 of 1,633 samples are too few for a second language"
