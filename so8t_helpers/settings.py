@@ -37,6 +37,7 @@ class RunSettings(Section):
     notebooks: str = "notebooks"
     seed: int = 0
     processes: Count = 1  # workers that share 02_train's micro-steps, each on a card of its own
+    kernel_start_seconds: Positive = 180.0  # a notebook's; a virus scanner looks at all that it imports
 
 
 class CacheSettings(Section):

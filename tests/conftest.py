@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from so8t_helpers.run.stage import STAGES, stale_reason
 from so8t_helpers.settings import PROJECT_ROOT, Settings, load_settings
+from tests.windows_rules import sitecustomize as windows_rules
 
 DEMO_MINUTES = 20  # ten on two idle cores; a machine that builds something beside it takes longer
+
+if sys.platform == "linux":  # what Windows would refuse fails here, in every process that the tests start
+    places = [tempfile.gettempdir(), *(str(PROJECT_ROOT / name) for name in ("runs", "reports"))]
+    places += [kept] if (kept := os.environ.get("SO8T_DEMO_RUN_ROOT")) else []
+    os.environ[windows_rules.SESSION] = os.pathsep.join([str(os.getpid()), *places])
+    rules_folder = str(Path(windows_rules.__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [rules_folder, os.environ.get("PYTHONPATH")]))
+    windows_rules.enforce()
 
 
 @pytest.fixture

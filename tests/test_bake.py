@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
@@ -117,7 +115,7 @@ def make_settings(tmp_path: Path, base: Path, adapter: Path, **bake_settings: ob
 def expected_weights(base: Path, adapter: Path, scale: float) -> dict[str, torch.Tensor]:
     """W' = (W + s B A) R, densely in float64, from PEFT's and our own files."""
     weights = {name: place.read().double() for name, place in phi3_weights.read_checkpoint(base).items()}
-    lora = load_file(adapter / "adapter_model.safetensors")
+    lora = load((adapter / "adapter_model.safetensors").read_bytes())
     for key in [k for k in lora if ".lora_A." in k]:
         name = key.removeprefix("base_model.model.").replace(".lora_A", "")
         weights[name] += scale * lora[key.replace("lora_A", "lora_B")].double() @ lora[key].double()
@@ -152,7 +150,7 @@ def test_baked_folder_is_the_dense_product(tmp_path: Path, dtype: torch.dtype, s
 def test_what_nothing_changes_passes_byte_for_byte(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", torch.float16)
     adapter = make_adapter(tmp_path / "adapter", gates=[1])
-    lora = load_file(adapter / "adapter_model.safetensors")
+    lora = load((adapter / "adapter_model.safetensors").read_bytes())
     kept = {key: value for key, value in lora.items() if ".layers.1." in key}
     save_file(kept, adapter / "adapter_model.safetensors")
     result = bake(make_settings(tmp_path, base, adapter))
@@ -223,7 +221,7 @@ def test_the_proofs_noise_is_far_below_what_it_measures(tmp_path: Path) -> None:
     """Nothing but LoRA of zeros: gated, baked and rounded are one model, and the figures must say so."""
     base = make_base(tmp_path / "base", torch.float16)
     adapter = make_adapter(tmp_path / "adapter", gates=None)
-    weights = load_file(adapter / "adapter_model.safetensors")
+    weights = load((adapter / "adapter_model.safetensors").read_bytes())
     save_file({k: w * ("lora_A" in k) for k, w in weights.items()}, adapter / "adapter_model.safetensors")
     logits = bake(make_settings(tmp_path, base, adapter)).proof["logits"]
     assert logits["baking"]["largest"] < 1e-12 and logits["rounding"]["largest"] < 1e-12
@@ -240,7 +238,7 @@ def test_proof_sees_a_transposed_rotation(tmp_path: Path, monkeypatch: pytest.Mo
         bake(settings)
     directory = settings.run_dir / "03_bake"
     assert sorted(p.name for p in directory.iterdir()) == ["proof.json"]
-    assert not json.loads((directory / "proof.json").read_text())["holds"]
+    assert not json.loads((directory / "proof.json").read_text(encoding="utf-8"))["holds"]
 
 
 def test_a_difference_that_is_no_number_breaks_its_bound() -> None:
@@ -283,7 +281,7 @@ def test_wrong_inputs_are_named(tmp_path: Path, change: str, message: str) -> No
     base = make_base(tmp_path / "base", torch.float16)
     adapter = make_adapter(tmp_path / "adapter", gates=[0])
     settings = make_settings(tmp_path, base, adapter)
-    weights = load_file(adapter / "adapter_model.safetensors")
+    weights = load((adapter / "adapter_model.safetensors").read_bytes())
     key = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     free = torch.zeros(1, HIDDEN // 8, 28)
     if change == "module":
@@ -297,7 +295,7 @@ def test_wrong_inputs_are_named(tmp_path: Path, change: str, message: str) -> No
     elif change == "nan":
         weights[key][0, 0] = torch.nan
     save_file(weights, adapter / "adapter_model.safetensors")
-    config = json.loads((adapter / "adapter_config.json").read_text())
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     config |= {"dora": {"use_dora": True}, "rank": {"r": 8}}.get(change, {})
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     if change == "gates_width":
@@ -326,19 +324,17 @@ def _bake_slowly(settings: Settings, flag: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_a_killed_bake_leaves_no_model_and_the_next_one_works(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", torch.float16)
     settings = make_settings(tmp_path, base, make_adapter(tmp_path / "adapter", gates=[0]))
     flag = tmp_path / "proof_began"
     process = multiprocessing.get_context("spawn").Process(target=_bake_slowly, args=(settings, flag))
     process.start()
-    assert process.pid is not None
     for _ in range(3000):
         if flag.exists():
             break
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     directory = settings.run_dir / "03_bake"
     assert flag.exists() and not (directory / "model").exists()
@@ -350,7 +346,7 @@ def test_a_killed_bake_leaves_no_model_and_the_next_one_works(tmp_path: Path) ->
 def test_config_serves_old_readers_and_new_ones(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", torch.bfloat16)
     result = bake(make_settings(tmp_path, base, make_adapter(tmp_path / "adapter", gates=[0])))
-    config = json.loads((result.model_dir / "config.json").read_text())
+    config = json.loads((result.model_dir / "config.json").read_text(encoding="utf-8"))
     # transformers 4.4x: Phi3Config._rope_scaling_validation wants exactly these three keys.
     assert config["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
     assert config["rope_scaling"]["type"] == "longrope"
@@ -377,7 +373,7 @@ def test_card_and_provenance_carry_the_hashes(tmp_path: Path) -> None:
     }
     (tmp_path / "dataset" / "card.json").write_text(json.dumps(dataset_card))
     result = bake(settings)
-    carried = json.loads((result.model_dir / origin.FILE).read_text())
+    carried = json.loads((result.model_dir / origin.FILE).read_text(encoding="utf-8"))
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "license: mit" in card
     assert "\nlanguage:\n- en\nlibrary_name" in card, "33 of 1,633 samples are too few for a second language"

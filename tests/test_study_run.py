@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -270,7 +269,7 @@ def test_a_study_killed_again_and_again_gives_the_same_page(base: Path, tmp_path
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
         time.sleep(chance.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert not pages[1].exists()
     subprocess.run(command("killed"), check=True, timeout=600, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -136,7 +135,7 @@ def test_a_shared_stage_that_fails_is_not_tried_by_every_point(scratch_settings:
 
 @pytest.mark.slow
 def test_a_killed_sweep_is_taken_up_again(scratch_settings: Settings, notebooks: Path):
-    """The sweep dies by SIGKILL while points train; the same command ends with each stage done once."""
+    """The sweep is killed while points train; the same command ends with each stage done once."""
     write_notebook(notebooks, "02_train", code("import time; time.sleep(3)"))
     run = scratch_settings.run
     command = [sys.executable, "-m", "so8t_helpers", "sweep", "demo", "--grid", "lora.r=4,8", "--to", "2"]
@@ -148,8 +147,8 @@ def test_a_killed_sweep_is_taken_up_again(scratch_settings: Settings, notebooks:
     while not done.is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
+    first.kill()
+    assert first.wait() != 0
     second = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     last = second.stdout.strip().splitlines()[-1]

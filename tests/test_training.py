@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -127,7 +125,7 @@ def test_a_training_killed_in_the_middle_ends_bit_for_bit_as_if_it_had_not_been(
     deadline = time.monotonic() + 120
     while not saved.is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+    process.kill()
     process.wait()
     assert saved.is_dir()
     assert not (killed.run_dir / "02_train" / "manifest.json").exists()

@@ -97,7 +97,7 @@ def edit_line(run: Path) -> None:
 def edit_manifest(stage: str, label: str, digest: str) -> Callable[[Path], None]:
     def change(run: Path) -> None:
         path = run / stage / "manifest.json"
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["inputs"][label]["sha256"] = digest
         files.write_json(path, manifest)
 
@@ -107,16 +107,16 @@ def edit_manifest(stage: str, label: str, digest: str) -> Callable[[Path], None]
 def retrain_on_other_data(run: Path) -> None:
     """Another dataset with a manifest in order: only 02_train's record of what it read gives it away."""
     rows = run / "01_dataset" / "train.jsonl"
-    rows.write_text(rows.read_text().splitlines(keepends=True)[0])
+    rows.write_text(rows.read_text(encoding="utf-8").splitlines(keepends=True)[0])
     path = run / "01_dataset" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["outputs"]["train.jsonl"] = files.sha256_file(rows)
     files.write_json(path, manifest)
 
 
 def other_settings(run: Path) -> None:
     path = run / "02_train" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["settings"]["lora.r"] = 8
     files.write_json(path, manifest)
 
@@ -182,10 +182,10 @@ def test_a_gguf_of_another_run_in_place_is_found(tmp_path: Path) -> None:
     """Same manifest for the file, but the hashes inside it are those of another adapter."""
     run = make_run(tmp_path)
     path = run / "04_gguf" / "t-f16.gguf"
-    carried = json.loads((run / "03_bake/model" / origin.FILE).read_text())
+    carried = json.loads((run / "03_bake/model" / origin.FILE).read_text(encoding="utf-8"))
     carried["sha256"]["adapter"] = "0" * 64
     write_gguf(path, json.dumps(carried))
-    manifest = json.loads((run / "04_gguf/manifest.json").read_text())
+    manifest = json.loads((run / "04_gguf/manifest.json").read_text(encoding="utf-8"))
     manifest["outputs"][path.name] = files.sha256_file(path)
     files.write_json(run / "04_gguf/manifest.json", manifest)
     broken = walk_back(path).broken

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class DirectWriter:
         head = min(-offset % PAGE, len(data))
         pages = data[head : len(data) - (offset + len(data)) % PAGE]
         descriptor, body = self._direct[path], 0
-        if descriptor is not None and len(pages):
+        if sys.platform == "linux" and descriptor is not None and len(pages):
             # Some file systems open such files and then refuse; what a full disk refuses fails below, too.
             with suppress(OSError):
                 body = os.pwrite(descriptor, pages.numpy().data, offset + head)
@@ -60,6 +61,7 @@ def aligned_buffer(size: int) -> Tensor:
 
 
 def _open_direct(path: Path) -> int | None:
-    with suppress(AttributeError, OSError):  # a system without the flag, a file system that refuses it
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a file system that refuses the flag
+            return os.open(path, os.O_WRONLY | os.O_DIRECT)
     return None

@@ -8,6 +8,7 @@ file calls release the interpreter's lock).
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -163,7 +164,7 @@ def _sync(path: Path) -> None:
     """Wait until what is written is on the disk, and give its pages back to the system; `direct` says why."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # Linux; elsewhere the pages stay
+        if sys.platform == "linux":  # elsewhere the pages stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

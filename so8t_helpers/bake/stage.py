@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, write_json
+from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, remove, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings, SettingsError
@@ -65,8 +64,8 @@ def bake(settings: Settings) -> BakeResult:
     with open_stage(settings, STAGE) as stage:
         # What an earlier bake or a killed one left: a failed stage must leave no baked folder.
         for path in (stage.directory / "model", *stage.directory.glob(".model.*.tmp")):
-            shutil.rmtree(path, ignore_errors=True)
-        (stage.directory / "proof.json").unlink(missing_ok=True)
+            remove(path)
+        remove(stage.directory / "proof.json")
         check(settings)
         base = base_folder(settings)
         weights = _read_base(base)

@@ -21,7 +21,7 @@ from so8t_helpers.dataset.duplicates import KEPT, NearFiles, banding, near_dupli
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk
 from so8t_helpers.dataset.sample import FORMATS
-from so8t_helpers.run.files import HashCache, atomic_path
+from so8t_helpers.run.files import HashCache, atomic_path, remove
 from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
 
@@ -115,7 +115,7 @@ def assemble(
                     entry = Quarantined(reason, f"of {where}", digest).entry(chunk.file.name, line)
                     duplicates.append((line, entry))
                     tally.reasons[reason] += 1
-            path.unlink()
+            remove(path)
             quarantine.write(_quarantined(part(work, "quarantine", chunk.index), duplicates))
             tally.add_chunk(result)
             for split, mask in masks.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -255,5 +256,5 @@ def _agreements(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _forget(mapped: np.memmap) -> None:
     """Let the system drop a mapping's pages: they are in the file, and would count as ours."""
     base = mapped.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if sys.platform != "win32" and isinstance(base, mmap.mmap):
         base.madvise(mmap.MADV_DONTNEED)

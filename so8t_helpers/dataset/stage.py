@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from so8t_helpers.dataset.teacher import cache_path, teacher_path
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
-from so8t_helpers.run.files import HashCache, StageError, check_disk, write_json
+from so8t_helpers.run.files import HashCache, StageError, check_disk, remove, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage
 from so8t_helpers.settings import Settings, SettingsError, resolve
@@ -80,7 +79,7 @@ def build(settings: Settings) -> Built:
         lines = sum(chunk.lines for chunk in chunks)
         check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
         classifier_path = stage.directory / "nsfw_classifier.safetensors"
-        classifier_path.unlink(missing_ok=True)
+        remove(classifier_path)
         labelled = find_files(settings.dataset.nsfw_training, "dataset.nsfw_training")
         for path in labelled:
             stage.read_file(f"nsfw_training/{path.name}", path)
@@ -101,7 +100,7 @@ def build(settings: Settings) -> Built:
         if plan.thoughts:
             ask_teacher(settings, plan, chunks)
         work = stage.directory / ".work"
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
         work.mkdir()
         workers = settings.dataset.workers or os.cpu_count() or 1
         results: list[ChunkResult] = []
@@ -111,7 +110,7 @@ def build(settings: Settings) -> Built:
                 bar.update(result.lines, kept=sum(r.kept for r in results))
         list(known)
         tally = assemble(settings, stage.directory, chunks, results, work, hashes)
-        shutil.rmtree(work)
+        remove(work)
         if not tally.total("train") + tally.total("eval"):
             worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
             raise StageError(f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 import libgguf
 import numpy as np
@@ -86,8 +87,8 @@ def _check(rows: Rows, place: TensorPlace, start: int, narrow: bool) -> None:
 # Rows are split over our own threads, as many as the profile says; libgguf would start its own in each.
 os.environ.setdefault("LIBGGUF_NUM_THREADS", "1")
 
-Rows = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+Rows: TypeAlias = NDArray[np.float32]
+Bytes: TypeAlias = NDArray[np.uint8]
 Quantise = Callable[[Rows, GGMLQuantizationType, Rows | None], Bytes]
 
 

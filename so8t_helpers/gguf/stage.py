@@ -30,7 +30,7 @@ from so8t_helpers.phi3 import tokenizer_files
 from so8t_helpers.phi3.source import local_base
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import StageError, check_disk, run_hashes, write_json
+from so8t_helpers.run.files import StageError, check_disk, remove, run_hashes, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
@@ -158,8 +158,8 @@ def _remove_others(stage: Stage, files: Iterable[Path]) -> None:
         keep.add(stage.directory / imatrix.FILE)
     for path in (*stage.directory.glob("*.gguf"), *stage.directory.glob(".*.gguf.*")):
         if path not in keep:
-            path.unlink()
-    (stage.directory / "quality.json").unlink(missing_ok=True)
+            remove(path)
+    remove(stage.directory / "quality.json")
 
 
 def _write(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from so8t_helpers.gguf.convert import Bytes, convert_rows, quantize_rows
 from so8t_helpers.gguf.layout import GgufTensor, PlannedFile, source_stamps
 from so8t_helpers.phi3.weights import TensorPlace
-from so8t_helpers.run.files import write_json
+from so8t_helpers.run.files import remove, replace, write_json
 from so8t_helpers.run.sync import BackgroundSync
 
 CHUNK_WEIGHTS = 1 << 21  # 2 M weights: about 20 MiB with its copies, a tenth of a second of Q4_K
@@ -155,14 +155,14 @@ def write_files(
             for part in parts:
                 part.settle()
     for part in parts:
-        part_path(part.plan.path).replace(part.plan.path)
+        replace(part_path(part.plan.path), part.plan.path)
     return [part.plan.path for part in parts]
 
 
 def _open_part(stack: ExitStack, syncer: ThreadPoolExecutor, plan: PlannedFile, key: str, done: int) -> _Part:
     path = part_path(plan.path)
     if not done:
-        journal_path(plan.path).unlink(missing_ok=True)
+        remove(journal_path(plan.path))
         with path.open("wb") as file:
             file.write(plan.header)
             file.truncate(plan.size)  # zeros, so the padding between tensors need not be written

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from so8t_helpers.settings import Settings, SettingsError, resolve
 # There is no reading the umask without setting it for a moment: done here, before threads create files.
 UMASK = os.umask(0o077)
 os.umask(UMASK)
+
+# How long Windows may refuse to rename or remove what somebody has open (a reader, a virus scanner).
+PATIENCE_SECONDS = 5.0
 
 
 class StageError(RuntimeError):
@@ -72,6 +77,37 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace(source: Path, target: Path) -> None:
+    """Rename a file or folder, a file at `target` replaced. Raises StageError: it is held open."""
+    _patiently(partial(source.replace, target), target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, where it is there. Raises StageError: it is held open."""
+    if path.is_dir():
+        _patiently(partial(shutil.rmtree, path), path)
+    else:
+        _patiently(partial(path.unlink, missing_ok=True), path)
+
+
+def _patiently(act: Callable[[], object], path: Path) -> None:
+    """Do it, and where Windows refuses, again and again for `PATIENCE_SECONDS`."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            act()
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", None) is None:  # no permission at all
+                raise
+            if time.monotonic() >= until:
+                raise StageError(
+                    f"{error.filename or path}: another program has it open (a notebook that still shows it, "
+                    "a virus scanner); end that and give the same command again"
+                ) from error
+            time.sleep(0.05)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a scratch path next to `path`; on success it is fsynced and renamed, on failure removed."""
@@ -85,9 +121,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         scratch.chmod(0o666 & ~UMASK)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
-        scratch.replace(path)
+        replace(scratch, path)
     finally:
-        scratch.unlink(missing_ok=True)
+        remove(scratch)
 
 
 @contextmanager
@@ -101,11 +137,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if path.exists():
             old = path.with_name(f".{path.name}.old.tmp")
             shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            scratch.rename(path)
-            shutil.rmtree(old)
+            replace(path, old)
+            replace(scratch, path)
+            remove(old)
         else:
-            scratch.rename(path)
+            replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from so8t_helpers.run.files import write_json, write_text
+from so8t_helpers.run.files import StageError, write_json, write_text
 from so8t_helpers.run.stage import STAGE_TITLES, read_manifest, record_path, report_path
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 
@@ -108,8 +109,9 @@ def read_status(run_dir: Path) -> Status | None:
 
 
 def write_status(run_dir: Path, status: Status) -> None:
-    """Write a run's status file."""
-    write_text(run_dir / STATUS_NAME, json.dumps(asdict(status), ensure_ascii=False) + "\n")
+    """Write a run's status file; where that cannot be, the last one stays: no run ends for want of it."""
+    with suppress(OSError, StageError):
+        write_text(run_dir / STATUS_NAME, json.dumps(asdict(status), ensure_ascii=False) + "\n")
 
 
 def known_runs(settings: Settings) -> list[Settings]:

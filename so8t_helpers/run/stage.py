@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run.files import HashCache, StageError, run_hashes, write_json, write_yaml
+from so8t_helpers.run.files import HashCache, StageError, remove, run_hashes, write_json, write_yaml
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE_TITLES = {
@@ -115,7 +115,7 @@ def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
     """Carry out a stage: the old manifest goes first, the new one is written last and only on success."""
     stage = Stage(settings, name)
     stage.directory.mkdir(parents=True, exist_ok=True)
-    manifest_path(settings, name).unlink(missing_ok=True)
+    remove(manifest_path(settings, name))
     write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
     started = time.time()
     yield stage

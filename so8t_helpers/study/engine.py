@@ -16,7 +16,7 @@ import torch
 from so8t_helpers.phi3.shape import read_shape
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
-from so8t_helpers.run.files import atomic_directory, read_jsonl, write_json
+from so8t_helpers.run.files import atomic_directory, read_jsonl, remove, replace, write_json
 from so8t_helpers.run.stage import Stage, utc_now, versions
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data
@@ -149,7 +149,7 @@ class Session:
             torch.cuda.reset_peak_memory_stats()
         stage = Stage(settings, "02_train", {"train": self.data.train, part: self.data.judges[part]})
         for name in _KEPT:  # of a training that was killed while it wrote
-            (stage.directory / name).unlink(missing_ok=True)
+            remove(stage.directory / name)
         pad = self.tokenizer.pad_token_id or 0
         loop = Loop(settings, stage, Workers(), self.samples, schedule, adapters, micro_step, watch, pad)
         diverged = ""
@@ -172,10 +172,10 @@ class Session:
         with atomic_directory(folder) as scratch:
             for name in _SHOWN[part]:
                 if (stage.directory / name).is_file():
-                    shutil.move(stage.directory / name, scratch / name)
+                    replace(stage.directory / name, scratch / name)
             seconds = round(time.monotonic() - started, 3)
             write_json(scratch / FACTS, facts | self._costs(loop) | {"seconds": seconds})
-        shutil.rmtree(stage.directory, ignore_errors=True)  # there is none where the first step diverged
+        remove(stage.directory)  # there is none where the first step diverged
         self.trained += 1
 
     def _costs(self, loop: Loop) -> dict[str, Any]:

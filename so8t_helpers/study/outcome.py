@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.so8.history import AngleHistory, read_angles
 from so8t_helpers.train.heldout import PARTS
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 FACTS = "outcome.json"
 # Settings of 02_train that change nothing of its course, or stand in the key as a hash of the content.
 _NOT_DECISIVE: tuple[str, ...] = (

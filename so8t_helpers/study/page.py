@@ -9,7 +9,7 @@ from typing import Any
 
 from so8t_helpers.report.index import write_index
 from so8t_helpers.report.study import write_study
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import StageError, replace
 from so8t_helpers.settings import resolve
 from so8t_helpers.study.plan import STUDIES_DIR, Study
 from so8t_helpers.study.registration import read_registrations
@@ -45,11 +45,12 @@ def make_page(study: Study, overrides: dict[str, Any]) -> Path:
                     kernel_name="python3",
                     progress_bar=False,
                     extra_arguments=["--log-level=ERROR"],
+                    start_timeout=study.settings.run.kernel_start_seconds,
                     cwd=notebook.parent,
                 )
         except Exception as exception:
             failure = one_line(exception)
-        running.replace(executed)
+        replace(running, executed)
     question, entries = study.file.question, read_registrations(study)
     page = write_study(study.settings, study.name, question, executed, entries, failure)
     write_index(study.settings)

@@ -10,12 +10,13 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 LEVEL, POWER = 0.95, 0.8
 SIGNIFICANT = 0.05
 RESAMPLES = 2000

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from so8t_helpers.run.files import atomic_directory, sha256_file, write_json
+from so8t_helpers.run.files import atomic_directory, remove, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def save(folder: Path, step: int, fingerprint: str, checkpoint: Checkpoint, keep
         hashes = {name: sha256_file(scratch / name) for name in (_TENSORS, _STATE)}
         write_json(scratch / _MARKER, {"fingerprint": fingerprint, "sha256": hashes})
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def newest(folder: Path, fingerprint: str) -> Checkpoint | None:
@@ -50,7 +49,8 @@ def newest(folder: Path, fingerprint: str) -> Checkpoint | None:
         reason = _unusable(path, fingerprint)
         if reason is None:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            return Checkpoint(load_file(path / _TENSORS), state)
+            # Read, not mapped: what stays in use would keep Windows from removing the checkpoint.
+            return Checkpoint(load((path / _TENSORS).read_bytes()), state)
         log.warning("checkpoint %s skipped: %s", path.name, reason)
     return None
 

@@ -33,6 +33,7 @@ from so8t_helpers.run.files import (
     atomic_path,
     check_disk,
     read_jsonl,
+    remove,
     sha256_file,
 )
 from so8t_helpers.run.progress import Progress
@@ -290,8 +291,7 @@ class Loop:
             }
             with atomic_path(self.stage.directory / "angles.safetensors") as scratch:
                 save_file(tensors, scratch)
-        for path in sorted(self.checkpoint_dir.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        remove(self.checkpoint_dir)
 
     def facts(self) -> dict[str, Any]:
         """Key figures for the manifest and the index of reports."""

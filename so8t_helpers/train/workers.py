@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from so8t_helpers.run.files import StageError, write_yaml
+from so8t_helpers.run.files import StageError, remove, write_yaml
 from so8t_helpers.run.records import read_status
 from so8t_helpers.run.stage import manifest_path, read_manifest
 from so8t_helpers.settings import Settings
@@ -89,8 +89,13 @@ def launcher(count: int) -> list[str]:
 
 
 def check_cards(settings: Settings) -> None:
-    """Raise StageError where there are cards, but fewer than workers that this process would start."""
+    """Raise StageError on Windows, and where cards are fewer than workers that this process would start."""
     count, cards = settings.run.processes, torch.cuda.device_count()
+    if sys.platform == "win32" and (count > 1 or launched()):
+        raise StageError(
+            f"run.processes: {count} workers cannot find each other on Windows, whose torch is built without "
+            "NCCL and libuv; set run.processes: 1, or train under Linux (WSL 2)"
+        )
     if not launched() and torch.cuda.is_available() and cards < count:
         raise StageError(f"run.processes: {count} workers want a card each, this machine has {cards}")
 
@@ -108,7 +113,7 @@ def launch(settings: Settings) -> dict[str, Any]:
     command = [sys.executable, *launcher(count), "-m", _MODULE, str(profile)]
     log.info("training in %d processes: accelerate launch -m %s", count, _MODULE)
     output = settings.run_dir / ".workers.log"
-    manifest_path(settings, _STAGE).unlink(missing_ok=True)
+    remove(manifest_path(settings, _STAGE))
     # The bar is drawn here; theirs would be lines without end in the log.
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     with output.open("w", encoding="utf-8") as file:
@@ -123,7 +128,7 @@ def launch(settings: Settings) -> dict[str, Any]:
         text = output.read_text(encoding="utf-8", errors="replace")
         said = _LAUNCHER.split(text)[0].splitlines()[-_TOLD:]
         raise StageError(f"{_STAGE}: a worker failed (all it said: {output}):\n" + "\n".join(said))
-    output.unlink()
+    remove(output)
     facts: dict[str, Any] = manifest["facts"]
     log.info("%s", facts["speed"])
     log.info("%s", facts["memory"])

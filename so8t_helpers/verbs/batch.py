@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
-from so8t_helpers.run.files import StageError, sha256_file, write_yaml
+from so8t_helpers.run.files import StageError, replace, sha256_file, write_yaml
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.records import StageRecord, read_record, write_record
 from so8t_helpers.run.stage import (
@@ -126,13 +126,14 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
                 progress_bar=False,
                 # Each kernel start would warn that it listens on this machine's loopback.
                 extra_arguments=["--log-level=ERROR"],
+                start_timeout=settings.run.kernel_start_seconds,
                 cwd=notebook.parent,
             )
     except KeyboardInterrupt:
         state, error = "interrupted", "interrupted by the user"
     except Exception as exception:
         state, error = "failed", one_line(exception)
-    scratch.replace(executed)
+    replace(scratch, executed)
     if state == "done" and _identity(manifest) in {before, None}:
         state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
     if state == "done" and (fault := stale_reason(settings, stage)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,10 @@ from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
 from so8t_helpers.verbs.needs import GIB, Needs, check_stage, estimate, host_memory
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
+# Of the Visual C++ runtime, what torch and xllamacpp load and neither brings.
+_RUNTIME = ("msvcp140.dll", "vcruntime140_1.dll", "vcomp140.dll")
+_FILE_SYSTEM = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+_LONGEST = 67  # characters of a project's folder, 192 for the longest path in .venv, 260 in all (torch 2.13)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def print_report(settings: Settings) -> int:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything a run depends on."""
     yield Finding(GOOD, "Python", f"{platform.python_version()} in {sys.prefix}")
+    yield from _windows()
     yield _packages()
     yield _numbers(settings)
     yield from _memory(settings, needs := estimate(settings))
@@ -55,6 +61,30 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _stage(settings, stage)
     yield _ollama(settings)
     yield _llama_cpp()
+
+
+def _windows() -> Iterator[Finding]:
+    """What Windows lacks as it is delivered."""
+    if sys.platform != "win32":
+        return
+    import winreg  # noqa: PLC0415
+
+    missing = []
+    for name in _RUNTIME:
+        try:
+            ctypes.WinDLL(name)
+        except OSError:
+            missing.append(name)
+    text = f"{', '.join(missing)} missing: install Microsoft's Visual C++ Redistributable (x64)"
+    yield Finding(BAD if missing else GOOD, "Visual C++", text if missing else "its runtime is there")
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _FILE_SYSTEM) as key:
+            long = bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+    except OSError:  # no such value
+        long = False
+    length = len(str(PROJECT_ROOT))
+    off = f"off: the project's folder may have {_LONGEST} characters, and has {length} (docs/windows.md)"
+    yield Finding(GOOD if long or length <= _LONGEST else NOTE, "long paths", "on" if long else off)
 
 
 def _packages() -> Finding:

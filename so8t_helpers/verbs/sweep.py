@@ -136,7 +136,9 @@ def ray_cluster() -> Mapper:
     try:
         import ray  # noqa: PLC0415
     except ImportError as error:
-        raise SettingsError('--engine ray needs Ray: .venv/bin/python -m pip install -e ".[ray]"') from error
+        raise SettingsError(
+            f'--engine ray needs Ray: "{sys.executable}" -m pip install -e ".[ray]"'
+        ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
