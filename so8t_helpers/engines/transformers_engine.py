@@ -16,6 +16,7 @@ from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pi
 from so8t_helpers.phi3.shape import logit_rows
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
+from so8t_helpers.phi3.weights import read_checkpoint
 
 
 class Transformers(Engine):
@@ -152,6 +153,7 @@ def open_transformers(
         device: "cpu", "cuda", …; None takes a GPU where there is one.
 
     Raises:
+        StageError: a weights file is missing, cut short, or named outside the folder.
         EngineError: the folder holds no model that transformers loads without code of its own.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,6 +161,7 @@ def open_transformers(
     transformers_logging.disable_progress_bar()
     # Phi-3.5's own config.json draws a warning about its rope keys, which are what llama.cpp reads.
     transformers_logging.set_verbosity_error()
+    read_checkpoint(folder)  # transformers follows an index wherever it leads
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True
