@@ -27,9 +27,8 @@ from so8t_helpers.gguf.writer import (
     write_files,
 )
 from so8t_helpers.phi3 import tokenizer_files
-from so8t_helpers.phi3.folder import check_folder
 from so8t_helpers.phi3.source import local_base
-from so8t_helpers.phi3.weights import TensorPlace
+from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
 from so8t_helpers.run.files import StageError, check_disk, read_json, run_hashes, write_json
 from so8t_helpers.run.progress import Progress
@@ -127,7 +126,7 @@ def _register_model(stage: Stage, folder: Path) -> dict[str, TensorPlace]:
         if (folder / name).is_file():
             stage.read_file(f"{label}{name}", folder / name)
     read_json(folder / origin.FILE)
-    _, places = check_folder(folder)
+    places = read_checkpoint(folder)
     for path in {place.path for place in places.values()}:
         stage.read_file(f"{label}{path.name}", path)
     return places

@@ -123,8 +123,9 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
                 parameters=parameters(settings),
                 kernel_name="python3",
                 progress_bar=False,
-                # Each kernel start would warn that it listens on this machine's loopback.
-                extra_arguments=["--log-level=ERROR"],
+                # Each start would warn that it listens on this machine's loopback, each end by Ctrl-C that
+                # it was interrupted; what a cell raises is in the notebook.
+                extra_arguments=["--log-level=CRITICAL"],
                 cwd=notebook.parent,
                 timeout_func=time_limit(settings),
             )
