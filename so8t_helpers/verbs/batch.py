@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
-from so8t_helpers.run.files import MachineError, StageError, sha256_file, write_yaml
+from so8t_helpers.run.files import MachineError, StageError, read_json, sha256_file, write_yaml
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.records import StageRecord, read_record, read_status, write_record
 from so8t_helpers.run.stage import (
@@ -95,6 +95,10 @@ def due_reason(settings: Settings, stage: str) -> str | None:
         return "has no executed notebook"
     if record.state != "done":
         return f"its notebook {record.state}"
+    try:
+        read_json(executed_path(settings, stage))
+    except StageError:
+        return "its notebook cannot be read"
     if record.manifest != sha256_file(manifest_path(settings, stage)):
         return "was carried out elsewhere since its report"
     return None
