@@ -1,9 +1,9 @@
 """What a run survives: kills, power cuts, full disks, spoilt artefacts, bad input, a long sweep.
 
 `python benchmarks/reliability.py [--kills 25] [--points 20] [--short]`. All through the verbs that a person
-types, on the demo with a short training; `--short` takes five small notebooks in its place and one full disk a
-stage. Two undisturbed runs say which artefacts are a matter of bytes (the others hold times); every disturbed
-run has to end with the same bytes.
+types, on the demo with a short training; `--short` takes five small notebooks in its place and fills one disk
+a stage. Two undisturbed runs say which artefacts are a matter of bytes (the others hold times); every
+disturbed run has to end with the same bytes.
 
 - Kills: the whole process tree at random moments, up to three times a run; then the files that changed last
   are cut to half or to nothing, as a power cut leaves what was not synced; then the same command.

@@ -45,7 +45,9 @@ def kernel_place(settings: Settings, work: Path) -> Iterator[None]:
     named = {"HF_HOME": cache.hf_home, "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir}
     folders = {name: resolve(value) for name, value in named.items() if value is not None}
     # Torch's own default is in the temporary folder, where it would not outlive the stage.
-    user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+    user = "user"
+    with suppress(KeyError, OSError):  # one without a name, as in a container
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
     kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR", Path(tempfile.gettempdir()) / f"torchinductor_{user}")
     parent = resolve(cache.temp_dir) if cache.temp_dir else Path(tempfile.gettempdir())
     for folder in (*folders.values(), parent):
