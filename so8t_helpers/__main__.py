@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import MachineError, StageError, hashes_path, remove
+from so8t_helpers.run.machine import refusal
 from so8t_helpers.run.stage import STAGES, stage_name
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.verbs.arguments import (
@@ -19,25 +24,50 @@ from so8t_helpers.verbs.arguments import (
     stage_range,
 )
 
-USER_ERROR, STAGE_FAILED, INTERRUPTED = 2, 1, 130
+STAGE_FAILED, USER_ERROR, MACHINE_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out one verb; return 0, 1 (a stage failed), 2 (an error of the user's) or 130 (interrupted)."""
+    """Carry out one verb and return its exit status.
+
+    0; 1: a stage failed; 2: a setting or a file is wrong; 3: the machine refuses (disk, permission, port,
+    engine, another process); 130: Ctrl-C; 143: SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A Windows console's code page may lack the characters of a Japanese message.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.carry_out(options)
+        with _sigterm_as_ctrl_c() as signals:
+            status: int = options.carry_out(options)
+    except (MachineError, OSError) as error:
+        print(f"so8t {options.verb}: {refusal(error) or error}", file=sys.stderr)
+        return MACHINE_ERROR
     except (SettingsError, StageError) as error:
         print(f"so8t {options.verb}: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"so8t {options.verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return status
+        status = INTERRUPTED
+    return TERMINATED if signals and status == INTERRUPTED else status
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """Let SIGTERM end the work as Ctrl-C does, its children too; yield the list that it is entered in."""
+    signals: list[int] = []
+
+    def enter(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) == 1:  # a second one must not break off the clearing up
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, enter)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,6 +78,9 @@ def run(options: argparse.Namespace) -> int:
     every = [profile_settings(profile, options.set) for profile in options.profile]
     stages = (stage_name(options.only),) if options.only else stage_range(options.from_stage, options.to)
     for settings in every:
+        batch.refuse_second(settings)
+        if options.verify:
+            remove(hashes_path(settings))
         batch.preflight(settings, stages, options.force)
     for settings in every:
         outcomes = batch.run_stages(settings, stages, force=options.force)
@@ -208,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--only", metavar="STAGE", help="this stage alone")
     verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="leave those after it alone")
     verb.add_argument("--force", action="store_true", help="carry out fresh stages too")
+    verb.add_argument("--verify", action="store_true", help="hash every file anew, trust no time of change")
     verb = add(sweep)
     verb.add_argument(
         "--grid", action="append", default=[], metavar="SECTION.KEY=VALUE,VALUE", help="one axis"

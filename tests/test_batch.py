@@ -151,7 +151,9 @@ def test_cache_folders_reach_the_kernel_and_the_environment_comes_back(
     import sys
 
     seen = (settings.run_dir / "seen.txt").read_text(encoding="utf-8").split("\n")
-    assert seen == [cache["hf_home"], cache["temp_dir"], sys.executable]
+    assert (seen[0], seen[2]) == (cache["hf_home"], sys.executable)
+    assert Path(seen[1]).parent == Path(cache["temp_dir"])
+    assert list(Path(cache["temp_dir"]).iterdir()) == [], "what is temporary goes with the stage"
     assert dict(os.environ) == before
 
 

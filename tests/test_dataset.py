@@ -250,7 +250,7 @@ def test_missing_inputs_name_the_pattern(tmp_path, base):
 
 
 def test_no_input_at_all_is_an_error_that_names_the_key(tmp_path, base):
-    with pytest.raises(SettingsError, match=r"dataset\.inputs: is empty; name JSONL files"):
+    with pytest.raises(SettingsError, match=r"`dataset\.inputs`: list should have at least 1 item"):
         dataset_stage.build(profile(tmp_path, base, []))
 
 

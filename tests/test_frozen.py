@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import bitsandbytes.functional as bnb
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from so8t_helpers.train.frozen import adapted_product, dequantize, frozen_linear, hold, quantize
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.weights import weight_reader
+from so8t_helpers.run.files import StageError
+from so8t_helpers.settings import ModelSettings
+from so8t_helpers.train.frozen import adapted_product, dequantize, frozen_linear, hold, load_base, quantize
+from tests.phi3_folders import small_folder
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -116,3 +125,25 @@ def test_llm_int8_multiplies_the_same_weight():
 
 def test_a_weight_that_stays_whole_takes_the_compute_dtype():
     assert quantize(draw(8, 8), "none", dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_base_with_a_value_that_is_no_number_is_refused_by_the_tensors_name(
+    tmp_path: Path, name: str, value: float
+):
+    folder = small_folder(tmp_path / "base", tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[7] = value
+    save_file(tensors, folder / "model.safetensors")
+    cpu, shape = torch.device("cpu"), read_shape(folder)
+    with pytest.raises(StageError, match=f"model.base: {name} holds a value that is no number"):
+        load_base(shape, weight_reader(folder), ModelSettings(), cpu, torch.float32)

@@ -13,7 +13,7 @@ import yaml
 
 from so8t_helpers.phi3 import tokenizer_files
 from so8t_helpers.phi3.shape import rope_parameters
-from so8t_helpers.run.files import StageError, write_json, write_text
+from so8t_helpers.run.files import StageError, read_json, write_json, write_text
 
 _OTHER_FILES = ("generation_config.json", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md")
 _REMOTE_CODE_KEYS = ("auto_map", "_name_or_path")
@@ -42,7 +42,7 @@ def base_files(base: Path, weights: Iterable[Path]) -> dict[str, Path]:
 
 def write_side_files(base: Path, folder: Path) -> None:
     """Write config.json and generation_config.json, and copy the base's tokenizer and licence files."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base / "config.json")
     tokenizer_files.copy_tokenizer(base, folder)
     for name in _OTHER_FILES:
         if (base / name).is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,22 @@ from typing import Any
 from so8t_helpers.bake import folder as model_folder
 from so8t_helpers.bake.proof import prove
 from so8t_helpers.bake.rows import bake_checkpoint, plan_changes
+from so8t_helpers.phi3.folder import check_folder
 from so8t_helpers.phi3.lora_folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from so8t_helpers.phi3.source import base_commit, base_folder, check_base, source_files
 from so8t_helpers.phi3.stream import read_config
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
-from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
+from so8t_helpers.phi3.weights import TensorPlace
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import StageError, atomic_directory, check_disk, read_jsonl, remove, write_json
+from so8t_helpers.run.files import (
+    StageError,
+    atomic_directory,
+    check_disk,
+    read_json,
+    read_jsonl,
+    remove,
+    write_json,
+)
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings, SettingsError
@@ -44,7 +52,7 @@ def check(settings: Settings) -> None:
     weights = None if base is None else _read_base(base)
     adapter, dataset = other_input(settings, STAGE), other_input(settings, "02_train")
     if dataset is not None:
-        _held_out(stage, dataset)
+        read_jsonl(_held_out(stage, dataset), "text")
     elif settings.dataset.eval_share == 0.0 and not (settings.run_dir / "01_dataset/eval.jsonl").is_file():
         raise SettingsError("dataset.eval_share: 0 leaves no held-out text, which the proof of a bake reads")
     if adapter is not None:
@@ -108,11 +116,9 @@ def bake(settings: Settings) -> BakeResult:
 
 def _read_base(base: Path) -> dict[str, TensorPlace]:
     """Return the places of the base's tensors. Raises StageError: no Phi3, quantised, or a file missing."""
-    read_config(base)  # refuses other architectures
-    model_folder.baked_config(json.loads((base / "config.json").read_text(encoding="utf-8")), base)
-    weights = read_checkpoint(base)
     model_folder.base_files(base, [])
-    return weights
+    model_folder.baked_config(read_json(base / "config.json"), base)
+    return check_folder(base)[1]
 
 
 def _register_adapter(stage: Stage, adapter: Path) -> None:
@@ -137,7 +143,7 @@ def _read_inputs(
     eval_file = _held_out(stage, dataset)
     card, path = None, dataset / "card.json"
     if path.is_file():
-        card = json.loads(stage.read_file("01_dataset/card.json", path).read_text(encoding="utf-8"))
+        card = read_json(stage.read_file("01_dataset/card.json", path))
     return adapter, _read_texts(settings, base, eval_file), card
 
 
@@ -177,7 +183,7 @@ def _read_gates(settings: Settings, stage: Stage, adapter: Path) -> rotation.Gat
 
 
 def _read_texts(settings: Settings, base: Path, eval_file: Path) -> list[list[int]]:
-    rows = read_jsonl(eval_file)[: settings.bake.proof_texts]
+    rows = read_jsonl(eval_file, "text")[: settings.bake.proof_texts]
     tokenizer = load_tokenizer(base)
     ids = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     texts = [text[: settings.bake.proof_tokens] for text in ids if len(text) >= _SHORTEST_TEXT]

@@ -14,6 +14,7 @@ from so8t_helpers.dataset.records import Record
 from so8t_helpers.dataset.thinking import cut
 from so8t_helpers.phi3.chat import Dialect, user_turn
 from so8t_helpers.phi3.tokenizer_files import is_byte_level, read_tokenizer
+from so8t_helpers.run.files import read_json
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import ThinkText, build, join
 
@@ -118,7 +119,7 @@ def _character_costs(path: Path) -> np.ndarray | None:
     to become one, its first byte may be merged with what stands before it: bytes for all, unless the
     tokenizer changes the text first.
     """
-    fast = json.loads(path.read_text(encoding="utf-8"))
+    fast = read_json(path)
     model, byte_level = fast["model"], is_byte_level(fast)
     spaced = '"add_prefix_space": true' in json.dumps(fast.get("pre_tokenizer"))
     plain = byte_level and not fast.get("normalizer") and not spaced

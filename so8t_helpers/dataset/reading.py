@@ -16,7 +16,7 @@ from typing import IO, cast
 
 import zstandard
 
-from so8t_helpers.run.files import demo_folder
+from so8t_helpers.run.files import demo_folder, reading
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 CHUNK_BYTES = 4 * 2**20
@@ -94,13 +94,14 @@ def inspect(paths: list[Path]) -> list[InputFile]:
 
     Raises:
         SettingsError: for UTF-16, which is not read.
+        StageError: a compressed file whose beginning is damaged.
     """
     files = []
     for path, name in zip(paths, _short_names(paths), strict=True):
         with path.open("rb") as raw:
             magic = raw.read(4)
         compression = "gzip" if magic[:2] == _GZIP else "zstd" if magic == _ZSTD else "none"
-        with open_bytes(path, compression) as file:
+        with reading(path, compression), open_bytes(path, compression) as file:
             sample = file.read(SAMPLE_BYTES)
         if len(sample) == SAMPLE_BYTES:  # a cut inside a character would make the last line invalid
             sample = sample[: sample.rfind(b"\n") + 1] or sample
@@ -108,6 +109,30 @@ def inspect(paths: list[Path]) -> list[InputFile]:
             raise SettingsError(f"{path}: UTF-16 is not read; save the file as UTF-8")
         files.append(InputFile(path, name, compression, detect_encoding(sample), sample.startswith(BOM)))
     return files
+
+
+def check_whole(files: list[InputFile]) -> None:
+    """Raise StageError for a compressed file that is cut or damaged; zstandard's reader just ends there."""
+    for file in files:
+        with reading(file.path, f"a whole {file.compression} file"), file.path.open("rb") as raw:
+            if file.compression == "gzip":
+                with gzip.open(raw, "rb") as unpacked:
+                    while unpacked.read(2**20):
+                        pass
+            elif file.compression == "zstd":
+                _walk_frames(raw)
+
+
+def _walk_frames(raw: IO[bytes]) -> None:
+    frame, inside = zstandard.ZstdDecompressor().decompressobj(), False
+    while block := raw.read(2**20):
+        while block:
+            frame.decompress(block)
+            inside, block = not frame.eof, frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+    if inside:
+        raise EOFError("its last frame is cut")
 
 
 def detect_encoding(sample: bytes) -> str:

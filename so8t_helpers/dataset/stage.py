@@ -13,13 +13,14 @@ from so8t_helpers.dataset.card import describe
 from so8t_helpers.dataset.chunks import ChunkResult, first_pass
 from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_classifier
 from so8t_helpers.dataset.policy.detector import model_folder
-from so8t_helpers.dataset.reading import Chunk, find_files, input_files, inspect, split
+from so8t_helpers.dataset.reading import Chunk, check_whole, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.dataset.teacher import cache_path, teacher_path
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
-from so8t_helpers.run.files import HashCache, StageError, check_disk, remove, write_json
+from so8t_helpers.phi3.tokenizer_files import read_tokenizer
+from so8t_helpers.run.files import HashCache, StageError, check_disk, hashes_path, remove, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage
 from so8t_helpers.settings import Settings, SettingsError, resolve
@@ -45,9 +46,8 @@ def check(settings: Settings) -> None:
         StageError: a word list that is not there.
     """
     chosen = settings.dataset
-    if not chosen.inputs:
-        raise SettingsError('dataset.inputs: is empty; name JSONL files, folders or globs, or "demo"')
-    inspect(find_files([pattern for pattern in chosen.inputs if pattern != "demo"], "dataset.inputs"))
+    named = [pattern for pattern in chosen.inputs if pattern != "demo"]
+    check_whole(inspect(find_files(named, "dataset.inputs")))
     find_files(chosen.nsfw_training, "dataset.nsfw_training")
     _word_lists(Stage(settings, STAGE))
     if chosen.nsfw_model is not None:
@@ -57,7 +57,7 @@ def check(settings: Settings) -> None:
     if chosen.robots_dir and not chosen.robots_fetch:
         _robots_folder(settings)
     if (base := check_base(settings)) is not None:
-        _tokenizer(base)
+        read_tokenizer(_tokenizer(base))
         _dialect(settings, base)
 
 
@@ -73,7 +73,7 @@ def build(settings: Settings) -> Built:
         files = inspect(input_files(settings))
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
-        hashes = HashCache(settings.run_dir / ".hashes.json")
+        hashes = HashCache(hashes_path(settings))
         known = hashing.map(hashes.sha256, [file.path for file in files])  # while their lines are counted
         chunks = split(files)
         lines = sum(chunk.lines for chunk in chunks)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Self
 
 from so8t_helpers.phi3.chat import Dialect
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import MachineError
 
 Chat = list[dict[str, str]]
 _SMALL_FILE = 64 << 20  # bytes
 
 
-class EngineError(StageError):
+class EngineError(MachineError):
     """An engine cannot start, load or answer; the message says which, why and what to do."""
 
 

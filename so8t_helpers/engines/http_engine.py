@@ -27,7 +27,12 @@ class HttpEngine(Engine):
             raise self.failure(error) from error
         if response.is_error:
             raise self.refusal(response)
-        return response.json()
+        try:
+            return response.json()
+        except ValueError as error:
+            raise EngineError(
+                f"{self.name} at {self.url} answered no JSON: {response.text[:200]!r}"
+            ) from error
 
     def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send JSON and yield the JSON objects of a streamed answer: bare lines or server-sent events."""
@@ -39,7 +44,10 @@ class HttpEngine(Engine):
                 for line in response.iter_lines():
                     text = line.removeprefix("data: ")
                     if text.startswith("{"):
-                        data = json.loads(text)
+                        try:
+                            data = json.loads(text)
+                        except ValueError as error:
+                            raise EngineError(f"{self.name} at {self.url} broke off in a line") from error
                         if "error" in data:
                             raise self.explain(error_text(data))
                         yield data

@@ -16,6 +16,8 @@ from so8t_helpers.engines.base import Completion, Engine, EngineError, Piece, Pi
 from so8t_helpers.phi3.shape import logit_rows
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
+from so8t_helpers.phi3.weights import read_checkpoint
+from so8t_helpers.run.files import StageError
 
 
 class Transformers(Engine):
@@ -152,7 +154,8 @@ def open_transformers(
         device: "cpu", "cuda", …; None takes a GPU where there is one.
 
     Raises:
-        EngineError: the folder holds no model that transformers loads without code of its own.
+        EngineError: the folder holds no model that transformers loads without code of its own, or a weights
+            file is missing, cut short, or named outside the folder.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
@@ -160,11 +163,12 @@ def open_transformers(
     # Phi-3.5's own config.json draws a warning about its rope keys, which are what llama.cpp reads.
     transformers_logging.set_verbosity_error()
     try:
+        read_checkpoint(folder)  # transformers follows an index wherever it leads
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if device == "cpu" else "auto", use_safetensors=True
         )
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StageError) as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from so8t_helpers.phi3.chat import Dialect
-from so8t_helpers.run.files import StageError, read_jsonl
+from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.run.stage import Stage, stage_input
 
 
@@ -38,9 +38,7 @@ def choose_rows(stage: Stage) -> list[dict[str, Any]]:
     settings = stage.settings
     folder = stage_input(settings, settings.training.dataset_dir, "01_dataset")
     path = stage.read_file("01_dataset/eval.jsonl", folder / "eval.jsonl", "run stage 01_dataset first")
-    rows = sorted(read_jsonl(path), key=lambda row: str(row["id"]))
-    if not rows:
-        raise StageError(f"{path} holds no record; raise dataset.eval_share")
+    rows = sorted(read_jsonl(path, "id", "label", "messages"), key=lambda row: str(row["id"]))
     count = min(settings.eval.prompts or len(rows), len(rows))
     labels = pd.Series([row["label"] for row in rows])
     # Each record's place within its label as a share; the smallest places keep the labels' proportions.

@@ -20,6 +20,7 @@ from so8t_helpers.evaluate.judge import score
 from so8t_helpers.evaluate.prompts import Prompt, choose_rows, write_prompts
 from so8t_helpers.evaluate.summary import compare, pairs, summarise
 from so8t_helpers.phi3.chat import Dialect
+from so8t_helpers.phi3.folder import check_folder
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.run.files import StageError, write_json, write_jsonl, write_text
@@ -41,8 +42,10 @@ def check(settings: Settings) -> None:
     check_harness(settings)
     check_engine(settings)
     elsewhere = other_input(settings, STAGE) is not None
-    if "base" in settings.eval.models:
-        check_base(settings)
+    if "base" in settings.eval.models and (base := check_base(settings)) is not None:
+        check_folder(base)
+    if "baked" in settings.eval.models and (baked := other_input(settings, "04_gguf")) is not None:
+        check_folder(baked)
     for name in (name for name in settings.eval.models if name not in _FOLDERS):
         if elsewhere:
             find_gguf(settings, name)
@@ -128,6 +131,8 @@ def _source(stage: Stage, name: str) -> Path:
             folder = stage_input(settings, settings.gguf.model_dir, "03_bake", "model")
         stage.read_file(f"{name}/config.json", folder / "config.json", "run stage 03_bake first")
         for weights in sorted(folder.glob("*.safetensors")):
+            if name == "baked":
+                stage.check_made(f"03_bake/model/{weights.name}", weights)
             stage.read_file(f"{name}/{weights.name}", weights)
         return folder
     path = find_gguf(settings, name)

@@ -30,7 +30,7 @@ from so8t_helpers.phi3 import tokenizer_files
 from so8t_helpers.phi3.source import local_base
 from so8t_helpers.phi3.weights import TensorPlace, read_checkpoint
 from so8t_helpers.run import origin
-from so8t_helpers.run.files import StageError, check_disk, remove, run_hashes, write_json
+from so8t_helpers.run.files import StageError, check_disk, read_json, remove, run_hashes, write_json
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
@@ -125,6 +125,7 @@ def _register_model(stage: Stage, folder: Path) -> dict[str, TensorPlace]:
     for name in _OPTIONAL_FILES:
         if (folder / name).is_file():
             stage.read_file(f"{label}{name}", folder / name)
+    read_json(folder / origin.FILE)
     places = read_checkpoint(folder)
     for path in {place.path for place in places.values()}:
         stage.read_file(f"{label}{path.name}", path)
@@ -140,7 +141,7 @@ def _provenance(settings: Settings, stage: Stage, folder: Path) -> str:
     """The JSON text of `so8t.provenance`: what the baked folder carries, and the hashes of its files."""
     path = folder / origin.FILE
     if path.is_file():
-        carried = json.loads(path.read_text(encoding="utf-8"))
+        carried: dict[str, Any] = read_json(path)
     else:  # a model from elsewhere: only its own files can be named
         carried = {"format": "so8t-provenance", "version": origin.VERSION, "run": settings.run.name}
         carried |= {"base": None, "sha256": {}}

@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from so8t_helpers.phi3.tokenizer_files import stripping_tokens, tokenizer_kind
-from so8t_helpers.run.files import StageError, read_json
+from so8t_helpers.run.files import StageError, read_json, reading
 
 Token = tuple[bytes, float, TokenType]  # text, score, type
 _ADDED_SCORE = -1000.0
@@ -65,6 +65,8 @@ def check_pre_tokenizer(folder: Path) -> None:
     """Raise StageError for a tokenizer that no GGUF file can hold: see `tokenizer_kind`, `pre_tokenizer`."""
     if tokenizer_kind(folder) == "bpe":
         pre_tokenizer(folder)
+    else:
+        _load_pieces(folder / "tokenizer.model")
 
 
 def check_vocabulary(folder: Path) -> None:
@@ -112,7 +114,8 @@ def pre_tokenizer(folder: Path) -> str:
         StageError: llama.cpp has no name for it.
     """
     path = folder / "tokenizer.json"
-    ids = Tokenizer.from_file(str(path)).encode(CHECK_TEXT).ids
+    with reading(path, "the JSON of a fast tokenizer"):
+        ids = Tokenizer.from_file(str(path)).encode(CHECK_TEXT).ids
     if known := _BY_HASH.get(hashlib.sha256(str(ids).encode()).hexdigest()):
         return known
     fast = read_json(path)
@@ -204,9 +207,14 @@ def _check_row(path: Path, token: str, index: int, vocab_size: int) -> None:
         )
 
 
+def _load_pieces(path: Path) -> SentencePieceProcessor:
+    with reading(path, "a SentencePiece model"):
+        return SentencePieceProcessor(model_proto=path.read_bytes())
+
+
 def _pieces(path: Path) -> Iterator[tuple[Path, int, Token]]:
     """Yield file, id and entry of each piece of a SentencePiece model."""
-    pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+    pieces = _load_pieces(path)
     kinds = (
         (pieces.is_unknown, TokenType.UNKNOWN),
         (pieces.is_control, TokenType.CONTROL),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -89,5 +88,5 @@ def _copy_side_files(source: Path, folder: Path) -> None:
     if config.is_file() and not (folder / "tokenizer.model").is_file():
         # llama.cpp's converter takes a Phi-3's vocabulary for SentencePiece but under this name (Phi-4's);
         # transformers reads tokenizer.json as it is under any name, since config.json says "phi3".
-        data = json.loads(config.read_text(encoding="utf-8"))
+        data = read_json(config)
         write_json(config, data | {"tokenizer_class": "GPT2Tokenizer"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from so8t_helpers.phi3.shape import weight_path
 from so8t_helpers.phi3.weights import FLOATS, TensorPlace, read_header
-from so8t_helpers.run.files import StageError, atomic_path
+from so8t_helpers.run.files import StageError, atomic_path, read_json
 from so8t_helpers.settings import LoraSettings
 
 CONFIG_FILE = "adapter_config.json"
@@ -132,7 +131,7 @@ def read_adapter(folder: Path, base: dict[str, TensorPlace]) -> dict[str, Stored
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise StageError(f"adapter: no file {folder / name}; run 02_train, or set bake.adapter_dir")
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG_FILE)
     for key, plain in _PLAIN.items():
         if config.get(key, plain) not in (plain, None, False, [], {}):
             raise StageError(
@@ -172,6 +171,9 @@ def _pair(
         raise StageError(f"{where}: expected 16- or 32-bit floats, got {a.dtype}, {b.dtype}, {target.dtype}")
     r = _by_pattern(config.get("rank_pattern"), module, config["r"])
     alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    for key, value in (("r", r), ("lora_alpha", alpha)):
+        if not isinstance(value, int | float) or value <= 0:
+            raise StageError(f"{folder / CONFIG_FILE}: `{key}` is {value!r}, expected a number above 0")
     if r != a.shape[0]:
         raise StageError(
             f"{where}: rank {a.shape[0]} in the weights, {r} in {CONFIG_FILE}; files of two trainings"

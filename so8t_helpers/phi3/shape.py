@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from so8t_helpers.run.files import read_json, reading
 from so8t_helpers.settings import SettingsError
 
 EMBEDDING, LAST_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -114,12 +114,18 @@ class Phi3Shape:
         return shapes
 
 
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    "max_position_embeddings",
+)
+
+
 def read_shape(folder: Path) -> Phi3Shape:
     """Read config.json; a SettingsError if missing, or for another architecture, activation or rope type."""
     path = folder / "config.json"
     if not path.is_file():
         raise SettingsError(f"{folder}: no config.json; model.base must name a Phi3 folder or hub id")
-    return shape_of(json.loads(path.read_text(encoding="utf-8")), path)
+    return shape_of(read_json(path), path)
 
 
 def shape_of(config: dict[str, Any], path: Path) -> Phi3Shape:
@@ -128,7 +134,11 @@ def shape_of(config: dict[str, Any], path: Path) -> Phi3Shape:
         raise SettingsError(f"{path}: model_type is {config.get('model_type')!r}, expected 'phi3'")
     if config.get("hidden_act", "silu") != "silu":
         raise SettingsError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
-    rope = rope_parameters(config)
+    for key in _COUNTS:
+        if not isinstance(config.get(key), int) or config[key] < 1:
+            raise SettingsError(f"{path}: {key} is {config.get(key)!r}, expected a whole number of 1 or more")
+    with reading(path, "the rope of a Phi3"):
+        rope = rope_parameters(config)
     if rope["rope_type"] not in {"default", "longrope"}:
         raise SettingsError(f"{path}: rope type {rope['rope_type']!r}, expected 'longrope' or none")
     heads = config["num_attention_heads"]

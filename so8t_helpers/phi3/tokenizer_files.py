@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import StageError, read_json, reading
 
 Kind = Literal["sentencepiece", "bpe"]
 
@@ -56,7 +56,7 @@ def tokenizer_kind(folder: Path) -> Kind:
             f"{folder} has no tokenizer.json; save the fast tokenizer there with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    fast = json.loads(path.read_text(encoding="utf-8"))
+    fast = read_json(path)
     kind: Kind = "bpe" if is_byte_level(fast) else "sentencepiece"
     model = fast["model"]
     if kind == "sentencepiece" and not ("merges" in model and model.get("byte_fallback")):
@@ -77,7 +77,7 @@ def tokenizer_kind(folder: Path) -> Kind:
 
 def stripping_tokens(folder: Path) -> list[str]:
     """Return the added tokens that take the white space beside them, as tokenizer.json has them."""
-    fast = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    fast = read_json(folder / "tokenizer.json")
     return [t["content"] for t in fast.get("added_tokens", []) if t.get("rstrip") or t.get("lstrip")]
 
 
@@ -89,7 +89,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     without: ids differ from the base's own only where a turn begins with white space.
     """
     fast = source / "tokenizer.json"
-    byte_level = fast.is_file() and is_byte_level(json.loads(fast.read_text(encoding="utf-8")))
+    byte_level = fast.is_file() and is_byte_level(read_json(fast))
     for name in FILES:
         if not (source / name).is_file():
             continue
@@ -102,19 +102,23 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json as training uses it; see `load_tokenizer`."""
-    return _as_trained(Tokenizer.from_file(str(path)))
+    """Read a tokenizer.json as training uses it; see `load_tokenizer`. Raises StageError: it is none."""
+    with reading(path, "the JSON of a fast tokenizer"):
+        return _as_trained(Tokenizer.from_file(str(path)))
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Load a folder's fast tokenizer in transformers' dress, as training uses it.
 
     What it was saved with (truncation, padding) is reset, and byte-level BPE strips no white space; see
-    `copy_tokenizer`.
+    `copy_tokenizer`. Raises StageError: a file that is broken.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415  (its import takes seconds)
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        read_json(folder / name)  # the library would not say which of them is broken
+    with reading(folder / "tokenizer.json", "a tokenizer that transformers loads"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     _as_trained(tokenizer.backend_tokenizer)
     return tokenizer
 

@@ -9,6 +9,7 @@ File format: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from so8t_helpers.run.files import StageError, write_json
+from so8t_helpers.run.files import StageError, read_json, reading, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -80,7 +81,12 @@ def read_checkpoint(folder: Path) -> dict[str, TensorPlace]:
         raise StageError(
             f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; other weight formats are not read"
         )
-    shards: dict[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    shards: dict[str, str] = read_json(index_path)["weight_map"]
+    # A folder is its own: a name with a way in it would read a file of somewhere else.
+    if outside := next((s for s in shards.values() if s in {"", ".", ".."} or re.search(r"[/\\:]", s)), None):
+        raise StageError(
+            f"{index_path}: names shard {outside!r}, expected a file of its folder; fetch it again"
+        )
     places: dict[str, TensorPlace] = {}
     for shard in sorted(set(shards.values())):
         if not (folder / shard).is_file():
@@ -110,16 +116,21 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise StageError(f"{path}: not a safetensors file, or cut short ({size} bytes)")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+        text = file.read(length)
     places = []
-    for name, item in header.items():
-        begin, end = item["data_offsets"]
-        if 8 + length + end > size:
-            raise StageError(f"{path}: ends inside tensor {name} ({size} bytes); fetch the file again")
-        places.append(
-            TensorPlace(name, item["dtype"], tuple(item["shape"]), path, 8 + length + begin, end - begin)
-        )
+    with reading(path, "the header of a safetensors file"):
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        for name, item in header.items():
+            (begin, end), dtype, shape = item["data_offsets"], item["dtype"], tuple(item["shape"])
+            if 8 + length + end > size:
+                raise StageError(f"{path}: ends inside tensor {name} ({size} bytes); fetch the file again")
+            if begin < 0 or (dtype in FLOATS and end - begin != prod(shape) * FLOATS[dtype].itemsize):
+                raise StageError(
+                    f"{path}: tensor {name}, {dtype} {shape}, cannot be bytes {begin} to {end}; fetch the "
+                    "file again"
+                )
+            places.append(TensorPlace(name, dtype, shape, path, 8 + length + begin, end - begin))
     return {place.name: place for place in sorted(places, key=lambda place: place.offset)}
 
 

@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,44 +31,59 @@ class StageError(RuntimeError):
     """A stage cannot start or go on; the message names the file and what to do."""
 
 
+class MachineError(StageError):
+    """The machine refuses: no room, no permission, no memory, or another process has what is needed."""
+
+
 class HashCache:
-    """SHA-256 of files, remembered by path, size and time of change, so that a second look is instant."""
+    """SHA-256 of files, remembered by path and by what an edit changes, so that a second look is instant."""
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self.entries: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.entries = {}
+        self.entries: dict[str, list[Any]] = {}
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.entries = {key: entry for key, entry in found.items() if isinstance(entry, list)}
 
     def sha256(self, path: Path) -> str:
         """Return the hex digest of a file's bytes."""
-        stat = path.stat()
-        key, stamp = str(path), [stat.st_size, stat.st_mtime_ns]
-        entry = self.entries.get(key)
-        if entry is None or entry[:2] != stamp:
+        stamp = _stamp(path)
+        entry = self.entries.get(str(path), [])
+        if entry[:-1] != stamp:
             entry = [*stamp, sha256_file(path)]
-            self.entries[key] = entry
-        return str(entry[2])
+            self.entries[str(path)] = entry
+        return str(entry[-1])
 
     def put(self, path: Path, digest: str) -> None:
         """Remember the digest of a file that was hashed while it was written."""
-        stat = path.stat()
-        self.entries[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        self.entries[str(path)] = [*_stamp(path), digest]
 
     def save(self) -> None:
         """Write the cache to its file."""
         write_json(self.path, self.entries)
 
 
+def _stamp(path: Path) -> list[int]:
+    """Size, time, inode and change time: the last two tell of an edit that puts size and time back."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+
+
+def hashes_path(settings: Settings) -> Path:
+    """Where a run remembers hashes; without that file all are worked out anew."""
+    return settings.run_dir / ".hashes.json"
+
+
 @contextmanager
 def run_hashes(settings: Settings) -> Iterator[HashCache]:
     """The hashes that a run remembers; kept when the work with them ends, also by an error."""
-    cache = HashCache(settings.run_dir / ".hashes.json")
+    cache = HashCache(hashes_path(settings))
+    before = dict(cache.entries)
     try:
         yield cache
     finally:
-        cache.save()
+        if cache.entries != before and settings.run_dir.is_dir():  # a refused run leaves nothing behind
+            cache.save()
 
 
 def sha256_file(path: Path) -> str:
@@ -173,10 +188,46 @@ def write_yaml(path: Path, data: Any) -> None:
     write_text(path, yaml.safe_dump(data, allow_unicode=True, sort_keys=False))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no such file."""
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return data
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn what a library raises over a file's content into a StageError with file, expectation and remedy.
+
+    An error of the system, such as a refused permission, stays what it is: the content has no part in it.
+    """
+    try:
+        yield
+    except (StageError, SettingsError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers and safetensors raise bare ones of their own
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        words = " ".join(str(error).split())[:200]
+        found = f"{type(error).__name__}: {words}"
+        raise StageError(
+            f"{path}: expected {expected}, found {found}; fetch or make the file again"
+        ) from error
+
+
+class JsonObject(dict[str, Any]):
+    """An object of a JSON file: a key that it lacks is a StageError that names file and key."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise StageError(f"{self.path}: has no key `{key}`; fetch or make the file again")
+
+
+def read_json(path: Path) -> JsonObject:
+    """Read a JSON object; an empty one where there is no such file. Raises StageError: it is none."""
+    if not path.is_file():
+        return JsonObject(path, {})
+    with reading(path, "a JSON object"):
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=partial(JsonObject, path))
+        if not isinstance(found, JsonObject):
+            raise TypeError(f"a {type(found).__name__}")
+        return found
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -186,10 +237,29 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file that one of our stages wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """Read a JSONL file that one of our stages wrote; with `keys` it has rows, and each of them has these.
+
+    Raises:
+        StageError: no row, a line that is no JSON object, or one without a key; it names the line.
+    """
+    again = "run 01_dataset again, or name another data set in training.dataset_dir"
+    rows: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                missing = [key for key in keys if key not in row]
+            except (ValueError, TypeError) as error:
+                raise StageError(
+                    f"{path}, line {number}: expected a JSON object ({error}); {again}"
+                ) from error
+            if missing:
+                raise StageError(f"{path}, line {number}: has no key `{missing[0]}`; {again}")
+            rows.append(row)
+    if keys and not rows:
+        raise StageError(f"{path}: holds no row; {again}")
+    return rows
 
 
 def free_bytes(path: Path) -> int:
@@ -200,10 +270,10 @@ def free_bytes(path: Path) -> int:
 
 
 def check_disk(path: Path, needed_bytes: int, what: str) -> None:
-    """Raise StageError when the disk that holds `path` has less room than `what` will take."""
+    """Raise MachineError when the disk that holds `path` has less room than `what` will take."""
     free = free_bytes(path)
     if free < needed_bytes:
-        raise StageError(
+        raise MachineError(
             f"{what} needs {needed_bytes / 2**30:.1f} GiB on the disk of {path}, which has "
             f"{free / 2**30:.1f} GiB free; make room or set run.root to a folder on a larger disk"
         )

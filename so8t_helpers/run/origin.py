@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers.run.files import run_hashes
-from so8t_helpers.run.stage import Stage, manifest_in
+from so8t_helpers.run.stage import Stage, maker, manifest_in
 from so8t_helpers.settings import Settings, resolve
 
 FILE = "so8t_provenance.json"
@@ -77,8 +77,3 @@ def hashes(read: dict[str, str], paths: dict[str, Path]) -> dict[str, str | None
 def _combined(digests: dict[str, str], prefix: str) -> str | None:
     lines = sorted(f"{value}  {label}\n" for label, value in digests.items() if label.startswith(prefix))
     return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
-
-
-def maker(label: str, path: Path) -> Path:
-    """Return the stage folder that a file was read from: `path` without what the label adds to the stage."""
-    return path.parents[label.count("/") - 1]

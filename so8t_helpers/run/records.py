@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from so8t_helpers.run.files import StageError, write_json, write_text
+from so8t_helpers.run.files import StageError, read_json, write_json, write_text
 from so8t_helpers.run.stage import STAGE_TITLES, read_manifest, record_path, report_path
 from so8t_helpers.settings import Settings, SettingsError, load_settings, resolve
 
@@ -31,8 +31,9 @@ class StageRecord:
 
 def read_record(settings: Settings, stage: str) -> StageRecord | None:
     """Return what became of a stage's last notebook, None where there was none."""
-    path = record_path(settings, stage)
-    return StageRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    with suppress(StageError, TypeError):  # a broken one says as much as none
+        return StageRecord(**read_json(record_path(settings, stage)))
+    return None
 
 
 def write_record(settings: Settings, record: StageRecord) -> None:

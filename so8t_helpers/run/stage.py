@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -17,7 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.run.files import HashCache, StageError, remove, run_hashes, write_json, write_yaml
+from so8t_helpers.run.files import (
+    HashCache,
+    StageError,
+    read_json,
+    remove,
+    run_hashes,
+    write_json,
+    write_yaml,
+)
+from so8t_helpers.run.machine import machine_errors
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE_TITLES = {
@@ -106,19 +114,42 @@ class Stage:
         if not path.is_file():
             hint = f"; {made_by}" if made_by else ""
             raise StageError(f"{self.name}: missing input {label}: no file {path}{hint}")
+        self.check_made(label, path)
         self.inputs[label] = path
         return path
+
+    def check_made(self, label: str, path: Path) -> None:
+        """Raise StageError: a file under a stage's label ("04_gguf/x.gguf") is not as that stage left it."""
+        stage, _, name = label.partition("/")
+        manifest = manifest_in(maker(label, path)) if stage in STAGES else None
+        if manifest is not None and (made := manifest["outputs"].get(name)) is not None:
+            with run_hashes(self.settings) as cache:
+                if cache.sha256(path) != made:
+                    raise StageError(
+                        f"{self.name}: {path} is not as {stage} left it (its {MANIFEST} has another hash); "
+                        f"run {stage} again, or lay the file into a folder of its own and name that"
+                    )
 
 
 @contextmanager
 def open_stage(settings: Settings, name: str) -> Iterator[Stage]:
-    """Carry out a stage: the old manifest goes first, the new one is written last and only on success."""
+    """Carry out a stage: the old manifest goes first, the new one is written last and only on success.
+
+    Raises:
+        MachineError: a disk that is full, a refused permission, a card without memory, in the block too.
+    """
     stage = Stage(settings, name)
     stage.directory.mkdir(parents=True, exist_ok=True)
     remove(manifest_path(settings, name))
     write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
     started = time.time()
-    yield stage
+    with machine_errors(f"{name} in {stage.directory}"):
+        yield stage
+        _write_manifest(stage, started)
+
+
+def _write_manifest(stage: Stage, started: float) -> None:
+    settings, name = stage.settings, stage.name
     with run_hashes(settings) as cache:
         outputs = {
             path.relative_to(stage.directory).as_posix(): cache.sha256(path)
@@ -150,9 +181,17 @@ def read_manifest(settings: Settings, name: str) -> dict[str, Any] | None:
 
 
 def manifest_in(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest in a stage's folder, None where there is none."""
+    """Return the manifest in a stage's folder, None where there is none that can be read."""
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    with suppress(StageError):  # broken or not there, both mean that the stage did not happen
+        data = read_json(path)
+        return data if {"inputs", "outputs", "settings", "facts"} <= data.keys() else None
+    return None
+
+
+def maker(label: str, path: Path) -> Path:
+    """Return the stage folder that a file was read from: `path` without what the label adds to the stage."""
+    return path.parents[label.count("/") - 1]
 
 
 def stale_reason(settings: Settings, name: str) -> str | None:
@@ -163,8 +202,16 @@ def stale_reason(settings: Settings, name: str) -> str | None:
     for key, value in stage_settings(settings, name).items():
         if value != manifest["settings"].get(key):
             return f"setting {key} changed"
+    return artefact_fault(settings, name)
+
+
+def artefact_fault(settings: Settings, name: str, outputs_alone: bool = False) -> str | None:
+    """Say which file that a stage's manifest names is gone or changed; None when all are as recorded."""
+    manifest = read_manifest(settings, name)
+    if manifest is None:
+        return f"{MANIFEST} cannot be read" if manifest_path(settings, name).exists() else None
     with run_hashes(settings) as cache:
-        for label, entry in manifest["inputs"].items():
+        for label, entry in () if outputs_alone else manifest["inputs"].items():
             if fault := _fault(cache, Path(entry["path"]), entry["sha256"]):
                 return f"input {label} {fault}"
         for relative, digest in manifest["outputs"].items():

@@ -15,7 +15,8 @@ from typing import Any
 import uvicorn
 
 from so8t_helpers.engines.host import GgufHost, find_gguf
-from so8t_helpers.run.files import StageError, sha256_file
+from so8t_helpers.run.files import MachineError, sha256_file
+from so8t_helpers.run.stage import Stage
 from so8t_helpers.service.app import create_app
 from so8t_helpers.service.limits import TOKEN_VARIABLE, is_loopback
 from so8t_helpers.settings import Settings, SettingsError, merge
@@ -29,7 +30,8 @@ def serve(settings: Settings) -> None:
 
     Raises:
         SettingsError: no SO8T_TOKEN though the service can be reached from other machines.
-        StageError: no such GGUF, or the port is taken.
+        StageError: no such GGUF, or one that is not as its stage left it.
+        MachineError: the port is taken.
     """
     chosen = settings.serve
     if not is_loopback(chosen.host) and not os.environ.get(TOKEN_VARIABLE):
@@ -38,6 +40,7 @@ def serve(settings: Settings) -> None:
             f"{TOKEN_VARIABLE} to a bearer token, or serve.host to 127.0.0.1"
         )
     gguf = find_gguf(settings, chosen.model)
+    Stage(settings, "serve").check_made(f"04_gguf/{gguf.name}", gguf)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to the engine says nothing
     # The engine's own patience must not outlast that of the service.
@@ -70,7 +73,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         message = f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
-        raise StageError(message) from error
+        raise MachineError(message) from error
 
 
 @contextlib.contextmanager

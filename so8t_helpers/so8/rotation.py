@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from so8t_helpers.run.files import atomic_path
+from so8t_helpers.run.files import atomic_path, reading
 from so8t_helpers.settings import SettingsError
 
 BLOCK = 8
@@ -208,11 +208,11 @@ def load_gates(path: Path) -> Gates:
     """Read gates back.
 
     Raises:
-        SettingsError: if the file is missing or is not one of ours.
+        SettingsError, StageError: if the file is missing or cut short, or is not one of ours.
     """
     if not path.is_file():
         raise SettingsError(f"no gates file {path}; 02_train writes it beside the LoRA adapter")
-    with safe_open(path, framework="pt") as file:
+    with reading(path, "the gates of a training"), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != "so8t-gates" or metadata.get("version") != "1":
             raise SettingsError(f"{path}: expected so8t-gates version 1, found metadata {metadata}")

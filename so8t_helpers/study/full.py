@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import pandas as pd
 
-from so8t_helpers.run.files import StageError
+from so8t_helpers.run.files import StageError, read_json
 from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data
@@ -71,5 +70,5 @@ def _percent(value: float | None) -> str:
 def _read(settings: Settings, stage: str, name: str) -> dict[str, Any]:
     if read_manifest(settings, stage) is None:
         raise StageError(f"run {settings.run.name}: {stage} has not been completed")
-    found: dict[str, Any] = json.loads((settings.run_dir / stage / name).read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(settings.run_dir / stage / name)
     return found

@@ -13,7 +13,8 @@ from so8t_helpers.run.files import StageError, replace
 from so8t_helpers.settings import resolve
 from so8t_helpers.study.plan import STUDIES_DIR, Study
 from so8t_helpers.study.registration import read_registrations
-from so8t_helpers.verbs.batch import kernel_environment, one_line
+from so8t_helpers.verbs.batch import one_line
+from so8t_helpers.verbs.kernel import kernel_place
 
 NOTEBOOK = "06_study"
 
@@ -37,7 +38,7 @@ def make_page(study: Study, overrides: dict[str, Any]) -> Path:
         running = Path(scratch) / notebook.name
         running.write_bytes(notebook.read_bytes())
         try:
-            with kernel_environment(study.settings):
+            with kernel_place(study.settings, study.folder):
                 papermill.execute_notebook(
                     notebook,
                     running,

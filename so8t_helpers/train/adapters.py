@@ -68,9 +68,14 @@ def check_adapters(settings: Settings, shape: Phi3Shape | None) -> None:
     Raises:
         SettingsError, StageError: an unknown layer or linear, a file that is missing or does not fit.
     """
-    check_targets(settings.lora)
+    targets = check_targets(settings.lora)
     if shape is not None:
         gated_layers(settings, shape)
+        full = min((min(shape.linear_shape(name)), weight_path(0, name)) for name in targets)
+        if settings.lora.r > full[0]:
+            raise SettingsError(
+                f"lora.r: {settings.lora.r} is more than {full[1]} has, {full[0]}; choose less"
+            )
     if settings.training.continue_from:
         start = resolve(settings.training.continue_from)
         read_stored(start, settings, shape) if shape else stored_weights(start)

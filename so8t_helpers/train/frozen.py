@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, weight_path
+from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import ModelSettings
 from so8t_helpers.train import int8
 
@@ -251,13 +252,22 @@ def load_base(
     Args:
         read: gives a tensor by its name in the checkpoint, e.g. from `weight_reader`.
         dtype: compute dtype of all that is not quantised.
+
+    Raises:
+        StageError: a weight is not finite; a training would go on with it, and end in nothing.
     """
 
+    def load(name: str, where: torch.device) -> Tensor:
+        weight = read(name).to(where)
+        if not bool(torch.isfinite(weight).all()):
+            raise StageError(f"model.base: {name} holds a value that is no number; fetch the base again")
+        return weight
+
     def move(name: str) -> Tensor:
-        return read(name).to(device, dtype)
+        return load(name, device).to(dtype)
 
     def store(name: str) -> FrozenWeight:
-        return quantize(read(name).to(device), settings.quantization, settings.int8_matmul, dtype)
+        return quantize(load(name, device), settings.quantization, settings.int8_matmul, dtype)
 
     linears, norms = [], []
     for i in range(shape.num_layers):
@@ -266,6 +276,6 @@ def load_base(
         norms.append(
             (move(f"{layer}.input_layernorm.weight"), move(f"{layer}.post_attention_layernorm.weight"))
         )
-    embedding = read("model.embed_tokens.weight").to("cpu", dtype)
+    embedding = load("model.embed_tokens.weight", torch.device("cpu")).to(dtype)
     head = "model.embed_tokens.weight" if shape.tie_embeddings else "lm_head.weight"
     return Base(shape, dtype, device, embedding, linears, norms, move("model.norm.weight"), move(head))

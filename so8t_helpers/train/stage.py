@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.phi3.folder import check_folder
 from so8t_helpers.phi3.source import base_folder, check_base, source_files
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
@@ -51,6 +51,7 @@ from so8t_helpers.train.watch import Watch, check_held_out
 from so8t_helpers.train.workers import Workers, check_cards, join, launch, launched
 
 log = logging.getLogger(__name__)
+_ROWS, _KEYS = "01_dataset/train.jsonl", ("messages",)
 
 
 def check(settings: Settings) -> None:
@@ -58,10 +59,9 @@ def check(settings: Settings) -> None:
 
     Raises SettingsError or StageError where something does not fit, or is not there.
     """
-    base = check_base(settings)
     if (data := other_input(settings, "02_train")) is not None:
-        Stage(settings, "02_train").read_file("01_dataset/train.jsonl", data / "train.jsonl")
-    check_adapters(settings, read_shape(base) if base else None)
+        read_jsonl(Stage(settings, "02_train").read_file(_ROWS, data / "train.jsonl"), *_KEYS)
+    check_adapters(settings, check_folder(base)[0] if (base := check_base(settings)) else None)
     look_at_machine(settings)
     check_cards(settings)
     check_held_out(settings.training, settings.training.eval_steps is not None)
@@ -78,7 +78,7 @@ def train(settings: Settings) -> dict[str, Any]:
     with _open(settings, workers) as stage:
         data = stage_input(settings, settings.training.dataset_dir, "01_dataset")
         made_by = "run 01_dataset first, or set training.dataset_dir"
-        rows = read_jsonl(stage.read_file("01_dataset/train.jsonl", data / "train.jsonl", made_by))
+        rows = read_jsonl(stage.read_file(_ROWS, data / "train.jsonl", made_by), *_KEYS)
         eval_rows = []
         if settings.training.eval_steps is not None and (data / "eval.jsonl").is_file():
             eval_rows = read_jsonl(stage.read_file("01_dataset/eval.jsonl", data / "eval.jsonl"))
@@ -86,7 +86,7 @@ def train(settings: Settings) -> dict[str, Any]:
         stage.read_file("base/config.json", folder / "config.json")
         stage.inputs |= source_files(settings)
         check(settings)
-        check_adapters(settings, shape := read_shape(folder))  # a base that was just fetched
+        check_adapters(settings, shape := check_folder(folder)[0])  # a base that was just fetched
         machine = look_at_machine(settings)
         log.info("%s", machine.summary)
         prepare_allocator(settings)

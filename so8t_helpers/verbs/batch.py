@@ -7,11 +7,8 @@ happened is kept next to the executed notebook in `runs/<name>/notebooks/<stage>
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,13 @@ from filelock import FileLock, Timeout
 from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
-from so8t_helpers.run.files import StageError, replace, sha256_file, write_yaml
+from so8t_helpers.run.files import MachineError, StageError, read_json, replace, sha256_file, write_yaml
 from so8t_helpers.run.origin import llama_source
-from so8t_helpers.run.records import StageRecord, read_record, write_record
+from so8t_helpers.run.records import StageRecord, read_record, read_status, write_record
 from so8t_helpers.run.stage import (
     OTHER_INPUT,
     STAGES,
+    artefact_fault,
     executed_path,
     manifest_path,
     other_input,
@@ -36,7 +34,8 @@ from so8t_helpers.run.stage import (
     utc_now,
 )
 from so8t_helpers.settings import PARAMS_DIR, Settings, resolve
-from so8t_helpers.verbs.needs import check_room, check_stage
+from so8t_helpers.verbs.kernel import kernel_place, time_limit
+from so8t_helpers.verbs.needs import check_places, check_room, check_stage
 from so8t_helpers.verbs.status import ProgressLine
 
 
@@ -96,6 +95,10 @@ def due_reason(settings: Settings, stage: str) -> str | None:
         return "has no executed notebook"
     if record.state != "done":
         return f"its notebook {record.state}"
+    try:
+        read_json(executed_path(settings, stage))
+    except StageError:
+        return "its notebook cannot be read"
     if record.manifest != sha256_file(manifest_path(settings, stage)):
         return "was carried out elsewhere since its report"
     return None
@@ -117,20 +120,22 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
     scratch = executed.with_name(f".{stage}.running.ipynb")
     scratch.write_bytes(notebook.read_bytes())
     try:
-        with kernel_environment(settings), ProgressLine(settings, stage, reason):
+        with kernel_place(settings, settings.run_dir), ProgressLine(settings, stage, reason):
             papermill.execute_notebook(
                 notebook,
                 scratch,
                 parameters=parameters(settings),
                 kernel_name="python3",
                 progress_bar=False,
-                # Each kernel start would warn that it listens on this machine's loopback.
-                extra_arguments=["--log-level=ERROR"],
+                # Each start would warn that it listens on this machine's loopback, each end by Ctrl-C that
+                # it was interrupted; what a cell raises is in the notebook.
+                extra_arguments=["--log-level=CRITICAL"],
                 start_timeout=settings.run.kernel_start_seconds,
                 cwd=notebook.parent,
+                timeout_func=time_limit(settings),
             )
     except KeyboardInterrupt:
-        state, error = "interrupted", "interrupted by the user"
+        state, error = "interrupted", f"interrupted by the user; {how_to_go_on(settings, stage)}"
     except Exception as exception:
         state, error = "failed", one_line(exception)
     replace(scratch, executed)
@@ -149,9 +154,12 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
     """Raise before any long work what would stop the run later; the first stage that is due brings the rest.
 
     Raises:
-        StageError: a missing notebook or stage before the first; too little room on a disk.
+        StageError: a missing notebook or stage before the first, or one that was changed since.
+        MachineError: another process carries the run out, a folder cannot be written, too little room.
         SettingsError, StageError: what a stage that is due, or may become so, finds in its `check`.
     """
+    refuse_second(settings)
+    check_places(settings)
     for stage in stages:
         notebook = _notebook_path(settings, stage)
         if not notebook.is_file():
@@ -164,10 +172,20 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
                 f"{stage} reads {previous}, which has not been completed in {settings.run_dir}; "
                 f"run it first, or name a folder in {section}.{key}"
             )
+        own = chosen is None and previous not in stages
+        if own and (fault := artefact_fault(settings, previous, outputs_alone=True)):
+            raise StageError(f"{stage} reads {previous}, whose {fault}; run {previous} again")
     first = next((i for i, stage in enumerate(stages) if force or due_reason(settings, stage)), len(stages))
     for stage in stages[first:]:
         check_stage(settings, stage)
     check_room(settings, stages)
+
+
+def how_to_go_on(settings: Settings, stage: str) -> str:
+    """Say what the same command will do after an interruption."""
+    steps = sorted((settings.run_dir / stage / "checkpoints").glob("step-*"))
+    where = f"from the checkpoint of step {int(steps[-1].name.removeprefix('step-'))}" if steps else "here"
+    return f"the same command goes on {where}"
 
 
 def parameters(settings: Settings) -> dict[str, Any]:
@@ -197,41 +215,34 @@ def one_line(exception: Exception) -> str:
     """The error of a notebook's cell, or of the kernel, in one line."""
     name = getattr(exception, "ename", type(exception).__name__)
     if name == "DeadKernelError":
-        return "the kernel died (killed, or out of memory)"
+        return "the kernel died (killed, or out of memory: `so8t doctor` says what a training takes)"
+    if name == "CellTimeoutError":
+        return "ended by run.stage_timeout; raise it, or set it to null"
     text = str(getattr(exception, "evalue", exception)).strip()
     return f"{name}: {text.splitlines()[0] if text else 'no message'}"
 
 
 def _alone(settings: Settings) -> AbstractContextManager[object]:
-    """Take the run's lock, which the system releases when its holder dies; wait for whoever has it."""
+    """Take the run's lock, which the system releases when its holder dies.
+
+    Raises:
+        MachineError: another process has it; two would write over each other.
+    """
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.run_dir / ".lock")
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        print(f"{settings.run.name}: waiting for the process that carries this run out", file=sys.stderr)  # noqa: T201
-        return lock.acquire()
+        status = read_status(settings.run_dir)
+        who = f", process {status.pid} in {status.stage}" if status and status.at_work() else ""
+        raise MachineError(
+            f"run {settings.run.name}: another process carries it out{who}; wait for it (`so8t status`), end "
+            "it, or choose another run.name"
+        ) from None
 
 
-@contextmanager
-def kernel_environment(settings: Settings) -> Iterator[None]:
-    """Set for the kernel: cache folders of the profile, and the kernel spec of this very Python."""
-    cache = settings.cache
-    folders = {
-        "HF_HOME": cache.hf_home,
-        "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir,
-        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), cache.temp_dir),
-    }
-    before = dict(os.environ)
-    for name, value in folders.items():
-        if value is not None:
-            resolve(value).mkdir(parents=True, exist_ok=True)
-            os.environ[name] = str(resolve(value))
-    # A kernel named python3 in the user's folders may belong to another environment.
-    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix) / "share" / "jupyter")
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def refuse_second(settings: Settings) -> None:
+    """Raise MachineError at once where another process carries the run out; nothing is made."""
+    if (settings.run_dir / ".lock").is_file():
+        with _alone(settings):
+            pass

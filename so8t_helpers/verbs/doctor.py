@@ -18,9 +18,9 @@ import psutil
 from so8t_helpers.phi3.source import hub_cache, local_base
 from so8t_helpers.run.files import StageError, free_bytes
 from so8t_helpers.run.origin import llama_source
-from so8t_helpers.run.stage import STAGE_TITLES, STAGES
+from so8t_helpers.run.stage import STAGE_TITLES, STAGES, artefact_fault
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, resolve
-from so8t_helpers.verbs.needs import GIB, Needs, check_stage, estimate, host_memory
+from so8t_helpers.verbs.needs import GIB, Needs, check_places, check_stage, estimate, host_memory
 
 GOOD, NOTE, BAD = "ok", "note", "PROBLEM"
 # Of the Visual C++ runtime, what torch and xllamacpp load and neither brings.
@@ -133,7 +133,7 @@ def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
     else:
         try:
             takes = host_memory(settings)
-        except SettingsError:  # no Phi3: the stage that stops at it says so
+        except (SettingsError, StageError):  # no Phi3: the stage that stops at it says so
             return
         have, where = psutil.virtual_memory().available, "free RAM"
     if settings.training.memory_gib != "auto":
@@ -143,6 +143,10 @@ def _memory(settings: Settings, needs: Needs) -> Iterator[Finding]:
 
 
 def _disks(settings: Settings, needs: Needs) -> Iterator[Finding]:
+    try:
+        check_places(settings)
+    except StageError as error:
+        yield Finding(BAD, "folders", str(error))
     guess = "" if needs.base_known else " (base not here yet: taken as Phi-3.5-mini)"
     for subject, folder, takes in (
         ("run folder", settings.run_dir, needs.run),
@@ -161,6 +165,8 @@ def _stage(settings: Settings, stage: str) -> Finding:
         check_stage(settings, stage)
     except (SettingsError, StageError) as error:
         return Finding(BAD, STAGE_TITLES[stage], str(error))
+    if fault := artefact_fault(settings, stage):  # of what `so8t verify` looks at as well
+        return Finding(NOTE, STAGE_TITLES[stage], f"{fault}; a run carries the stage out again")
     return Finding(GOOD, STAGE_TITLES[stage], "nothing found that would stop it")
 
 

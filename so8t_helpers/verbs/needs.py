@@ -10,9 +10,10 @@ from so8t_helpers.dataset.reading import matching
 from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache, imported_bytes, local_base
 from so8t_helpers.run.files import check_disk
+from so8t_helpers.run.machine import check_place
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.stage import STAGES, manifest_path, stage_input
-from so8t_helpers.settings import Settings
+from so8t_helpers.settings import Settings, resolve
 
 _ROOMS = dict(zip(STAGES, ("dataset", "train", "bake", "gguf", "evaluate"), strict=True))
 GIB = 2**30
@@ -101,6 +102,14 @@ def check_stage(settings: Settings, stage: str) -> None:
     The stage's room is imported here: most bring torch along.
     """
     importlib.import_module(f"so8t_helpers.{_ROOMS[stage]}.stage").check(settings)
+
+
+def check_places(settings: Settings) -> None:
+    """Raise MachineError before the start where a folder that a run writes in cannot be written."""
+    places = {"run.root": settings.run_dir, "run.reports_root": settings.reports_dir}
+    places |= {f"cache.{key}": resolve(value) for key, value in settings.cache if value is not None}
+    for key, folder in places.items():
+        check_place(folder, key)
 
 
 def check_room(settings: Settings, stages: tuple[str, ...]) -> None:

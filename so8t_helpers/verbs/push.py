@@ -16,7 +16,7 @@ from pathlib import Path
 from so8t_helpers.engines.host import modelfile_of
 from so8t_helpers.report.export import refuse_names, shared_pages
 from so8t_helpers.report.page import scrub
-from so8t_helpers.run.files import StageError, sha256_file
+from so8t_helpers.run.files import StageError, read_json, sha256_file
 from so8t_helpers.run.origin import FILE as PROVENANCE
 from so8t_helpers.run.records import read_record
 from so8t_helpers.run.stage import STAGES, manifest_path, read_manifest, report_path, stale_reason
@@ -129,7 +129,7 @@ def _weights(settings: Settings, made: Made) -> Iterator[Item]:
 def _adapter(settings: Settings, made: Made) -> Iterator[Item]:
     """The files that 03_bake read, in this run or another; PEFT's configuration names the base by its id."""
     carried = settings.run_dir / "03_bake" / "model" / PROVENANCE
-    base = json.loads(carried.read_text(encoding="utf-8"))["base"]
+    base = read_json(carried)["base"]
     for label, entry in made["03_bake"]["inputs"].items():
         if not label.startswith(_ADAPTER):
             continue
@@ -137,7 +137,7 @@ def _adapter(settings: Settings, made: Made) -> Iterator[Item]:
         if path.name != "adapter_config.json":
             yield Item(name, path)
             continue
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         known = {"base_model_name_or_path": base["id"], "revision": base.get("commit") or base["revision"]}
         same = config.items() >= known.items()
         yield Item(name, path if same else json.dumps(config | known, indent=2, sort_keys=True).encode())

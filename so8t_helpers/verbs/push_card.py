@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from so8t_helpers.run.files import read_json
 from so8t_helpers.settings import Settings
 
 Made = dict[str, dict[str, Any]]  # the manifests of the stages that were carried out, by stage
@@ -90,7 +90,7 @@ def _policy(made: Made) -> str:
     entry = made["03_bake"]["inputs"].get("01_dataset/card.json")
     if entry is None:
         return "## Data policy\n\nNo dataset card came with the adapter: licences and policy are not known."
-    card = json.loads(Path(entry["path"]).read_text(encoding="utf-8"))
+    card = read_json(Path(entry["path"]))
     chosen = card["settings"]
     aside = {what: facts["lines"] for what, facts in card["quarantine"].items()}
     counted = "".join(f"\n- {what}: {_counts(found)}" for what, found in card["counted"].items())
@@ -110,7 +110,7 @@ def _counts(counts: dict[str, int]) -> str:
 def _scores(settings: Settings, made: Made) -> str:
     if "05_ollama_eval" not in made:
         return "## Scores\n\nNot measured: 05_ollama_eval was not carried out."
-    scores = json.loads((settings.run_dir / "05_ollama_eval/scores.json").read_text(encoding="utf-8"))
+    scores = read_json(settings.run_dir / "05_ollama_eval/scores.json")
     rows = [f"| model | {' | '.join(_SCORES.values())} | leaks |", "|---|" + "---|" * (len(_SCORES) + 1)]
     for name, entry in scores["models"].items():
         cells = [_share(entry[key], entry["ci"][key]) for key in _SCORES]
@@ -135,7 +135,7 @@ def _share(value: float | None, ci: list[float] | None) -> str:
 def _files(settings: Settings, made: Made) -> str:
     if "04_gguf" not in made:
         return "## GGUF files\n\nNone: 04_gguf was not carried out."
-    quality = json.loads((settings.run_dir / "04_gguf/quality.json").read_text(encoding="utf-8"))
+    quality = read_json(settings.run_dir / "04_gguf/quality.json")
     reference = (quality.get("reference") or "").upper()
     rows = [
         f"| file | MB | bits a weight | perplexity | mean KL from {reference} | same next token |",

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from so8t_helpers.report.index import write_run_index
 from so8t_helpers.report.stage import write_stage
 from so8t_helpers.run.files import atomic_directory, sha256_file, write_json, write_yaml
@@ -123,7 +125,13 @@ def processes(count: int | None = None) -> Mapper:
         at_once = max(1, min(most, len(tasks)))
         share = {"OMP_NUM_THREADS": str(max(1, threads // at_once))}
         with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(lambda task: run_command(task, share), tasks))
+            try:
+                return list(pool.map(lambda task: run_command(task, share), tasks))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in psutil.Process().children():
+                    child.terminate()  # each ends its own stage; the pool waits for them
+                raise
 
     return carry_out_here
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.dataset import reading
-from so8t_helpers.run.files import sha256_file
-from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes, maker
-from so8t_helpers.run.stage import MANIFEST, STAGES, manifest_in
+from so8t_helpers.dataset.reading import inspect, read_lines, split
+from so8t_helpers.run.files import read_json, reading, sha256_file
+from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes
+from so8t_helpers.run.stage import MANIFEST, STAGES, maker, manifest_in
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.thinking.audit import verify_audit
 
@@ -92,14 +92,15 @@ class _Walk:
         self.carried: dict[str, Any] | None = None
 
     def from_run(self, run: Path) -> Iterator[Link]:
-        self.waiting = {run / stage for stage in STAGES if manifest_in(run / stage)}
+        self.waiting = {run / stage for stage in STAGES if (run / stage / MANIFEST).exists()}
         yield Link(f"{run.name}: stages", bool(self.waiting), ", ".join(sorted(f.name for f in self.waiting)))
         yield from self._folders()
 
     def from_gguf(self, path: Path) -> Iterator[Link]:
         from gguf import GGUFReader  # noqa: PLC0415  (a run folder is verified without it)
 
-        field = GGUFReader(path).get_field(GGUF_KEY)
+        with reading(path, "a GGUF file"):
+            field = GGUFReader(path).get_field(GGUF_KEY)
         self.carried = json.loads(field.contents()) if field is not None else None
         found = f"run {self.carried['run']}" if self.carried else f"no key {GGUF_KEY}: not made by a run"
         yield Link(f"{path.name}: carries its provenance", self.carried is not None, found)
@@ -118,7 +119,7 @@ class _Walk:
             self.waiting.remove(folder)
             manifest = manifest_in(folder)
             if manifest is None:
-                yield Link(f"{folder.name}: manifest", False, f"no {folder / MANIFEST}")
+                yield Link(f"{folder.name}: manifest", False, f"no {folder / MANIFEST} that can be read")
                 return
             for name, expected in manifest["outputs"].items():
                 yield self._file(f"{folder.name}/{name}: as the stage left it", folder / name, expected)
@@ -153,7 +154,7 @@ class _Walk:
         inputs = manifest["inputs"]
         paths = {label: Path(entry["path"]) for label, entry in inputs.items()}
         expected = hashes({label: entry["sha256"] for label, entry in inputs.items()}, paths)
-        sources = {f"03_bake/model/{FILE}": json.loads((folder / "model" / FILE).read_text(encoding="utf-8"))}
+        sources: dict[str, Any] = {f"03_bake/model/{FILE}": read_json(folder / "model" / FILE)}
         if self.carried is not None:
             sources[f"GGUF key {GGUF_KEY}"] = self.carried
         for source, carried in sources.items():
@@ -183,8 +184,8 @@ class _Walk:
 
 def _lines_link(name: str, path: Path, lines: dict[int, bytes]) -> Link:
     count = len(lines)
-    for chunk in reading.split(reading.inspect([path])):
-        for number, raw in reading.read_lines(chunk):
+    for chunk in split(inspect([path])):
+        for number, raw in read_lines(chunk):
             expected = lines.pop(number, None)
             if expected is not None and (raw is None or hashlib.sha256(raw).digest() != expected):
                 return Link(f"{name}: input lines", False, f"line {number} is not the one that was read")

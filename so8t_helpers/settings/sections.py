@@ -1,57 +1,70 @@
-"""The typed profile: every setting of a run, its default (the seed's), and what is wrong with a bad one."""
+"""The sections of a profile: every setting of a run, its default (the seed's), and what may stand there."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-PARAMS_DIR = PROJECT_ROOT / "params"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+AtOnce = Annotated[int, Field(ge=1, le=1024)]  # threads, processes, requests; no machine has more
+Place = Annotated[str, Field(min_length=1)]  # "" would be the project's own folder
+# Part of a file's name that is looked up: nothing that leads elsewhere or stands for several.
+NamePart = Annotated[str, Field(pattern=r"^\w[\w .+-]{0,79}$")]
 
 
-class SettingsError(ValueError):
-    """A profile or an override that cannot be used; the message names file, key, expectation and remedy."""
+def _http_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        good = False
+    if not good:
+        raise ValueError("must be the address of a server, such as http://127.0.0.1:11434")
+    return url
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors; types are never converted (YAML's `1e-4` is a text)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
     """Where and on what a run works. Relative folders are taken from the project's root."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")] = "demo"
-    root: str = "runs"
-    reports_root: str = "reports"
-    notebooks: str = "notebooks"
+    root: Place = "runs"
+    reports_root: Place = "reports"
+    notebooks: Place = "notebooks"
     seed: int = 0
-    processes: Count = 1  # workers that share 02_train's micro-steps, each on a card of its own
+    processes: AtOnce = 1  # workers that share 02_train's micro-steps, each on a card of its own
+    stage_timeout: Positive | None = None  # seconds after which a stage's notebook is ended; null: never
     kernel_start_seconds: Positive = 180.0  # a notebook's; a virus scanner looks at all that it imports
 
 
 class CacheSettings(Section):
     """Cache folders that users move to a larger disk; null leaves the library's own default."""
 
-    hf_home: str | None = None
-    torchinductor_dir: str | None = None
-    temp_dir: str | None = None
+    hf_home: Place | None = None
+    torchinductor_dir: Place | None = None
+    temp_dir: Place | None = None
 
 
 class DatasetSettings(Section):
     """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
 
-    inputs: list[str] = ["demo"]
+    inputs: Annotated[list[Place], Field(min_length=1)] = ["demo"]
     think_format: Literal["seed", "quadruple", "both", "english"] = "seed"
     think_command: str = "/think"
     plain_share: Share = 0.1
@@ -75,13 +88,13 @@ class DatasetSettings(Section):
     near_duplicate_threshold: Share = 0.7
     deduplicate: bool = True
     engine: Literal["process", "ray"] = "process"
-    workers: Count | None = None
+    workers: AtOnce | None = None
 
 
 class ModelSettings(Section):
     """The base model: a folder, a hub id, or the word "demo" for the small one that the demo makes itself."""
 
-    base: str = "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"
+    base: Place = "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"
     revision: str | None = None
     quantization: Literal["int8", "nf4", "none"] = "int8"
     # tensor_core, 8-bit activations and gradients too, is not the default: no card has measured it yet
@@ -120,7 +133,7 @@ class PetSettings(Section):
 class LoraSettings(Section):
     """LoRA on Phi-3's fused linears."""
 
-    r: Count = 64
+    r: Annotated[int, Field(ge=1, le=16384)] = 64
     alpha: Count = 128
     rslora: bool = False  # scale by alpha / sqrt(r)
     b_rate: Positive | None = None  # B's own learning rate (LoRA+); null: A's
@@ -133,7 +146,7 @@ class TrainingSettings(Section):
 
     dataset_dir: str | None = None
     continue_from: str | None = None
-    sequence_length: Annotated[int, Field(ge=16)] = 2048
+    sequence_length: Annotated[int, Field(ge=16, le=2**20)] = 2048
     batch_size: Count = 1
     gradient_accumulation: Count = 16
     epochs: Positive = 3
@@ -173,15 +186,18 @@ class BakeSettings(Section):
     max_shard_gib: Positive = 4.0
 
 
+GgufType = Literal["f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"]
+
+
 class GgufSettings(Section):
     """04_gguf. `model_dir: null` reads this run's 03_bake/model."""
 
     model_dir: str | None = None
-    types: list[Literal["f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"]] = ["f16", "q8_0", "q4_k_m"]
-    name: str = "phi3-so8t"
+    types: Annotated[list[GgufType], Field(min_length=1)] = ["f16", "q8_0", "q4_k_m"]
+    name: NamePart = "phi3-so8t"
     imatrix: bool = False
     imatrix_tokens: Count = 65536
-    threads: Count | None = None
+    threads: AtOnce | None = None
     quality_tokens: Count = 8192
     o_proj_study: bool = True
 
@@ -191,13 +207,13 @@ class EvalSettings(Section):
 
     gguf_dir: str | None = None
     engine: Literal["auto", "ollama", "llama_cpp"] = "auto"
-    ollama_url: str = "http://127.0.0.1:11434"
-    models: list[str] = ["base", "baked", "f16", "q8_0", "q4_k_m"]
+    ollama_url: HttpUrl = "http://127.0.0.1:11434"
+    models: Annotated[list[NamePart], Field(min_length=1)] = ["base", "baked", "f16", "q8_0", "q4_k_m"]
     prompts: Count | None = None
     max_new_tokens: Count = 512
     temperature: NonNegative = 0.0
-    num_ctx: Count = 4096
-    parallel: Count = 4
+    num_ctx: Annotated[int, Field(ge=256)] = 4096  # llama.cpp takes no fewer
+    parallel: AtOnce = 4
     timeout_seconds: Positive = 600.0
     bootstrap_samples: Count = 1000
     keep_in_ollama: bool = False
@@ -211,7 +227,7 @@ class ServeSettings(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8808
-    model: str = "q4_k_m"
+    model: NamePart = "q4_k_m"
     max_query_chars: Count = 8000
     max_new_tokens: Count = 512
     queue_length: Count = 16
@@ -253,69 +269,3 @@ def resolve(path: str | Path) -> Path:
     """Return `path` with `~` expanded; a relative one is taken from the project's root, not the cwd."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else PROJECT_ROOT / path
-
-
-def load_settings(profile: str | Path, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read a profile, a name in `params/` or a YAML file, and lay `{"section": {"key": value}}` over it.
-
-    Raises:
-        SettingsError: missing file, unknown key (with the nearest known one), wrong type or value.
-    """
-    path = yaml_path(profile, PARAMS_DIR, "profile", "profiles")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path}: expected sections such as `dataset:`, got {type(data).__name__}")
-    data.setdefault("profile", path.stem)
-    return validate(_merge(data, overrides or {}), source=str(path))
-
-
-def validate(data: dict[str, Any], source: str) -> Settings:
-    """Check a nested dict against the model; `source` names it in errors."""
-    try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        raise SettingsError("\n".join(f"{source}: {_explain(item)}" for item in error.errors())) from error
-
-
-def merge(settings: Settings, overrides: dict[str, Any]) -> Settings:
-    """Return `settings` with nested overrides laid over it, checked again."""
-    return validate(_merge(settings.model_dump(), overrides), source="override")
-
-
-def yaml_path(name: str | Path, folder: Path, one: str, many: str) -> Path:
-    """Return the YAML file of that path, or of that name in `folder`; `one` and `many` say what it is."""
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = folder / f"{name}.yaml"
-    elif not path.is_file():
-        path = resolve(path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise SettingsError(f"{one} {str(name)!r}: no file {path}; known {many}: {known}")
-    return path
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = base | over
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            merged[key] = _merge(base[key], value)
-    return merged
-
-
-def _explain(item: Any) -> str:
-    """One line for one pydantic error: key, what was expected, what to do."""
-    location = [part for part in item["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        parent: Any = Settings
-        for part in location[:-1]:
-            parent = parent.model_fields[part].annotation
-        near = difflib.get_close_matches(location[-1], parent.model_fields, n=1, cutoff=0.0)
-        return f"unknown key `{key}`; did you mean `{'.'.join([*location[:-1], *near])}`?"
-    as_text = isinstance(item["input"], str) and item["type"] in {"float_type", "int_type"}
-    hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)" if as_text else ""
-    return f"`{key}`: {item['msg'].lower()}, got {item['input']!r}{hint}"
