@@ -7,25 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from so8t_helpers.sections import Count, NonNegative, Positive, Section, ServeSettings, SettingsError, Share
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PARAMS_DIR = PROJECT_ROOT / "params"
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class SettingsError(ValueError):
-    """A profile or an override that cannot be used; the message names file, key, expectation and remedy."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors; types are never converted (YAML's `1e-4` is a text)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class RunSettings(Section):
@@ -202,21 +189,6 @@ class EvalSettings(Section):
     show_thinking: bool = False
     harness_tasks: list[str] = []
     harness_dir: str | None = None
-
-
-class ServeSettings(Section):
-    """The /think service (`so8t serve`). `audit_log: null` is serve/audit.jsonl in this run's folder."""
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8808
-    model: str = "q4_k_m"
-    max_query_chars: Count = 8000
-    max_new_tokens: Count = 512
-    queue_length: Count = 16
-    requests_per_minute: Count = 60
-    timeout_seconds: Positive = 120.0
-    log_queries: bool = False
-    audit_log: str | None = None
 
 
 class Settings(Section):

@@ -11,8 +11,14 @@ ROOMS = HIGHER | STAGES | LOWER | {"thinking", "phi3", "so8"}
 MOST_LINES = 320
 
 
-def test_four_modules_stand_at_the_root_and_every_room_is_there():
-    assert {path.stem for path in HOUSE.glob("*.py")} == {"__init__", "__main__", "settings", "notebook"}
+def test_five_modules_stand_at_the_root_and_every_room_is_there():
+    assert {path.stem for path in HOUSE.glob("*.py")} == {
+        "__init__",
+        "__main__",
+        "sections",
+        "settings",
+        "notebook",
+    }
     assert {path.parent.name for path in HOUSE.glob("*/__init__.py")} == ROOMS
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
 from so8t_helpers.engines.host import find_gguf
 from so8t_helpers.report.index import write_run_index
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.service.app import create_app
+from so8t_helpers.service.connections import Listener
 from so8t_helpers.service.limits import RateLimit, is_loopback, token_fits
-from so8t_helpers.service.server import serve
+from so8t_helpers.service.server import http_server, serve
 from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log, verify_audit
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, decision_of
@@ -73,9 +73,8 @@ class ScriptedEngine:
 def running(tmp_path, engine, **serve_settings):
     settings = merge(Settings(), {"serve": {"port": 0, **serve_settings}})
     audit = AuditLog(tmp_path / "audit.jsonl", KEY)
-    config = uvicorn.Config(create_app(settings, engine, audit, "ab" * 32), log_config=None)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    server = http_server(create_app(settings, engine, audit, "ab" * 32), settings.serve)
+    with Listener("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
@@ -335,7 +334,10 @@ def test_rate_limit(tmp_path, engine):
     with running(tmp_path, engine, requests_per_minute=3) as (client, _):
         assert [ask(client).status_code for _ in range(4)] == [200, 200, 200, 429]
         assert 1 <= int(ask(client).headers["retry-after"]) <= 20
-        assert ask(client, user="hanako").status_code == 200
+        assert (
+            ask(client, user="hanako").status_code == 429
+        )  # a name that the client chose is no new allowance
+        assert client.get("/healthz").status_code == 200
 
 
 def test_rate_limit_refills_evenly_and_forgets():
