@@ -17,7 +17,8 @@ from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
 from so8t_helpers.service.draft import Answer, AnswerError, Draft, Question
 from so8t_helpers.service.metrics import Metrics
 from so8t_helpers.settings import Settings
-from so8t_helpers.thinking.audit import AuditLog, canonical
+from so8t_helpers.thinking.audit import AuditLog
+from so8t_helpers.thinking.audit_lines import canonical
 
 # What begins a control token of the tokenizer; in a question it must stay ordinary text.
 _CONTROL_TOKEN = re.compile(r"<(?=\||/?s>|unk>)")

@@ -30,7 +30,7 @@ class ThinkAnswer(Strict):
     request_id: str
     answer: str
     decision: Decision = Field(
-        description="What the model stated; ESCALATION where it stated nothing, REFUSE for the fixed refusal: "
+        description="What the model stated; ESCALATION where it stated nothing, REFUSE for the refusal: "
         "a model's word, which a question can turn. Where serve.on_deny withholds what the model denied: "
         "REFUSE or ESCALATION."
     )

@@ -59,9 +59,11 @@ def serve(settings: Settings) -> None:
         name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
         _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
+        _say(f"so8t serve: the log's signatures are those of the public key {audit.public_key}")
         # uvicorn ends on a signal, and then raises it once more: what comes after must still happen.
         with _signals(lambda *_: None):
             http_server(app, chosen).run(sockets=[listener])
+        audit.sign()
         _say(f"so8t serve: stopped, audit head {audit.head}")
 
 
