@@ -25,6 +25,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("so8t.serve")
 
 LARGEST_HEAD = 16384  # bytes
+# Connections that asyncio lets in at once, before the first of them is counted.
+BURST = 16
+_QUEUE = 1024  # connections that wait in the system
 _SPARE_FILES = 64  # for the log, its lock, the engine and what Python itself opens
 _LINGER_SECONDS = 0.1
 
@@ -79,14 +82,14 @@ class Connection(H11Protocol):
     def __init__(self, pool: Pool, **given: Any) -> None:
         super().__init__(**given)
         self._pool = pool
-        self._stage = ""
+        self._stage = "head"  # what is awaited; "" while the answer is
         self._heard = self._left = False
         self._timer: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._start_clock()
         self._pool.add(self)
-        self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
@@ -123,12 +126,12 @@ class Connection(H11Protocol):
         stage = "head" if cycle is None or cycle.response_complete else "body" if cycle.more_body else ""
         if stage == self._stage:
             return
-        if not stage or not self._stage:
-            self._pool.move(self, bool(stage and cycle))
+        if not (stage and self._stage):
+            self._pool.move(self, bool(stage))
         self._stage = stage
         self._stop_clock()
         if stage:
-            self._timer = self.loop.call_later(self._pool.seconds, self._late)
+            self._start_clock()
 
     def _late(self) -> None:
         if self._heard:
@@ -142,6 +145,9 @@ class Connection(H11Protocol):
         self._stop_clock()
         self._pool.remove(self)
 
+    def _start_clock(self) -> None:
+        self._timer = self.loop.call_later(self._pool.seconds, self._late)
+
     def _stop_clock(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -153,7 +159,7 @@ class Listener(socket.socket):
 
     def __init__(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.create_server((host, port), family=family, backlog=1024)
+        made = socket.create_server((host, port), family=family, backlog=_QUEUE)
         super().__init__(fileno=made.detach())
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
         self._out = Seldom("out of file descriptors: %d connections answered 503; raise `ulimit -n`")
@@ -184,6 +190,10 @@ class Listener(socket.socket):
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)
         raise BlockingIOError
+
+    def listen(self, backlog: int = _QUEUE) -> None:
+        """Keep the system's queue as long as it is: asyncio's own `backlog` is `BURST`, for both."""
+        super().listen(_QUEUE)
 
     def close(self) -> None:
         super().close()

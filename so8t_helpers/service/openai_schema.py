@@ -54,7 +54,7 @@ def chat_model(limits: ServeSettings, model: str) -> type[ChatQuestion]:
     roles: Any = Literal["user", "assistant"]
     if limits.client_system_turns:
         roles = Literal["user", "assistant", "system", "developer"]
-    name: Any = Literal[model]  # type: ignore[valid-type]
+    name: Any = Literal[model]
     message: Any = create_model("Message", __base__=_Open, role=(roles, ...), content=(content, ...))
     return create_model(
         "ChatRequest",

@@ -19,7 +19,7 @@ from so8t_helpers.engines.base import TOKEN_VARIABLE
 from so8t_helpers.engines.host import GgufHost, find_gguf
 from so8t_helpers.run.files import StageError, sha256_file
 from so8t_helpers.service.app import create_app
-from so8t_helpers.service.connections import LARGEST_HEAD, Connection, Listener, Pool, most_connections
+from so8t_helpers.service.connections import BURST, LARGEST_HEAD, Connection, Listener, Pool, most_connections
 from so8t_helpers.service.limits import is_loopback
 from so8t_helpers.settings import ServeSettings, Settings, SettingsError, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log
@@ -75,6 +75,7 @@ def http_server(app: FastAPI, chosen: ServeSettings) -> uvicorn.Server:
             app,
             http=partial(Connection, pool),  # type: ignore[arg-type]
             ws="none",
+            backlog=BURST,
             loop="asyncio",
             h11_max_incomplete_event_size=LARGEST_HEAD,
             # Whoever reaches us on loopback could else name any address as their own.

@@ -22,14 +22,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from so8t_helpers.settings import Settings, resolve
-from so8t_helpers.thinking.audit_checkpoint import (
-    EVERY,
-    Checkpoints,
-    checkpoint,
-    load_public_key,
-    public_key,
-    signer,
-)
+from so8t_helpers.thinking.audit_checkpoint import EVERY, Checkpoints, checkpoint, load_public_key, public_key
 from so8t_helpers.thinking.audit_key import AuditError, hmac_code, key_name, load_key
 from so8t_helpers.thinking.audit_lines import (
     NO_LINE,
@@ -235,9 +228,8 @@ def verify_audit(
     """
     if not path.is_file():
         raise AuditError(f"{path}: no such audit log")
-    if public is None:
-        key = key or load_key(create=False)
-    checkpoints = Checkpoints(load_public_key(public) if public else signer(key).public_key())
+    key = None if public else key or load_key(create=False)
+    checkpoints = Checkpoints(load_public_key(public or public_key(key or b"")))
     codes: list[str] = []
 
     def verdict(line: int | None = None, problem: str | None = None) -> Verdict:
