@@ -490,6 +490,13 @@ def test_schemathesis_finds_nothing(tmp_path, engine, monkeypatch, token):
         monkeypatch.setenv("SO8T_TOKEN", token)
     program = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     assert program, "schemathesis is among the test requirements"
+    # A body too large is turned away unread, whether it keeps to the schema or not.
+    (tmp_path / "schemathesis.toml").write_text(
+        "[checks]\nnegative_data_rejection.expected-statuses = [400, 401, 404, 405, 411, 413, 422]\n"
+        # That the user's turn is the last, and that turns alternate, no schema can say.
+        '[[operations]]\ninclude-path = "/v1/chat/completions"\n'
+        "checks.positive_data_acceptance.expected-statuses = [200, 413, 422]\n"
+    )
     with running(tmp_path, engine, requests_per_minute=1_000_000, max_query_chars=200) as (client, _):
         command = [program, "run", f"{client.base_url}/openapi.json", "--max-examples", "50", "--seed", "1"]
         command += ["-H", f"Authorization: Bearer {token}"] if token else []
@@ -519,6 +526,36 @@ def test_the_openapi_page_asks_and_shows_a_stream_in_a_browser(service):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         browser.close()
     assert [url for url in heard if not url.startswith("data:")] == []
+
+
+@pytest.mark.slow
+def test_a_page_at_a_rebound_name_gets_nothing_in_a_browser(service, engine):
+    """Names that a lenient parser cannot read reached /think this way."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = Path("/usr/bin/chromium")
+    path, port = str(chromium) if chromium.is_file() else None, service.base_url.port
+    names = ["evil.example", "evil_name.example", "-evil.example", "ev!l.example", "ev$l.example"]
+    rules = ",".join(f"MAP {name} 127.0.0.1" for name in names)
+    script = """async () => {
+        const json = {"Content-Type": "application/json"};
+        const body = JSON.stringify({user_id: "taro", query: "Q"});
+        const chat = JSON.stringify({model: "test.gguf", messages: [{role: "user", content: "Q"}]});
+        const think = await fetch("/think", {method: "POST", headers: json, body});
+        const completions = await fetch("/v1/chat/completions", {method: "POST", headers: json, body: chat});
+        return [think.status, completions.status];
+    }"""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", f"--host-resolver-rules={rules}"]
+        )
+        for name in names:
+            page = browser.new_page()
+            assert page.goto(f"http://{name}:{port}/healthz").status == 421
+            assert page.evaluate(script) == [421, 421]
+        assert page.goto(f"http://localhost:{port}/healthz").status == 200
+        assert page.evaluate(script) == [200, 200]
+        browser.close()
+    assert len(engine.prompts) == 2
 
 
 @pytest.mark.slow

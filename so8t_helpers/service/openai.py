@@ -135,8 +135,9 @@ def _data(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
+_EVENT: dict[str, Any] = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _ANSWER: dict[str, Any] = {
     "model": ChatAnswer,
     "description": "The answer; with `stream` as `chat.completion.chunk` events, then `[DONE]`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": _EVENT}},
 }

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from so8t_helpers.service.draft import Finish
 from so8t_helpers.service.schema import Strict, Whole
 from so8t_helpers.settings import ServeSettings
 
+
+def _truth(value: object) -> object:
+    """To Python 0 is False; to JSON Schema it is not."""
+    if not isinstance(value, bool):
+        raise ValueError("Input should be a valid boolean")
+    return value
+
+
+_Truth = BeforeValidator(_truth)
 _StopText = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -39,8 +48,8 @@ class ChatQuestion(_Open):
     stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
     user: Annotated[str, Field(max_length=128)] | None = None
     # Another value would ask for what is not given: an error is better than another answer.
-    n: Annotated[Literal[1], Whole] | None = None
-    logprobs: Literal[False] | None = None
+    n: Annotated[int, Field(ge=1, le=1), Whole] | None = None
+    logprobs: Annotated[Literal[False], _Truth] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
 
 

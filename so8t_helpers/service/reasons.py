@@ -7,8 +7,9 @@ from typing import Any
 from so8t_helpers.service.schema import ErrorAnswer
 
 # What may come back instead of an answer to a question.
-ASKING = (401, 408, 413, 422, 429, 500, 502, 503, 504)
+ASKING = (400, 401, 408, 413, 422, 429, 500, 502, 503, 504)
 _REASONS = {
+    400: "The body is no text.",
     401: "No valid bearer token.",
     408: "The request did not come in time.",
     411: "No Content-Length.",
