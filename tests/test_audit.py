@@ -11,6 +11,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from so8t_helpers.__main__ import main
 from so8t_helpers.thinking import audit
 from so8t_helpers.thinking.audit import AuditLog, verify_audit
 from so8t_helpers.thinking.audit_checkpoint import EVERY, public_key
@@ -193,6 +194,13 @@ def test_the_public_key_verifies_without_the_log_s_key(signed, tmp_path, monkeyp
     assert "signature" in verify_audit(signed.path, public=public_key(b"x" * 32)).problem
     with pytest.raises(AuditError, match="64 digits"):
         verify_audit(signed.path, public="abc")
+
+
+def test_the_verb_tells_what_is_signed(signed, capsys):
+    assert main(["verify", str(signed.path), "--public-key", signed.public_key]) == 0
+    assert f"all {2 * EVERY + 10} lines hold, {2 * EVERY + 8} of them signed" in capsys.readouterr().out
+    assert main(["verify", str(signed.path), "--public-key", public_key(b"x" * 32)]) == 1
+    assert f"line {EVERY + 1}: its signature does not fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

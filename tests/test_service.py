@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
@@ -561,6 +562,7 @@ def test_a_page_at_a_rebound_name_gets_nothing_in_a_browser(service, engine):
 @pytest.mark.slow
 def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     monkeypatch.setenv("SO8T_AUDIT_KEY", KEY.decode())
+    monkeypatch.setenv("SO8T_TOKEN", "t0ken")
     # The service writes into its run and the run's index: a copy is for that.
     folders = {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}
     run = load_settings("demo", {"run": folders})
@@ -572,9 +574,12 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = re.search(r"http://[\d.:]+", process.stdout.readline()).group()
+        for engine in psutil.Process(process.pid).children(recursive=True):
+            assert {"SO8T_AUDIT_KEY", "SO8T_TOKEN"}.isdisjoint(engine.environ())
         rows = read_jsonl(demo_run.run_dir / "01_dataset" / "eval.jsonl")[:8]
         decided = 0
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with httpx.Client(base_url=url, timeout=120, headers={"Authorization": "Bearer t0ken"}) as client:
+            model = client.get("/v1/models").json()["data"][0]["id"]
             for row in rows:
                 whole = ask(client, row["question"]).json()
                 streamed = events(ask(client, row["question"], stream=True))
@@ -583,12 +588,16 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
                 assert not contains_markers(text)
                 assert decision_of(text) is None
                 decided += whole["decision"] == row["label"]
+                chat = {"model": model, "messages": [{"role": "user", "content": row["question"]}]}
+                found = client.post("/v1/chat/completions", json=chat).json()
+                assert found["choices"][0]["message"]["content"] == whole["answer"]
+                assert found["usage"]["prompt_tokens"] > 10 < found["usage"]["completion_tokens"]
             head = client.get("/healthz").json()["audit_head"]
         assert decided >= len(rows) // 2  # the demo's model knows more than half of the labels
     finally:
         process.terminate()
         said, logged = process.communicate(timeout=60)
-    assert verify_audit(log, head, KEY).lines == 2 + 4 * len(rows)  # the first, and the signature at the end
+    assert verify_audit(log, head, KEY).lines == 2 + 6 * len(rows)  # the first, and the signature at the end
     if sys.platform != "win32":  # there, to terminate is to kill
         assert head in said
         assert head in index.read_text("utf-8")

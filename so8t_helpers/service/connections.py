@@ -129,6 +129,7 @@ class Connection(H11Protocol):
         if not (stage and self._stage):
             self._pool.move(self, bool(stage))
         self._stage = stage
+        self._heard = self._heard and stage != "head"
         self._stop_clock()
         if stage:
             self._start_clock()
