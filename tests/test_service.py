@@ -597,9 +597,11 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     finally:
         process.terminate()
         said, logged = process.communicate(timeout=60)
-    assert verify_audit(log, head, KEY).lines == 2 + 6 * len(rows)  # the first, and the signature at the end
+    verdict = verify_audit(log, head, KEY)
+    assert verdict.ok
     if sys.platform != "win32":  # there, to terminate is to kill
-        assert head in said
-        assert head in index.read_text("utf-8")
+        assert verdict.lines == 2 + 6 * len(rows)  # the log's first, and the signature at the stop
+        assert verdict.head in said
+        assert verdict.head in index.read_text("utf-8")
     assert "思考" not in logged
     assert "判定" not in logged
