@@ -11,7 +11,7 @@ from so8t_helpers.engines.base import EngineError, Piece
 from so8t_helpers.service.draft import Finish, _Stop
 from so8t_helpers.thinking.format import ThinkText, build
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT
-from tests.test_service import GOOD, PUBLIC, SECRET, ScriptedEngine, entries, running
+from tests.test_service import GOOD, PUBLIC, QUADRUPLE, SECRET, ScriptedEngine, entries, running
 
 TURN = {"role": "user", "content": "9×8は?"}
 TOKENS = len(GOOD)  # the scripted engine writes a character a token
@@ -145,7 +145,7 @@ def test_what_is_withheld_or_cut_is_told_as_a_filter_s(tmp_path, engine):
 
 
 def test_an_answer_that_ends_by_its_own_mark_was_not_cut(tmp_path, engine):
-    engine.script = f"<think-task>{SECRET}</think-task><final>{PUBLIC}</final>x"
+    engine.script = f"{QUADRUPLE}x"
     with running(tmp_path, engine) as (http, _):
         finishes(of(http), "stop", PUBLIC)
     assert entries(tmp_path)[-1]["cut"] is False
