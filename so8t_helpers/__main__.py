@@ -169,7 +169,7 @@ def verify(options: argparse.Namespace) -> int:
 
     target = Path(options.profile)
     if target.suffix == ".jsonl":
-        holds, said = check_log(target, options.head)
+        holds, said = check_log(target, options.head, options.public_key)
     else:
         if not target.exists():
             target = run_settings(options.profile, options.set).run_dir
@@ -260,8 +260,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", type=Path, help="default: <run>.zip in this folder")
     add(doctor)
     verb = add(verify)
-    verb.usage = "so8t verify [GGUF, run, run folder or audit.jsonl] [--head SEQ:MAC]"
+    verb.usage = "so8t verify [GGUF, run, run folder or audit.jsonl] [--head SEQ:MAC] [--public-key KEY]"
     verb.add_argument("--head", metavar="SEQ:MAC", help="as a report or the service printed it")
+    verb.add_argument(
+        "--public-key", metavar="KEY", help="of a log, or its file: check signatures, forge none"
+    )
     verb = add(push, profile=None)
     verb.add_argument("repo", help="OWNER/NAME")
     verb.add_argument("--public", action="store_true", help="anybody may read it; else it is private")

@@ -7,11 +7,16 @@ import sys
 import threading
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from so8t_helpers.thinking.audit import AuditError, AuditLog, published_head, verify_audit
-from so8t_helpers.thinking.audit_key import key_file, load_key
+from so8t_helpers.__main__ import main
+from so8t_helpers.thinking import audit
+from so8t_helpers.thinking.audit import AuditLog, verify_audit
+from so8t_helpers.thinking.audit_checkpoint import EVERY, public_key
+from so8t_helpers.thinking.audit_key import AuditError, hmac_code, key_file, load_key
+from so8t_helpers.thinking.audit_lines import canonical, published_head
 
 KEY = b"k" * 32
 LINES = 6
@@ -25,11 +30,9 @@ def log(tmp_path):
     return log
 
 
-def rewrite(log, change, keep_head=True):
+def rewrite(log, change):
     lines = log.path.read_bytes().splitlines(keepends=True)
     log.path.write_bytes(b"".join(change(lines)))
-    if not keep_head:
-        log.path.with_name("audit.jsonl.head").unlink()
 
 
 def test_a_log_as_written_holds(log):
@@ -101,16 +104,128 @@ def test_a_cut_tail_is_found_against_the_head_beside_it(log):
         AuditLog(log.path, KEY)
 
 
-def test_a_cut_tail_with_a_forged_head_file_is_found_against_the_published_head(log, tmp_path):
-    published = log.head
+def test_a_cut_tail_with_an_older_head_file_is_found_against_the_published_head(log, tmp_path):
+    older = log.path.with_name("audit.jsonl.head").read_text()
+    log.append({"event": "answer"})
+    published = log.append({"event": "answer"})
     shorter = AuditLog(tmp_path / "shorter.jsonl", KEY)
     rewrite(log, lambda lines: lines[:-2])
-    last = json.loads(log.path.read_text("ascii").splitlines()[-1])
-    log.path.with_name("audit.jsonl.head").write_text(f"{last['seq']}:{last['mac']}\n")
+    log.path.with_name("audit.jsonl.head").write_text(older)
     assert verify_audit(log.path, key=KEY).ok  # nothing within the folder can show it
     assert not verify_audit(log.path, published, KEY).ok
     assert not verify_audit(log.path, published.partition(":")[2], KEY).ok
     assert not verify_audit(shorter.path, published, KEY).ok
+
+
+def test_a_missing_or_forged_head_file_is_a_failure(log):
+    head = log.path.with_name("audit.jsonl.head")
+    good = head.read_text()
+    last = json.loads(log.path.read_text("ascii").splitlines()[-1])
+    forged = (
+        f"{last['seq']}:{last['mac']}"  # every line tells what would be its head, but not the head's code
+    )
+    for text in (None, "", forged, f"{forged} {'0' * 64}", good.replace(":", ": ")):
+        head.unlink() if text is None else head.write_text(text)
+        verdict = verify_audit(log.path, log.head, KEY)
+        assert (verdict.ok, verdict.line) == (False, LINES + 1)
+        assert "head" in verdict.problem
+        with pytest.raises(AuditError, match="head"):
+            AuditLog(log.path, KEY)
+    head.write_text(good)
+    assert verify_audit(log.path, key=KEY).ok
+
+
+def test_opening_checks_the_last_line_and_names_a_bad_one(log):
+    good = log.path.read_bytes()
+    for bad in (good.replace(b'"r5"', b'"r6"'), good.rpartition(b"\n{")[0] + b"\nno line\n"):
+        log.path.write_bytes(bad)
+        with pytest.raises(AuditError, match=f"line {LINES}: "):
+            AuditLog(log.path, KEY)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_the_lock_is_private_and_is_waited_for_in_bounded_time(log, monkeypatch):
+    lock = log.path.with_name("audit.jsonl.lock")
+    assert lock.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(audit, "_PATIENCE", 0.2)
+    waiting = AuditLog(log.path, KEY)
+    with FileLock(lock), pytest.raises(AuditError, match="held by another"):
+        waiting.append({"event": "answer"})
+    waiting.append({"event": "answer"})
+
+
+# --- signatures ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signed(tmp_path):
+    """Two checkpoints that were due, some lines, the one of a stop, and one line after it."""
+    log = AuditLog(tmp_path / "signed.jsonl", KEY)
+    for number in range(2 * EVERY + 5):
+        log.append({"event": "answer", "number": number, "filling": "x" * 700})
+    log.sign()
+    log.append({"event": "answer"})
+    return log
+
+
+def chained(lines, key):
+    """Lines numbered and coded anew: what a forger with that key can do."""
+    previous, made = "0" * 64, []
+    for seq, raw in enumerate(lines):
+        line = {**json.loads(raw), "seq": seq, "previous": previous}
+        line.pop("mac")
+        previous = line["mac"] = hmac_code(key, "line", canonical(line))
+        made.append(canonical(line).encode() + b"\n")
+    return made
+
+
+def test_the_public_key_verifies_without_the_log_s_key(signed, tmp_path, monkeypatch):
+    monkeypatch.delenv("SO8T_AUDIT_KEY", raising=False)
+    lines = [json.loads(line) for line in signed.path.read_bytes().splitlines()]
+    places = [line["seq"] for line in lines if line["event"] == "checkpoint"]
+    assert places == [EVERY, 2 * EVERY, 2 * EVERY + 8]
+    assert lines[0]["public_key"] == signed.public_key
+    file = tmp_path / "public"
+    file.write_text(signed.public_key + "\n")
+    for public in (signed.public_key, str(file)):
+        verdict = verify_audit(signed.path, signed.head, public=public)
+        assert (verdict.ok, verdict.lines, verdict.signed) == (True, 2 * EVERY + 10, 2 * EVERY + 8)
+    assert verify_audit(signed.path, key=KEY).signed == 2 * EVERY + 8
+    assert "signature" in verify_audit(signed.path, public=public_key(b"x" * 32)).problem
+    with pytest.raises(AuditError, match="64 digits"):
+        verify_audit(signed.path, public="abc")
+
+
+def test_the_verb_tells_what_is_signed(signed, capsys):
+    assert main(["verify", str(signed.path), "--public-key", signed.public_key]) == 0
+    assert f"all {2 * EVERY + 10} lines hold, {2 * EVERY + 8} of them signed" in capsys.readouterr().out
+    assert main(["verify", str(signed.path), "--public-key", public_key(b"x" * 32)]) == 1
+    assert f"line {EVERY + 1}: its signature does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("forge", "line"),
+    [
+        (lambda lines: [*lines[:7], lines[7].replace(b"xxx", b"yyy", 1), *lines[8:]], EVERY + 1),
+        (lambda lines: [*lines[:7], *lines[8:]], EVERY),
+        (
+            lambda lines: [
+                *lines[: EVERY + 7],
+                lines[EVERY + 7].replace(b"xx", b"y", 1),
+                *lines[EVERY + 8 :],
+            ],
+            201,
+        ),
+        (lambda lines: [*lines[:EVERY], *lines[EVERY + 1 :]], EVERY + 1),
+        (lambda lines: [line for line in lines if b'"checkpoint"' not in line], EVERY + 1),
+    ],
+    ids=["edited", "deleted", "edited later", "a checkpoint out", "all checkpoints out"],
+)
+def test_who_has_the_chain_s_key_alone_forges_nothing_that_was_signed(signed, forge, line):
+    """The forger is the verifier of old, who needed the HMAC key: chain and codes are as they should be."""
+    rewrite(signed, lambda lines: chained(forge(lines), KEY))
+    verdict = verify_audit(signed.path, public=signed.public_key)
+    assert (verdict.ok, verdict.line) == (False, line)
 
 
 def test_another_key_is_told_apart_from_an_edit(log):

@@ -61,6 +61,7 @@ BROUGHT_BY = {
     "fonttools": "matplotlib",
     "pygments": "nbconvert",
     "starlette": "fastapi",
+    "h11": "uvicorn",
     "triton": "torch",  # on Linux alone
     "ray": "so8t-workbench",  # extras, these three
     "mlflow-skinny": "so8t-workbench",

@@ -11,16 +11,17 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
-import uvicorn
 
 from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece
 from so8t_helpers.engines.host import find_gguf
 from so8t_helpers.report.index import write_run_index
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.service.app import create_app
+from so8t_helpers.service.connections import Listener
 from so8t_helpers.service.limits import RateLimit, is_loopback, token_fits
-from so8t_helpers.service.server import serve
+from so8t_helpers.service.server import http_server, serve
 from so8t_helpers.settings import Settings, SettingsError, load_settings, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log, verify_audit
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, decision_of
@@ -73,9 +74,8 @@ class ScriptedEngine:
 def running(tmp_path, engine, **serve_settings):
     settings = merge(Settings(), {"serve": {"port": 0, **serve_settings}})
     audit = AuditLog(tmp_path / "audit.jsonl", KEY)
-    config = uvicorn.Config(create_app(settings, engine, audit, "ab" * 32), log_config=None)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    server = http_server(create_app(settings, engine, audit, "ab" * 32), settings.serve)
+    with Listener("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
@@ -335,7 +335,10 @@ def test_rate_limit(tmp_path, engine):
     with running(tmp_path, engine, requests_per_minute=3) as (client, _):
         assert [ask(client).status_code for _ in range(4)] == [200, 200, 200, 429]
         assert 1 <= int(ask(client).headers["retry-after"]) <= 20
-        assert ask(client, user="hanako").status_code == 200
+        assert (
+            ask(client, user="hanako").status_code == 429
+        )  # a name that the client chose is no new allowance
+        assert client.get("/healthz").status_code == 200
 
 
 def test_rate_limit_refills_evenly_and_forgets():
@@ -488,6 +491,13 @@ def test_schemathesis_finds_nothing(tmp_path, engine, monkeypatch, token):
         monkeypatch.setenv("SO8T_TOKEN", token)
     program = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     assert program, "schemathesis is among the test requirements"
+    # A body too large is turned away unread, whether it keeps to the schema or not.
+    (tmp_path / "schemathesis.toml").write_text(
+        "[checks]\nnegative_data_rejection.expected-statuses = [400, 401, 404, 405, 411, 413, 422]\n"
+        # That the user's turn is the last, and that turns alternate, no schema can say.
+        '[[operations]]\ninclude-path = "/v1/chat/completions"\n'
+        "checks.positive_data_acceptance.expected-statuses = [200, 413, 422]\n"
+    )
     with running(tmp_path, engine, requests_per_minute=1_000_000, max_query_chars=200) as (client, _):
         command = [program, "run", f"{client.base_url}/openapi.json", "--max-examples", "50", "--seed", "1"]
         command += ["-H", f"Authorization: Bearer {token}"] if token else []
@@ -520,8 +530,39 @@ def test_the_openapi_page_asks_and_shows_a_stream_in_a_browser(service):
 
 
 @pytest.mark.slow
+def test_a_page_at_a_rebound_name_gets_nothing_in_a_browser(service, engine):
+    """Names that a lenient parser cannot read reached /think this way."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = Path("/usr/bin/chromium")
+    path, port = str(chromium) if chromium.is_file() else None, service.base_url.port
+    names = ["evil.example", "evil_name.example", "-evil.example", "ev!l.example", "ev$l.example"]
+    rules = ",".join(f"MAP {name} 127.0.0.1" for name in names)
+    script = """async () => {
+        const json = {"Content-Type": "application/json"};
+        const body = JSON.stringify({user_id: "taro", query: "Q"});
+        const chat = JSON.stringify({model: "test.gguf", messages: [{role: "user", content: "Q"}]});
+        const think = await fetch("/think", {method: "POST", headers: json, body});
+        const completions = await fetch("/v1/chat/completions", {method: "POST", headers: json, body: chat});
+        return [think.status, completions.status];
+    }"""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", f"--host-resolver-rules={rules}"]
+        )
+        for name in names:
+            page = browser.new_page()
+            assert page.goto(f"http://{name}:{port}/healthz").status == 421
+            assert page.evaluate(script) == [421, 421]
+        assert page.goto(f"http://localhost:{port}/healthz").status == 200
+        assert page.evaluate(script) == [200, 200]
+        browser.close()
+    assert len(engine.prompts) == 2
+
+
+@pytest.mark.slow
 def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     monkeypatch.setenv("SO8T_AUDIT_KEY", KEY.decode())
+    monkeypatch.setenv("SO8T_TOKEN", "t0ken")
     # The service writes into its run and the run's index: a copy is for that.
     folders = {"root": str(tmp_path / "runs"), "reports_root": str(tmp_path / "reports")}
     run = load_settings("demo", {"run": folders})
@@ -533,9 +574,12 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         url = re.search(r"http://[\d.:]+", process.stdout.readline()).group()
+        for engine in psutil.Process(process.pid).children(recursive=True):
+            assert {"SO8T_AUDIT_KEY", "SO8T_TOKEN"}.isdisjoint(engine.environ())
         rows = read_jsonl(demo_run.run_dir / "01_dataset" / "eval.jsonl")[:8]
         decided = 0
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with httpx.Client(base_url=url, timeout=120, headers={"Authorization": "Bearer t0ken"}) as client:
+            model = client.get("/v1/models").json()["data"][0]["id"]
             for row in rows:
                 whole = ask(client, row["question"]).json()
                 streamed = events(ask(client, row["question"], stream=True))
@@ -544,14 +588,20 @@ def test_so8t_serve_with_the_demos_model(demo_run, tmp_path, monkeypatch):
                 assert not contains_markers(text)
                 assert decision_of(text) is None
                 decided += whole["decision"] == row["label"]
+                chat = {"model": model, "messages": [{"role": "user", "content": row["question"]}]}
+                found = client.post("/v1/chat/completions", json=chat).json()
+                assert found["choices"][0]["message"]["content"] == whole["answer"]
+                assert found["usage"]["prompt_tokens"] > 10 < found["usage"]["completion_tokens"]
             head = client.get("/healthz").json()["audit_head"]
         assert decided >= len(rows) // 2  # the demo's model knows more than half of the labels
     finally:
         process.terminate()
         said, logged = process.communicate(timeout=60)
-    assert verify_audit(log, head, KEY).lines == 1 + 4 * len(rows)
+    verdict = verify_audit(log, head, KEY)
+    assert verdict.ok
     if sys.platform != "win32":  # there, to terminate is to kill
-        assert head in said
-        assert head in index.read_text("utf-8")
+        assert verdict.lines == 2 + 6 * len(rows)  # the log's first, and the signature at the stop
+        assert verdict.head in said
+        assert verdict.head in index.read_text("utf-8")
     assert "思考" not in logged
     assert "判定" not in logged

@@ -12,8 +12,10 @@ from typing import Self
 
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.run.files import MachineError
+from so8t_helpers.thinking.audit_key import KEY_VARIABLE
 
 Chat = list[dict[str, str]]
+TOKEN_VARIABLE = "SO8T_TOKEN"  # of the /think service
 _SMALL_FILE = 64 << 20  # bytes
 
 
@@ -138,6 +140,11 @@ class Engine(Closing, ABC):
     @abstractmethod
     def score(self, text: str, start: int = 1) -> list[float]:
         """Natural-log probability of each token of `text` from position `start` on, given those before it."""
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment for an engine's: without the service's secrets."""
+    return {key: value for key, value in os.environ.items() if key not in {KEY_VARIABLE, TOKEN_VARIABLE}}
 
 
 def threads_for(gguf: Path) -> int:

@@ -35,24 +35,36 @@ class HttpEngine(Engine):
             ) from error
 
     def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send JSON and yield the JSON objects of a streamed answer: bare lines or server-sent events."""
-        try:
-            with self.client.stream("POST", path, json=body) as response:
-                if response.is_error:
-                    response.read()
-                    raise self.refusal(response)
-                for line in response.iter_lines():
-                    text = line.removeprefix("data: ")
-                    if text.startswith("{"):
-                        try:
-                            data = json.loads(text)
-                        except ValueError as error:
-                            raise EngineError(f"{self.name} at {self.url} broke off in a line") from error
-                        if "error" in data:
-                            raise self.explain(error_text(data))
-                        yield data
-        except httpx.HTTPError as error:
-            raise self.failure(error) from error
+        """Send JSON and yield the JSON objects of a streamed answer: bare lines or server-sent events.
+
+        Where the server drops the connection before the first of them, the request is sent once more.
+        """
+        for again in (True, False):
+            begun = False
+            try:
+                with self.client.stream("POST", path, json=body) as response:
+                    if response.is_error:
+                        response.read()
+                        raise self.refusal(response)
+                    for line in response.iter_lines():
+                        text = line.removeprefix("data: ")
+                        if text.startswith("{"):
+                            try:
+                                data = json.loads(text)
+                            except ValueError as error:
+                                raise EngineError(f"{self.name} at {self.url} broke off in a line") from error
+                            if "error" in data:
+                                raise self.explain(error_text(data))
+                            begun = True
+                            yield data
+                return
+            except httpx.HTTPError as error:
+                if (
+                    begun
+                    or not again
+                    or not isinstance(error, (httpx.NetworkError, httpx.RemoteProtocolError))
+                ):
+                    raise self.failure(error) from error
 
     def failure(self, error: httpx.HTTPError) -> EngineError:
         """The error for a request that got no answer."""

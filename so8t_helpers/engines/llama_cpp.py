@@ -21,7 +21,14 @@ from typing import Any
 
 import httpx
 
-from so8t_helpers.engines.base import EngineError, EngineTimeoutError, Piece, Pieces, threads_for
+from so8t_helpers.engines.base import (
+    EngineError,
+    EngineTimeoutError,
+    Piece,
+    Pieces,
+    child_environment,
+    threads_for,
+)
 from so8t_helpers.engines.http_engine import HttpEngine
 from so8t_helpers.phi3.template import read_dialect
 from so8t_helpers.settings import PROJECT_ROOT
@@ -46,10 +53,10 @@ class LlamaCpp(HttpEngine):
             now = time.perf_counter() - started
             if first is None and data.get("tokens_predicted"):
                 first = now
-            if not data.get("stop"):
-                yield Piece(data["content"])
-                continue
             tokens, prompt_tokens = data["tokens_predicted"], data["tokens_evaluated"]
+            if not data.get("stop"):
+                yield Piece(data["content"], "", tokens, prompt_tokens)
+                continue
             stopped = data.get("stop_type") in {"eos", "word"}
             yield Piece(data["content"], "", tokens, prompt_tokens, first, now, stopped)
 
@@ -106,7 +113,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONUTF8": "1"},
+            env={**child_environment(), "PYTHONPATH": os.pathsep.join(path), "PYTHONUTF8": "1"},
             encoding="utf-8",
         )
         self.url = self._start({**options, "secret": self.secret}, timeout)

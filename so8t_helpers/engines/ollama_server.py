@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from so8t_helpers.engines.base import Closing, EngineError, EngineTimeoutError
+from so8t_helpers.engines.base import Closing, EngineError, EngineTimeoutError, child_environment
 from so8t_helpers.engines.http_engine import http_client
 from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings
@@ -143,7 +143,7 @@ def _start(binary: Path, log_path: Path, store: Path | None, parallel: int) -> O
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     url = f"http://{address}"
     # What the user set for a server of their own must not decide what ours does.
-    env = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
+    env = {key: value for key, value in child_environment().items() if not key.startswith("OLLAMA_")}
     env |= {"OLLAMA_HOST": address, "OLLAMA_NUM_PARALLEL": str(parallel), "OLLAMA_NO_CLOUD": "1"}
     if models := store or os.environ.get("OLLAMA_MODELS"):
         env["OLLAMA_MODELS"] = str(models)

@@ -10,7 +10,8 @@ from so8t_helpers.report.study import STUDIES
 from so8t_helpers.run.records import flat, known_runs, stage_states
 from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, resolve
-from so8t_helpers.thinking.audit import published_head, service_log
+from so8t_helpers.thinking.audit import service_log
+from so8t_helpers.thinking.audit_lines import published_head
 
 COMPARISONS = "compare"  # folder of the pages that compare runs
 

@@ -1,7 +1,8 @@
 """From a question to an audited answer: the engine writes, the scanner releases, the log remembers.
 
 The engine is asked for raw text, not for its own parting of thinking and content: then our scanner sees every
-mark as the model wrote it, and releases the final part while it is being written.
+mark as the model wrote it, and releases the final part while it is being written. No dialect is known here:
+`Asked` goes in, `Answer` comes out.
 """
 
 from __future__ import annotations
@@ -9,53 +10,21 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 from so8t_helpers.engines.base import Engine, EngineError, EngineTimeoutError
-from so8t_helpers.engines.host import parted_style
+from so8t_helpers.service.draft import Answer, AnswerError, Draft, Question
 from so8t_helpers.service.metrics import Metrics
-from so8t_helpers.service.schema import Decision, ThinkAnswer, ThinkQuestion
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
-from so8t_helpers.thinking.format import decision_of, parse
-from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal
+from so8t_helpers.thinking.audit_lines import canonical
 
 # What begins a control token of the tokenizer; in a question it must stay ordinary text.
 _CONTROL_TOKEN = re.compile(r"<(?=\||/?s>|unk>)")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Tokens that the chat template itself and the think command need, with room to spare.
 _TEMPLATE_TOKENS = 32
-
-
-class AnswerError(RuntimeError):
-    """A question that got no answer; status, short code and message hold no content."""
-
-    def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
-
-
-@dataclass
-class Question:
-    """One accepted request on its way.
-
-    Attributes:
-        max_tokens: of the answer, the service's own limit where the body names none.
-        deadline, accepted: by `time.monotonic`.
-        release: called with each piece of released text, in the engine's thread.
-        dropped: set when nobody waits for the answer any more.
-    """
-
-    request_id: str
-    body: ThinkQuestion
-    max_tokens: int
-    deadline: float
-    release: Callable[[str], None]
-    accepted: float = field(default_factory=time.monotonic)
-    dropped: threading.Event = field(default_factory=threading.Event)
 
 
 class Answering:
@@ -76,7 +45,7 @@ class Answering:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(engine.parallel, thread_name_prefix="so8t-answer")
 
-    def submit(self, question: Question) -> Future[ThinkAnswer]:
+    def submit(self, question: Question) -> Future[Answer]:
         """Queue a question.
 
         Raises:
@@ -95,15 +64,15 @@ class Answering:
         """Wait for the questions at work; those in the queue are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _done(self, future: Future[ThinkAnswer]) -> None:
+    def _done(self, future: Future[Answer]) -> None:
         with self._lock:
             self.pending -= 1
 
-    def _answer(self, question: Question) -> ThinkAnswer:
+    def _answer(self, question: Question) -> Answer:
         """Write, release and audit one answer, in a thread of the pool."""
         started = time.monotonic()
         self._audit_asked(question)
-        draft = _Draft(question, parted_style(self.settings))
+        draft = Draft(question, self.settings)
         try:
             draft.write(self.engine, self._prompt(question))
         except AnswerError as error:
@@ -119,21 +88,26 @@ class Answering:
             self.failing = False
         finally:
             self._audit_outcome(question, draft, started)
-        return ThinkAnswer(request_id=question.request_id, answer=draft.answer, decision=draft.decision)
+        counts = draft.prompt_tokens, draft.tokens
+        return Answer(question.request_id, draft.answer, draft.decision, draft.finish, *counts)
 
     def _prompt(self, question: Question) -> str:
-        """Render the question as the model was trained; control tokens in it become ordinary text.
+        """Render the chat as the model was trained; control tokens in it become ordinary text.
 
         Raises:
-            AnswerError: 413, it does not fit into the context.
+            AnswerError: 413, it does not fit into the context; 422, no chat that the template can write.
         """
-        system = self.settings.dataset.system_prompt
-        query = _CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", question.body.query))
-        query = self.engine.dialect.neutral(query)
-        turns = [{"role": "system", "content": system}] if system else []
-        turns.append({"role": "user", "content": query})
-        prompt = self.engine.dialect.prompt(turns, self.settings.dataset.think_command)
-        room = self.settings.eval.num_ctx - question.max_tokens - _TEMPLATE_TOKENS
+        dialect, system = self.engine.dialect, self.settings.dataset.system_prompt or ""
+        turns = [{**turn, "content": self._plain(turn["content"])} for turn in question.asked.turns]
+        if turns[0]["role"] == "system":
+            system = "\n\n".join(filter(None, [system, turns.pop(0)["content"]]))
+        try:
+            prompt = dialect.prompt(
+                [{"role": "system", "content": system}, *turns], self.settings.dataset.think_command
+            )
+        except ValueError as error:
+            raise AnswerError(422, "turns", str(error)) from error
+        room = self.settings.eval.num_ctx - question.asked.max_tokens - _TEMPLATE_TOKENS
         # A token is at least one byte: only a long question needs to be counted.
         if len(prompt.encode()) > room and len(self.engine.tokenize(prompt)) > room:
             raise AnswerError(
@@ -141,101 +115,49 @@ class Answering:
             )
         return prompt
 
+    def _plain(self, text: str) -> str:
+        return self.engine.dialect.neutral(_CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", text)))
+
     def _audit_asked(self, question: Question) -> None:
-        entry = {
+        asked = question.asked
+        # Of a chat the last question is what one question is; the turns before it have a code of their own.
+        query, before = asked.turns[-1]["content"], asked.turns[:-1]
+        entry: dict[str, Any] = {
             "event": "asked",
             "request_id": question.request_id,
-            "user": question.body.user_id,
-            "query_hmac": self.audit.code(question.body.query),
+            "dialect": asked.dialect,
+            "user": asked.user,
+            "query_hmac": self.audit.code(query),
             "model": self.engine.model,
             "model_sha256": self.model_sha256,
             "engine": f"{self.engine.name} {self.engine.version}",
         }
+        if before:
+            entry["before_hmac"] = self.audit.code(canonical({"turns": before}))
         if self.settings.serve.log_queries:
-            entry["query"] = question.body.query
+            entry |= {"query": query, **({"before": before} if before else {})}
         self.audit.append(entry)
 
-    def _audit_outcome(self, question: Question, draft: _Draft, started: float) -> None:
+    def _audit_outcome(self, question: Question, draft: Draft, started: float) -> None:
         ended, answered = time.monotonic(), draft.outcome == "answered"
-        decision, refused = draft.decision if answered else None, draft.answer == REFUSAL_TEXT
-        self.metrics.answer(draft.outcome, decision, ended - started, draft.tokens, refused)
+        decision = draft.decision if answered else None
+        self.metrics.answer(draft.outcome, decision, ended - started, draft.tokens, draft.refused)
         self.audit.append(
             {
                 "event": "answered" if answered else "not answered",
                 "outcome": draft.outcome,
                 "request_id": question.request_id,
-                "user": question.body.user_id,
+                "user": question.asked.user,
                 "decision": decision,
+                "stated": draft.stated,
+                "on_deny": self.settings.serve.on_deny if draft.denied else None,
                 "thinking_hmac": self.audit.code(draft.thinking),
                 "answer_hmac": self.audit.code(draft.answer),
-                "fixed_refusal": refused,
+                "fixed_refusal": draft.refused,
+                "cut": draft.cut,
+                "finish": draft.finish if answered else None,
                 "tokens": draft.tokens,
                 "waited_ms": round((started - question.accepted) * 1000),
                 "worked_ms": round((ended - started) * 1000),
             }
         )
-
-
-class _Draft:
-    """One answer while it is written."""
-
-    def __init__(self, question: Question, style: str) -> None:
-        self.outcome = "failed"
-        self.tokens = 0
-        self._question = question
-        self._style, self._stream = style, StreamingFinal(style)
-        self._text: list[str] = []
-        self._parted: list[str] = []
-        self._released: list[str] = []
-
-    @property
-    def answer(self) -> str:
-        return "".join(self._released)
-
-    @property
-    def thinking(self) -> str:
-        return "".join(self._parted) or parse("".join(self._text)).thinking
-
-    @property
-    def decision(self) -> Decision:
-        """The label stated in the thinking; without one, a person should look at the answer."""
-        parted = "".join(self._parted)
-        stated = decision_of(parted, self._style) if parted else parse("".join(self._text)).decision
-        return cast(Decision, stated or ("REFUSE" if self.answer == REFUSAL_TEXT else "ESCALATION"))
-
-    def write(self, engine: Engine, prompt: str) -> None:
-        """Let the engine write until the final part is over.
-
-        Raises:
-            AnswerError: nobody waits any more, or the time is up.
-            EngineError: from the engine.
-        """
-        self._check()
-        limit, options = self._question.max_tokens, self._question.body.options
-        pieces = engine.complete(prompt, max_tokens=limit, temperature=options.temperature, seed=options.seed)
-        try:
-            for piece in pieces:
-                self._check()
-                self.tokens = piece.tokens or self.tokens + 1
-                self._text.append(piece.text)
-                self._parted.append(piece.thinking)
-                self._release(self._stream.feed(piece.text, piece.thinking))
-                if self._stream.ended:
-                    break
-        finally:
-            # Closing the iterator ends the generation in the engine.
-            if isinstance(pieces, Generator):
-                pieces.close()
-        self._release(self._stream.close())
-        self.outcome = "answered"
-
-    def _check(self) -> None:
-        if self._question.dropped.is_set():
-            raise AnswerError(503, "dropped", "the client has gone")
-        if time.monotonic() > self._question.deadline:
-            raise AnswerError(504, "timeout", "the model did not answer in time")
-
-    def _release(self, text: str) -> None:
-        if text:
-            self._released.append(text)
-            self._question.release(text)

@@ -1,60 +1,112 @@
-"""What every request passes through, and how an error looks: without anything that was asked or written."""
+"""The door that every request passes, and how an error looks: without anything that was asked or written."""
 
 from __future__ import annotations
 
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from so8t_helpers.service.answering import AnswerError
-from so8t_helpers.service.limits import is_loopback
+from so8t_helpers.service.draft import AnswerError
+from so8t_helpers.service.limits import RateLimit, is_loopback, names_loopback, rate_key, token_fits
 from so8t_helpers.service.metrics import Metrics
-from so8t_helpers.settings import Settings
+from so8t_helpers.settings import ServeSettings
 
 log = logging.getLogger("so8t.serve")
 
-
-def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:
-    """Return the body of every error."""
-    return {"error": {"code": code, "message": message, "request_id": request_id}}
+# What anybody may see who reaches the service: that it runs, and its description.
+_OPEN = frozenset({"/healthz", "/docs", "/openapi.json"})
 
 
-def guard(settings: Settings, metrics: Metrics) -> Callable[..., Awaitable[Response]]:
-    """Give each request its id, count it, and keep out foreign host names and bodies that are too large."""
-    # JSON may write a character as `\\uXXXX` twice.
-    largest = 12 * settings.serve.max_query_chars + 4096
-    loopback = is_loopback(settings.serve.host)
+class Door:
+    """Give each request its id, count it, and let in what may come in, the cheapest question first.
 
-    async def pass_on(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request_id = request.state.request_id = uuid.uuid4().hex
-        length = request.headers.get("content-length", "")
-        response: Response
-        if loopback and not is_loopback(request.url.hostname or ""):
-            # A page in the user's browser could reach us under a name of its own (DNS rebinding).
-            response = error_response(421, "host", "this service answers to loopback names only", request_id)
-        elif request.method == "POST" and not length.isdigit():
-            response = error_response(411, "length", "a Content-Length header is needed", request_id)
-        elif length.isdigit() and int(length) > largest:
-            response = error_response(413, "too_long", f"the body is over {largest} bytes", request_id)
-        else:
-            try:
-                response = await call_next(request)
-            except Exception as error:
-                # The message of an unknown error might quote what the model wrote: its type must do.
-                log.error("request %s failed: %s", request_id, type(error).__name__)
-                response = error_response(500, "internal", "internal error", request_id)
-        response.headers["X-Request-Id"] = request_id
-        metrics.request(response.status_code)
-        return response
+    Host name, token, rate, size by the header: all of them before a byte of the body is read.
+    """
 
-    return pass_on
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, token: str) -> None:
+        self._app, self._metrics, self._token = app, metrics, token
+        # JSON may write a character as `\uXXXX` twice.
+        self._largest = 12 * settings.max_query_chars + 4096
+        self._loopback = is_loopback(settings.host)
+        self._rate = RateLimit(settings.requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope.setdefault("state", {})["request_id"] = uuid.uuid4().hex
+        begun = False
+
+        async def reply(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                self._metrics.request(message["status"])
+            await send(message)
+
+        try:
+            self._judge(scope)
+            await self._app(scope, await _with_body(receive), reply)
+        except AnswerError as error:
+            await answer_response(error, request_id)(scope, receive, reply)
+        except _GoneError:
+            return
+        except Exception as error:
+            # The message of an unknown error might quote what the model wrote: its type must do.
+            log.error("request %s failed: %s", request_id, type(error).__name__)
+            if not begun:
+                await error_response(500, "internal", "internal error", request_id)(scope, receive, reply)
+
+    def _judge(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if self._loopback and not names_loopback(scope["headers"]):
+            raise AnswerError(421, "host", "this service answers to loopback names only")
+        closed = self._token and scope["path"] not in _OPEN
+        if closed and not token_fits(headers.get("authorization"), self._token):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise AnswerError(401, "token", "a valid bearer token is needed", headers=challenge)
+        asks = scope["method"] == "POST"
+        if asks and (wait := self._rate.wait(rate_key((scope["client"] or ("",))[0]))):
+            raise AnswerError(429, "rate_limit", "too many requests from this address", wait)
+        length = headers.get("content-length", "")
+        if asks and not length:
+            raise AnswerError(411, "length", "a Content-Length header is needed")
+        if length and int(length) > self._largest:
+            raise AnswerError(413, "too_long", f"the body is over {self._largest} bytes")
+
+
+class _GoneError(Exception):
+    """The client went before its request was here."""
+
+
+async def _with_body(receive: Receive) -> Receive:
+    """Read the whole body, for which the connection has a time limit; return what gives it once more."""
+    body: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _GoneError
+        body.append(message.get("body", b""))
+        more = message.get("more_body", False)
+
+    async def again() -> Message:
+        if body:
+            whole = b"".join(body)
+            body.clear()
+            return {"type": "http.request", "body": whole, "more_body": False}
+        return await receive()
+
+    return again
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -62,8 +114,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(AnswerError)
     async def answer_error(request: Request, error: AnswerError) -> Response:
-        headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else None
-        return error_response(error.status, error.code, error.message, request.state.request_id, headers)
+        return answer_response(error, request.state.request_id)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -77,8 +128,19 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(422, "invalid", "; ".join(places), request.state.request_id)
 
 
+def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:
+    """Return the body of every error."""
+    return {"error": {"code": code, "message": message, "request_id": request_id}}
+
+
 def error_response(
     status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Return an error as a response."""
     return JSONResponse(error_body(code, message, request_id), status, headers)
+
+
+def answer_response(error: AnswerError, request_id: str) -> JSONResponse:
+    """Return what says that a question got no answer."""
+    retry = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
+    return error_response(error.status, error.code, error.message, request_id, {**retry, **error.headers})

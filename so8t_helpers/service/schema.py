@@ -1,4 +1,4 @@
-"""What goes in and out of the service, as its OpenAPI description tells it."""
+"""What goes in and out of /think and /healthz, as the OpenAPI description tells it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from so8t_helpers.service.draft import Decision
 from so8t_helpers.settings import ServeSettings
 
 
@@ -14,8 +15,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Whole = BeforeValidator(_whole)
-Decision = Literal["ALLOW", "ESCALATION", "DENY", "REFUSE"]
+Whole = BeforeValidator(_whole)
 
 
 class Strict(BaseModel):
@@ -30,7 +30,9 @@ class ThinkAnswer(Strict):
     request_id: str
     answer: str
     decision: Decision = Field(
-        description="What the model stated; ESCALATION where it stated nothing, REFUSE for the fixed refusal."
+        description="What the model stated; ESCALATION where it stated nothing, REFUSE for the refusal: "
+        "a model's word, which a question can turn. Where serve.on_deny withholds what the model denied: "
+        "REFUSE or ESCALATION."
     )
 
 
@@ -62,9 +64,9 @@ class ThinkOptions(Strict):
     """How to answer; the service's own limits are its subclass's."""
 
     stream: Annotated[bool, Field(description="Send server-sent events while the answer is written.")] = False
-    max_tokens: Annotated[int, _Whole] | None = None
+    max_tokens: Annotated[int, Whole] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1), _Whole] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = 0
 
 
 class ThinkQuestion(Strict):
@@ -77,7 +79,7 @@ class ThinkQuestion(Strict):
 
 def question_model(limits: ServeSettings) -> type[ThinkQuestion]:
     """Return the request body with a service's limits in it, so that the description states them."""
-    limit = Annotated[int, Field(ge=1, le=limits.max_new_tokens), _Whole] | None
+    limit = Annotated[int, Field(ge=1, le=limits.max_new_tokens), Whole] | None
     options = create_model(
         "ThinkOptionsLimited", __base__=ThinkOptions, __doc__="How to answer.", max_tokens=(limit, None)
     )

@@ -6,20 +6,23 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
+from so8t_helpers.engines.base import TOKEN_VARIABLE
 from so8t_helpers.engines.host import GgufHost, find_gguf
 from so8t_helpers.run.files import MachineError, sha256_file
 from so8t_helpers.run.stage import Stage
 from so8t_helpers.service.app import create_app
-from so8t_helpers.service.limits import TOKEN_VARIABLE, is_loopback
-from so8t_helpers.settings import Settings, SettingsError, merge
+from so8t_helpers.service.connections import BURST, LARGEST_HEAD, Connection, Listener, Pool, most_connections
+from so8t_helpers.service.limits import is_loopback
+from so8t_helpers.settings import ServeSettings, Settings, SettingsError, merge
 from so8t_helpers.thinking.audit import AuditLog, service_log
 
 
@@ -55,22 +58,41 @@ def serve(settings: Settings) -> None:
     ):
         audit = AuditLog(service_log(settings))
         app = create_app(settings, engine, audit, sha256_file(gguf))
-        grace = max(1, round(chosen.timeout_seconds))
-        config = uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=grace)
         port = listener.getsockname()[1]
         name = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
         _say(f"so8t serve: http://{name}:{port} answers with {gguf.name} in {host.description}")
         _say(f"so8t serve: description at /docs, audit log {audit.path}, head {audit.head}")
+        _say(f"so8t serve: the log's signatures are those of the public key {audit.public_key}")
         # uvicorn ends on a signal, and then raises it once more: what comes after must still happen.
         with _signals(lambda *_: None):
-            uvicorn.Server(config).run(sockets=[listener])
+            http_server(app, chosen).run(sockets=[listener])
+        audit.sign()
         _say(f"so8t serve: stopped, audit head {audit.head}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def http_server(app: FastAPI, chosen: ServeSettings) -> uvicorn.Server:
+    """Return the server of an application; it wants a `Listener` to run on."""
+    pool = Pool(most_connections(chosen.connections), chosen.receive_seconds)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=partial(Connection, pool),  # type: ignore[arg-type]
+            ws="none",
+            backlog=BURST,
+            loop="asyncio",
+            h11_max_incomplete_event_size=LARGEST_HEAD,
+            # Whoever reaches us on loopback could else name any address as their own.
+            proxy_headers=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(chosen.timeout_seconds)),
+        )
+    )
+
+
+def _listen(host: str, port: int) -> Listener:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return Listener(host, port)
     except OSError as error:
         message = f"serve.port {port}: cannot listen on {host} ({error}); choose another port"
         raise MachineError(message) from error

@@ -235,6 +235,12 @@ class ServeSettings(Section):
     timeout_seconds: Positive = 120.0
     log_queries: bool = False
     audit_log: str | None = None
+    connections: Annotated[int, Field(ge=16)] = 512  # open at once
+    receive_seconds: Positive = 10.0  # for the head of a request, and again for its body
+    client_system_turns: bool = False  # take those of /v1/chat/completions, after dataset.system_prompt
+    # What leaves where the model itself states DENY: its answer, or `deny_text`. A model's word is no gate.
+    on_deny: Literal["answer", "refuse", "escalate"] = "answer"
+    deny_text: Annotated[str, Field(min_length=1)] = "この質問にはお答えできません。担当者にご確認ください。"
 
 
 class Settings(Section):

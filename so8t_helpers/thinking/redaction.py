@@ -29,6 +29,11 @@ class StreamingFinal:
         """True when nothing can be released any more: the generation may stop."""
         return self._scanner.state == "ended"
 
+    @property
+    def cut(self) -> bool:
+        """True where something that might be a mark, and no end of its own, ended the final part."""
+        return self._scanner.cut
+
     def feed(self, chunk: str, thinking: str = "") -> str:
         """Take the next characters, with the engine's own `thinking` field; return what may leave now.
 

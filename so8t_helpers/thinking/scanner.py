@@ -31,12 +31,14 @@ class Scanner:
         style: "seed", "quadruple" or "english" by the first mark, None so far. The English headings are marks
             in a text of that style alone.
         state: "outside" (thinking included), "final" or "ended".
+        cut: a mark that is neither its closing one nor a control token ended the final part.
     """
 
     def __init__(self, style: str | None = None) -> None:
         self.style = style
         self.marks = 0
         self.state = "outside"
+        self.cut = False
         self._held = ""
         self._open: list[str] = []
         self._nothing_yet = True  # white space aside
@@ -122,6 +124,8 @@ class Scanner:
         if self.style is None and kind != "special":
             self.style = name if name in {"seed", "english"} else "quadruple"
         if self.state == "final" or kind == "special":
+            closed = kind == "special" or (kind == "final_close" and marker.exact)
+            self.cut = self.state == "final" and not closed
             self.state = "ended"
         elif kind == "open":
             self._open.append(name)

@@ -52,11 +52,15 @@ class Verification:
         return broken is None, "\n".join([*lines, f"{self.target}: {result}"])
 
 
-def check_log(log: Path, head: str | None) -> tuple[bool, str]:
-    """Return whether every line of an audit log holds, up to `head` ("SEQ:MAC"), and what to say of it."""
-    verdict = verify_audit(log, head)
+def check_log(log: Path, head: str | None, public: str | None) -> tuple[bool, str]:
+    """Return whether every line of an audit log holds, up to `head` ("SEQ:MAC"), and what to say of it.
+
+    With the public key alone only the signed lines are proven; the others might be of anybody.
+    """
+    verdict = verify_audit(log, head, public=public)
     if verdict.ok:
-        return True, f"{log}: all {verdict.lines} lines hold; head {verdict.head}"
+        proven = f", {verdict.signed} of them signed" if public else ""
+        return True, f"{log}: all {verdict.lines} lines hold{proven}; head {verdict.head}"
     return False, f"{log}: line {verdict.line}: {verdict.problem}"
 
 
