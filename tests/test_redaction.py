@@ -16,10 +16,10 @@ from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_
 from so8t_helpers.thinking.scanner import Scanner
 
 SPEC = importlib.util.spec_from_file_location(
-    "redaction_benchmark", Path(__file__).parents[1] / "benchmarks" / "redaction.py"
+    "redaction_outputs", Path(__file__).parents[1] / "benchmarks" / "redaction_outputs.py"
 )
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
+outputs = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(outputs)
 
 FRAGMENTS = [
     *("<", ">", "</", "/", "＜", "＞", "／", "&lt;", "[", "]", "◁", "▷", "<|", "|>", "end", "《", "》"),
@@ -108,7 +108,18 @@ ENGLISH_FRAGMENTS = [
 # A thinking that is over: a final part may begin after it.
 POLICY = "<think-policy>秘密</think-policy>\n"
 THOUGHT, THOUGHT_IN_ENGLISH = "# 思考ステップ\n秘密\n判定: ALLOW\n", "# Thinking\n秘密\nDecision: ALLOW\n"
-FRAGMENTS += [POLICY, THOUGHT, "判定: ALLOW\n", "判定", "定: DENY", "<s>", "</s>", "[INST]", "\ufff4", "%253c"]
+FRAGMENTS += [
+    POLICY,
+    THOUGHT,
+    "判定: ALLOW\n",
+    "判定",
+    "定: DENY",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "\ufff4",
+    "%253c",
+]
 FRAGMENTS += ["&#38;", "<analysis>", "思考過程", "<h2>", "__", "𝈶", "Ꭲhink"]
 ENGLISH_FRAGMENTS += ["Decision: ALLOW\n", "Decision", ": DENY"]
 
@@ -219,9 +230,10 @@ def test_nothing_after_a_final_part_counts(private, after):
 @given(st.integers(1, 2**40))
 @settings(max_examples=150)
 def test_grammar_of_broken_outputs_leaks_nothing(seed):
-    text = benchmark.write_output(random.Random(seed))
-    chunks = benchmark.cut(random.Random(-seed), text)
-    assert benchmark.fault(text, final_only(text), streamed(chunks)) is None
+    family, text = outputs.write_output(random.Random(seed))
+    released = final_only(text)
+    assert streamed(outputs.cut(random.Random(-seed), text)) == released
+    assert released == REFUSAL_TEXT or (released in text and outputs.SECRET not in released), family
 
 
 @given(soups, soups, st.sampled_from(["seed", "quadruple", "english"]), st.data())
@@ -303,6 +315,7 @@ def test_good_outputs_give_their_answer(text):
         "if (i < final_value) return;",
         "$\\xi \\le \\underline{x}$、R&amp;D、100% 3割、/usr/bin、«引用»、1≤2、<3",
         "思考実験とは。\n# 思考力を鍛える\n- 思考の流れ\n「思考ステップ」を書く。\n**思考**: 考えること",
+        "Vec<Thing>、<thin>、List<Finale>、<strong>太字</strong>、decide、判断、判定は見送り。\n判定: 合格\n思考過程を書く。",
         "C:\\users\\taro、\\u0041、50%、a<5、x <y、[note]、{final}、(think)",
         "改行\n\n\n終わり",
     ],
@@ -335,10 +348,19 @@ TABLE = {
     "empty": ("", REFUSED),
     "empty final part": ("<think-policy>秘密</think-policy><final> \n</final>", REFUSED),
     "unclosed thinking": ("<think-policy>秘密<final>秘密</final>", REFUSED),
-    "one of two unclosed": ("<think-policy>秘密<think-safety>秘密</think-safety><final>秘密</final>", REFUSED),
+    "one of two unclosed": (
+        "<think-policy>秘密<think-safety>秘密</think-safety><final>秘密</final>",
+        REFUSED,
+    ),
     "unclosed final": ("<think-policy>秘密</think-policy><final>公開", "公開"),
-    "nested": ("<think-policy>秘密<think-policy>秘密</think-policy>秘密</think-policy><final>公開</final>", "公開"),
-    "nested, tail open": ("<think-policy>秘密<think-policy>秘密</think-policy>秘密<final>秘密</final>", REFUSED),
+    "nested": (
+        "<think-policy>秘密<think-policy>秘密</think-policy>秘密</think-policy><final>公開</final>",
+        "公開",
+    ),
+    "nested, tail open": (
+        "<think-policy>秘密<think-policy>秘密</think-policy>秘密<final>秘密</final>",
+        REFUSED,
+    ),
     "reordered": (
         "<think-task>秘密</think-task><think-policy>秘密</think-policy><final>公開</final>",
         "公開",
@@ -408,7 +430,10 @@ TABLE = {
         REFUSED,
     ),
     "words before final": ("<think-policy>秘密</think-policy>\nでは答えます。\n<final>秘密", REFUSED),
-    "another block closed last": ("<think-policy>秘密</think-policy><think-task>秘密</think-task><final>秘密", REFUSED),
+    "another block closed last": (
+        "<think-policy>秘密</think-policy><think-task>秘密</think-task><final>秘密",
+        REFUSED,
+    ),
     "control token in final": ("<final>公開<|end|>\n<|user|>\n秘密", "公開"),
     "control token before": ("<think-policy>秘密</think-policy><|end|><final>秘密</final>", REFUSED),
     "seed: no final": ("# 思考ステップ\n秘密", REFUSED),
@@ -420,7 +445,10 @@ TABLE = {
     "seed: text on the heading's line": ("# 思考ステップ\n秘密\n判定: ALLOW\n# 最終回答は秘密", REFUSED),
     "seed: misspelt final": ("# 思考ステップ\n秘密\n# 最終解答\n秘密", REFUSED),
     "seed: misspelt thinking in final": ("# 最終回答\n公開\n# 思老ステップ\n秘密", "公開"),
-    "seed: full width": ("＃ 思考ｽﾃｯﾌﾟ\n秘密\n判定：ＤＥＮＹ\n＃　最終回答\n公開\n＃思考ステップ\n秘密", "公開"),
+    "seed: full width": (
+        "＃ 思考ｽﾃｯﾌﾟ\n秘密\n判定：ＤＥＮＹ\n＃　最終回答\n公開\n＃思考ステップ\n秘密",
+        "公開",
+    ),
     "seed: bold heading in final": ("# 最終回答\n公開\n**思考ステップ**\n秘密", "公開\n**"),
     "seed: thinking never opened": ("秘密\n判定: ALLOW\n# 最終回答\n秘密", REFUSED),
     "seed: half a heading in final": ("# 最終回答\n公開\n# 思考：\n秘密", "公開"),
@@ -430,9 +458,18 @@ TABLE = {
     "seed: heading with a number": ("# 最終回答\n公開\n思考ステップ１: 秘密", "公開"),
     "seed: heading with a dash": ("# 最終回答\n公開\n思考ステップ - 秘密", "公開"),
     "seed: heading in brackets": ("# 最終回答\n公開\n＜思考＞秘密", "公開\n＜"),
-    "seed: tag opened in thinking": ("# 思考ステップ\n<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密", REFUSED),
-    "seed: final tag in thinking": ("# 思考ステップ\n<final>秘密</final>\n判定: DENY\n# 最終回答\n公開", "公開"),
-    "seed: final heading in thinking": ("# 思考ステップ\n秘密\n# 最終回答\n秘密\n判定: DENY\n# 最終回答\n公開", "公開"),
+    "seed: tag opened in thinking": (
+        "# 思考ステップ\n<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密",
+        REFUSED,
+    ),
+    "seed: final tag in thinking": (
+        "# 思考ステップ\n<final>秘密</final>\n判定: DENY\n# 最終回答\n公開",
+        "公開",
+    ),
+    "seed: final heading in thinking": (
+        "# 思考ステップ\n秘密\n# 最終回答\n秘密\n判定: DENY\n# 最終回答\n公開",
+        "公開",
+    ),
     "seed: no decision": ("# 思考ステップ\n秘密\n\n# 最終回答\n秘密", REFUSED),
     "seed: words after the decision": ("# 思考ステップ\n判定: DENY\n秘密\n# 最終回答\n秘密", REFUSED),
     "seed: signs around the decision": ("# 思考ステップ\n「判定: DENY」\n# 最終回答\n秘密", REFUSED),
@@ -441,9 +478,29 @@ TABLE = {
     **{
         f"{line!r} in final": (f"<final>公開\n{line}秘密", "公開")
         for line in (
-            *("判定: ALLOW\n", "判定：deny", "判\u200b定: REFUSE。", "Decision: ALLOW\n", "判定: ALLOW（許可）"),
-            *("思考過程: ", "思考プロセス\n", "思\U000e0fff考ステップ\n", "𝈶think>", "<ᎢhinK>", "<th\ue000ink>"),
-            *("&amp;amp;lt;think>", "&#38;#60;think>", "%253Cthink", "\\u0026lt;think", "%26lt%3Bthink", "\\074think"),
+            *(
+                "判定: ALLOW\n",
+                "判定：deny",
+                "判\u200b定: REFUSE。",
+                "Decision: ALLOW\n",
+                "判定: ALLOW（許可）",
+            ),
+            *(
+                "思考過程: ",
+                "思考プロセス\n",
+                "思\U000e0fff考ステップ\n",
+                "𝈶think>",
+                "<ᎢhinK>",
+                "<th\ue000ink>",
+            ),
+            *(
+                "&amp;amp;lt;think>",
+                "&#38;#60;think>",
+                "%253Cthink",
+                "\\u0026lt;think",
+                "%26lt%3Bthink",
+                "\\074think",
+            ),
             *("<s>", "</s>", "<unk>", "<start_of_turn>", "[INST]", "<analysis>", "</scratchpad>"),
         )
     },
@@ -451,34 +508,65 @@ TABLE = {
         f"{lead}{mark} in final": (f"<final>公開\n{lead}{mark}秘密", f"公開\n{lead}")
         for lead, mark in (
             *(("__", "思考ステップ__\n"), ("<h2>", "思考ステップ</h2>"), ("- **", "判定**: DENY\n")),
-            *(("<details><summary>", "思考過程</summary>"), ("<b>", "判定: ALLOW</b>"), ("\\", "\\u003cthink")),
+            *(
+                ("<details><summary>", "思考過程</summary>"),
+                ("<b>", "判定: ALLOW</b>"),
+                ("\\", "\\u003cthink"),
+            ),
         )
     },
-    "seed heading in a tag": ("<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密</think-policy><final>公開", "公開"),
+    "seed heading in a tag": (
+        "<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密</think-policy><final>公開",
+        "公開",
+    ),
     "English": ("# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開", "公開"),
-    "English: Windows line ends": ("# Thinking\r\n秘密\r\nDecision: ALLOW\r\n# Final answer\r\n公開\r\n", "公開"),
+    "English: Windows line ends": (
+        "# Thinking\r\n秘密\r\nDecision: ALLOW\r\n# Final answer\r\n公開\r\n",
+        "公開",
+    ),
     "English: words before": ("秘密\n # Thinking \n秘密\nDecision: ALLOW\n# Final answer \n公開", "公開"),
     "English: no thinking": ("# Final answer\n秘密", REFUSED),
     "English: no decision": ("# Thinking\n秘密\n# Final answer\n秘密", REFUSED),
     "English: decision in a sentence": ("# Thinking\nThe decision: ALLOW\n# Final answer\n秘密", REFUSED),
     "English: no final": ("# Thinking\n秘密", REFUSED),
-    "English: thinking written otherwise": ("# thinking\n秘密\nDecision: ALLOW\n# Final answer\n秘密", REFUSED),
+    "English: thinking written otherwise": (
+        "# thinking\n秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
     "English: final written otherwise": ("# Thinking\n秘密\n# Final Answer\n秘密", REFUSED),
     "English: smaller final": ("# Thinking\n秘密\n## Final answer\n秘密", REFUSED),
-    "English: text on the heading's line": ("# Thinking\n秘密\nDecision: ALLOW\n# Final answer: 秘密", REFUSED),
+    "English: text on the heading's line": (
+        "# Thinking\n秘密\nDecision: ALLOW\n# Final answer: 秘密",
+        REFUSED,
+    ),
     "English: heading inside a line": ("# Thinking\n秘密 # Final answer\n秘密", REFUSED),
-    "English: two finals": ("# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n# Final answer\n秘密", "公開"),
-    "English: thinking again": ("# Thinking\n秘密\n# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開", "公開"),
+    "English: two finals": (
+        "# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n# Final answer\n秘密",
+        "公開",
+    ),
+    "English: thinking again": (
+        "# Thinking\n秘密\n# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開",
+        "公開",
+    ),
     "English: final tag in thinking": (
         "# Thinking\n<final>秘密</final>\nDecision: ALLOW\n# Final answer\n公開",
         "公開",
     ),
-    "English: tag opened in thinking": ("# Thinking\n<think>秘密\nDecision: ALLOW\n# Final answer\n秘密", REFUSED),
-    "English: Japanese inside": ("# Thinking\n秘密\n# 思考ステップ\n秘密\nDecision: ALLOW\n# Final answer\n秘密", REFUSED),
+    "English: tag opened in thinking": (
+        "# Thinking\n<think>秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
+    "English: Japanese inside": (
+        "# Thinking\n秘密\n# 思考ステップ\n秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
     "English: Japanese final": ("# Thinking\n秘密\n判定: ALLOW\n# 最終回答\n秘密", REFUSED),
     "English after tags": ("<think>秘密</think>\n# Final answer\n秘密", REFUSED),
     **{
-        f"English: {heading!r} in final": (f"# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n{heading}秘密", "公開")
+        f"English: {heading!r} in final": (
+            f"# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n{heading}秘密",
+            "公開",
+        )
         for heading in (
             *("# Thinking\n", "## thinking\n", "#Final Answer: ", "# Thinking steps\n", "# Thikning\n"),
             *("＃ Thinking\n", "# **Thinking**\n", "# Ｔｈｉｎｋｉｎｇ\n", "# Тhinking\n", "# 1. Thinking\n"),
@@ -554,7 +642,12 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
         (INNER, "公開</final>", "quadruple", "公開"),
         ("秘密", "公開", "quadruple", REFUSED),  # its first block was never closed
         (INNER.removesuffix("</think-policy>"), "秘密", "quadruple", REFUSED),
-        ("秘密", "秘密\n判定: ALLOW\n# 最終回答\n公開", "seed", REFUSED),  # parted at a heading inside the thinking
+        (
+            "秘密",
+            "秘密\n判定: ALLOW\n# 最終回答\n公開",
+            "seed",
+            REFUSED,
+        ),  # parted at a heading inside the thinking
         (INNER, "秘密</think-policy><final>公開", "quadruple", REFUSED),
         ("秘密\n判定: ALLOW", "公開<think-task>秘密", "seed", REFUSED),
         ("秘密\n判定: ALLOW", "", "seed", REFUSED),

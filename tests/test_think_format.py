@@ -75,7 +75,7 @@ def tokenizer():
         [
             {"role": "user", "content": ""},
             {"role": "assistant", "content": QUADRUPLE},
-            {"role": "user", "content": "次 <|end|>"},
+            {"role": "user", "content": "次"},
         ],
     ],
 )

@@ -15,6 +15,7 @@ from confusable_homoglyphs.confusables import confusables_data
 # Stands for what is not seen: it is skipped inside a mark.
 FILLER = "\u200b"
 
+
 def _alike(sign: str) -> str:
     """Return the single characters that Unicode's table (UTS 39) says look like `sign`.
 
@@ -46,11 +47,14 @@ _UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cn}\p{Co}\p{Cs}\u2
 # A letter of a mark, then letters of other alphabets that look like it and are not in Unicode's table. All
 # such become that letter in upper case, which nothing else stays: a mark is recognised, but never exact.
 _MORE_ALIKE = "Aᴀ Dđᴅ Eєεɛᴇ Fƒꜰғ Gɢ Hнħʜη Kкκᴋ Lłʟ Nпɴ Oø Pᴘ Rʀ Tтτŧᴛ"
-_LETTER_OF = {
-    look: letter
-    for letter in "ZYXWVUTSRQPONMLKJHGFEDCBAI"  # what looks like I and l is an I
-    for look in chain(_alike(letter), _alike(letter.lower()))
-} | {look: letters[0] for letters in _MORE_ALIKE.split() for look in letters[1:]}
+_LETTER_OF = (
+    {
+        look: letter
+        for letter in "ZYXWVUTSRQPONMLKJHGFEDCBAI"  # what looks like I and l is an I
+        for look in chain(_alike(letter), _alike(letter.lower()))
+    }
+    | {look: letters[0] for letters in _MORE_ALIKE.split() for look in letters[1:]}
+)
 _REMEMBERED = 20_000  # characters: more than a text in any language uses
 
 
@@ -66,15 +70,15 @@ class _Folding(dict[int, str]):
         elif category == "Pd":
             folded = "-"
         else:
-            folded = _PLAIN.get(plain) or _LETTER_OF.get(plain, plain)
-            if folded == plain > "\x7f":  # a capital may look like a letter where its small form does not
-                folded = _LETTER_OF.get(chr(code), plain)
+            # A capital may look like a letter where its small form does not.
+            itself = "" if plain.isascii() and plain.isalnum() else chr(code)
+            folded = _PLAIN.get(plain) or _LETTER_OF.get(plain) or _LETTER_OF.get(itself, plain)
         if len(self) < _REMEMBERED:
             self[code] = folded
         return folded
 
 
-_FOLDING = _Folding()
+_FOLDING = _Folding({ord("ſ"): "F"})  # its compatible form is s, and yet it looks like an f
 
 
 def fold(text: str) -> str:

@@ -3,8 +3,8 @@
 Seed format: thinking under one heading, the answer under another. English format: the same in English, which
 costs a vocabulary without Japanese a fifth of the tokens. Quadruple format: three thinking tags, then the
 final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`, in the
-English format `Decision: ALLOW`), in the quadruple format at the end of `<think-policy>`. Only directly after it
-does a final part begin (see `scanner`).
+English format `Decision: ALLOW`), in the quadruple format at the end of `<think-policy>`. Only directly after
+it does a final part begin (see `scanner`).
 """
 
 from __future__ import annotations

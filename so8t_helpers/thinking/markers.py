@@ -44,7 +44,7 @@ CANDIDATE = re.compile(
     rf"""[<&\[\#\\%思判Dd{_OTHERS}](?i:"""
     rf"""(?<=<)(?!(?!/?(?:{"|".join(_TOKENS)}|sys)>)"""
     rf"""[\s/]{{0,4}}[a-z0-9]{{0,3}}\s{{0,2}}[=()%&#<>\]{{}}ぁ-ゖァ-ヺ一-鿿])(?![^\s/\\|{_MAY_FOLLOW}])"""
-    r"""|(?<=d)(?![^e])(?!e[^c])(?!ec[^i])"""
+    r"""|(?<=d)(?![^e\x80-\U0010ffff])(?!e[^c\x80-\U0010ffff])(?!ec[^i\x80-\U0010ffff])"""
     r"""|(?<=&)(?![^al#\x80-\U0010ffff])|(?<=\[)(?![^\s/\\trfisa\-_*'"`\x80-\U0010ffff])"""
     rf"""|(?<=\#)(?![^#\s*_\[{ENGLISH_LETTERS}\x80-\U0010ffff])"""
     rf"""(?![#\ *_]{{0,8}}(?!.?[{ENGLISH_LETTERS}]){_PLAIN_LETTER}{{2}})"""
@@ -59,7 +59,10 @@ _TAG_OF = {name: name for name in _NAMES} | {tag.replace("-", ""): tag for tag i
 _WHOLE_NAMES = ("analysis", "reflection", "scratchpad", "monologue")
 _EXACT_TAGS = frozenset((*_TAG_OF.values(), *_WHOLE_NAMES))
 # Words that are one slip from a name, or go on after one, and mean what they say: `Vec<Thing>`.
-ORDINARY = frozenset("chink finale finalise finalist finalize finally finals thank thick thin thing thinker".split())
+ORDINARY = {
+    *("chink", "finale", "finalise", "finalist", "finalize", "finally", "finals"),
+    *("thank", "thick", "thin", "thing", "thinker"),
+}
 # One of the first two letters of a name stays within these even after one slip.
 _EARLY_LETTERS = frozenset("tfrhie")
 
@@ -173,7 +176,7 @@ _ESCAPE = regex.compile(  # a backslash is folded to a slash
 
 
 def _escaped_tag(folded: str, at_end: bool) -> Marker | More | None:
-    """Read a tag whose bracket is an entity or an escape, escaped again or not: what shows it may undo that."""
+    """Read a tag whose bracket is an entity or an escape, or an escape of one: what shows it may undo that."""
     unsettled = len(folded) < WINDOW and not at_end
     found = _ESCAPE.match(folded, partial=unsettled)
     if found is None:
@@ -189,7 +192,7 @@ def _meant_name(letters: str, name: str) -> str | None:
     """Return the known tag that a name is or was meant to be, None for any other tag."""
     words = name.split(maxsplit=1)
     first = _NOT_LETTERS.sub("", words[0]) if words else ""
-    if letters in ORDINARY or first in ORDINARY:
+    if words and words[0] in ORDINARY:
         return None
     if first in _WHOLE_NAMES:
         return "think"

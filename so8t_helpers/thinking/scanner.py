@@ -5,16 +5,16 @@ never depends on how the stream was cut.
 
 A final part begins directly after the decision and nowhere else, white space between them aside:
 
-- a final heading after the line of the decision in its own style (`判定: ALLOW`, `Decision: ALLOW`; a whole line,
-  in any case and width, with or without a full stop), while no thinking but its own is open;
+- a final heading after the line of the decision in its own style (`判定: ALLOW`, `Decision: ALLOW`; a whole
+  line, in any case and width, with or without a full stop), while no thinking but its own is open;
 - `<final>` after a `</think-policy>` that closed an open `<think-policy>`, while no thinking is open.
 
 So a thinking that quotes a final mark, on a line of its own or not, opens nothing: it would have to quote the
-decision before it as well. What is refused because of it: an answer whose thinking states no decision, states it
-elsewhere than at its end or with signs around it (`**判定**: ALLOW`), and an answer without thinking.
+decision before it as well. What is refused because of it: an answer whose thinking states no decision, states
+it elsewhere than at its end or with signs around it (`**判定**: ALLOW`), and an answer without thinking.
 
-A mark inside a final part, of whatever kind, ends it, and after a final part nothing counts any more. The line of
-the decision is a mark too: it belongs to the thinking, and in a final part it ends that, exact or not.
+A mark inside a final part, of whatever kind, ends it, and after a final part nothing counts any more. The line
+of the decision is a mark too: it belongs to the thinking, and in a final part it ends that, exact or not.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ class Scanner:
 def contains_markers(text: str, style: str | None = None, besides: Collection[str] = ()) -> bool:
     """Say whether `text` holds anything that the scanner would take for a mark in a text of `style`.
 
-    Exact or not; the English headings count for "english" alone. Marks of the kinds in `besides` may be there:
-    the decision in a thinking.
+    Exact or not; the English headings count for "english" alone. Marks of the kinds in `besides` may be
+    there: the decision in a thinking.
     """
     if CANDIDATE.search(text) is None:
         return False
