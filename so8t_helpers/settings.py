@@ -217,6 +217,7 @@ class ServeSettings(Section):
     timeout_seconds: Positive = 120.0
     log_queries: bool = False
     audit_log: str | None = None
+    most_shared: Count | None = None
 
 
 class Settings(Section):

@@ -1,3 +1,4 @@
+import difflib
 import importlib.util
 import random
 import sys
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, parse
 from so8t_helpers.thinking.markers import WINDOW
-from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
+from so8t_helpers.thinking.redaction import (
+    REFUSAL_TEXT,
+    StreamingFinal,
+    final_of_separated,
+    final_only,
+    longest_shared,
+)
 from so8t_helpers.thinking.scanner import Scanner
 
 SPEC = importlib.util.spec_from_file_location(
@@ -315,7 +322,8 @@ def test_good_outputs_give_their_answer(text):
         "if (i < final_value) return;",
         "$\\xi \\le \\underline{x}$、R&amp;D、100% 3割、/usr/bin、«引用»、1≤2、<3",
         "思考実験とは。\n# 思考力を鍛える\n- 思考の流れ\n「思考ステップ」を書く。\n**思考**: 考えること",
-        "Vec<Thing>、<thin>、List<Finale>、<strong>太字</strong>、decide、判断、判定は見送り。\n判定: 合格\n思考過程を書く。",
+        "Vec<Thing>、<thin>、List<Finale>、<strong>太字</strong>、decide、判断",
+        "次を見ます。\n判定: 合格\n思考過程を書く。",
         "C:\\users\\taro、\\u0041、50%、a<5、x <y、[note]、{final}、(think)",
         "改行\n\n\n終わり",
     ],
@@ -663,3 +671,32 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
 )
 def test_engine_separated(thinking, content, style, expected):
     assert final_of_separated(thinking, content, style) == (expected or REFUSAL_TEXT)
+
+
+# --- repetition word for word -----------------------------------------------------------------------------
+
+letters = st.text("ab思", max_size=40)
+
+
+@given(letters, letters)
+def test_the_longest_shared_text_is_difflibs(thinking, final):
+    matcher = difflib.SequenceMatcher(None, thinking, final, autojunk=False)
+    assert longest_shared(thinking, final) == matcher.find_longest_match().size
+
+
+@given(letters, letters, st.integers(1, 6), st.data())
+def test_no_repetition_over_the_limit_leaves_whatever_the_chunking(thinking, final, most, data):
+    thinking, final = f"x{thinking}", f"公{final.strip()}"
+    text = f"# 思考ステップ\n{thinking}\n判定: ALLOW\n\n# 最終回答\n{final}"
+    stream = StreamingFinal(most_shared=most)
+    released = "".join(map(stream.feed, cut(data, text))) + stream.close()
+    assert final.startswith(released)
+    assert longest_shared(thinking, released) <= most
+    if longest_shared(thinking, final) <= most:
+        assert released == final and not stream.ended
+    else:
+        assert stream.ended and len(released) < len(final)
+    parted = StreamingFinal(most_shared=most)
+    parted.feed("", f"{thinking}\n判定: ALLOW")
+    parted.feed(final)
+    assert parted.close() == (final if longest_shared(thinking, final) <= most else REFUSAL_TEXT)

@@ -13,8 +13,8 @@ So a thinking that quotes a final mark, on a line of its own or not, opens nothi
 decision before it as well. What is refused because of it: an answer whose thinking states no decision, states
 it elsewhere than at its end or with signs around it (`**判定**: ALLOW`), and an answer without thinking.
 
-A mark inside a final part, of whatever kind, ends it, and after a final part nothing counts any more. The line
-of the decision is a mark too: it belongs to the thinking, and in a final part it ends that, exact or not.
+A mark inside a final part, of whatever kind, ends it, and after a final part nothing counts any more. The
+decision's line is a mark too: it belongs to the thinking, and in a final part it ends that, exact or not.
 """
 
 from __future__ import annotations
