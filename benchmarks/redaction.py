@@ -26,7 +26,7 @@ from so8t_helpers import thinking
 from so8t_helpers.thinking.format import parse
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
 
-BATCH, PART, UNPROMISED_EACH = 2000, 20_000, 2000
+BATCH, PART, UNPROMISED_EACH = 1000, 5000, 500
 
 
 def streamed(chunks: list[str]) -> str:

@@ -200,23 +200,30 @@ def decision(rng: Rng) -> str:
     return f"\n{line}\n"
 
 
-def marks_of(rng: Rng) -> dict[str, str]:
-    """By family, something in a final part that ends it."""
-    name = rng.choice((*THINK_TAGS, "think", "thinking", "final"))
-    slash = rng.choice(("", "/"))
-    title = rng.choice(BARE_TITLES)
-    before, after = rng.choice(
-        (("__", "__"), ("<h2>", "</h2>"), ("<summary>", "</summary>"), ("", ":"), ("■ ", ""))
-    )
-    plain = rng.choice((f"<{slash}{name}>", "\n# 思考ステップ\n", "\n思考ステップ:\n", "\n判定: ALLOW\n"))
-    return {
-        "decision lines": decision(rng),
-        "fillers": "\n" + fillers(rng, plain.strip()) + "\n",
-        "confusables": confusables(rng, f"<{slash}{name}>"),
-        "escapes": f"{escaped(rng)}{slash}{name}{escaped(rng, '>')}",
-        "control tokens": rng.choice(CONTROL_TOKENS),
-        "bare titles": f"\n{before}{title}{after}\n",
-    }
+def named(rng: Rng) -> str:
+    """The inside of a tag that is a mark."""
+    return rng.choice(("", "/")) + rng.choice((*THINK_TAGS, "think", "thinking", "final"))
+
+
+def plain_mark(rng: Rng) -> str:
+    return rng.choice((f"<{named(rng)}>", "# 思考ステップ", "思考ステップ:", "判定: ALLOW", "Decision: DENY"))
+
+
+def bare_title(rng: Rng) -> str:
+    ways = (("__", "__"), ("<h2>", "</h2>"), ("<summary>", "</summary>"), ("", ":"), ("■ ", ""))
+    before, after = rng.choice(ways)
+    return f"\n{before}{rng.choice(BARE_TITLES)}{after}\n"
+
+
+# By family, something in a final part that ends it.
+MARKS: dict[str, Callable[[Rng], str]] = {
+    "decision lines": decision,
+    "fillers": lambda rng: f"\n{fillers(rng, plain_mark(rng))}\n",
+    "confusables": lambda rng: confusables(rng, f"<{named(rng)}>"),
+    "escapes": lambda rng: escaped(rng) + named(rng) + escaped(rng, ">"),
+    "control tokens": lambda rng: rng.choice(CONTROL_TOKENS),
+    "bare titles": bare_title,
+}
 
 
 def intruder(rng: Rng) -> str:
@@ -234,7 +241,7 @@ def intruder(rng: Rng) -> str:
             f" ＃{heading}:",
             "\n思考ステップ:\n",
             rng.choice(("\n■ 思考ステップ\n", "\n# 思考\n", "\n# 思考すてっぷ\n", "\n＜思考＞")),
-            *marks_of(rng).values(),
+            rng.choice([*MARKS.values()])(rng),
         )
     )
     return mark + prose(rng, SECRET)
@@ -385,10 +392,7 @@ def reopened(rng: Rng, mark: str) -> str:
 WAYS: dict[str, Callable[[Rng], str]] = {
     **{way.__name__: way for way in (quadruple, seed, english, soup, in_passing)},
     "quoted marks": quoted,
-    **{
-        family: lambda rng, family=family: reopened(rng, marks_of(rng)[family])
-        for family in marks_of(random.Random(0))
-    },
+    **{family: lambda rng, mark=mark: reopened(rng, mark(rng)) for family, mark in MARKS.items()},
 }
 _WEIGHTS = (5, 4, 4, 1, 1, 2, *[1] * (len(WAYS) - 6))
 

@@ -176,7 +176,7 @@ _ESCAPE = regex.compile(  # a backslash is folded to a slash
 
 
 def _escaped_tag(folded: str, at_end: bool) -> Marker | More | None:
-    """Read a tag whose bracket is an entity or an escape, or an escape of one: what shows it may undo that."""
+    """Read a tag whose bracket is an entity or an escape, or one of one: what shows it may undo that."""
     unsettled = len(folded) < WINDOW and not at_end
     found = _ESCAPE.match(folded, partial=unsettled)
     if found is None:

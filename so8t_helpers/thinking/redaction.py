@@ -45,9 +45,8 @@ class StreamingFinal:
 
     Args:
         style: the format of the engine's template; counts only where the engine parts thinking by itself.
-        most_shared: characters that the final part may repeat word for word of the thinking; one more ends it,
-            and nothing of the repetition leaves. So as many characters are held back as it repeats so far.
-            None allows any repetition.
+        most_shared: characters that the final part may repeat word for word of the thinking; one more ends
+            it, and nothing of the repetition leaves. So what it repeats so far is held back. None allows any.
     """
 
     def __init__(self, style: str = "seed", most_shared: int | None = None) -> None:
