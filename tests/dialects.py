@@ -31,7 +31,9 @@ _PHI = ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|en
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>")
 
 PUBLISHED = {
-    "Phi-3.5": Published(CHAT_TEMPLATE, "<s>", "<|endoftext|>", ("<s>", *ADDED_TOKENS), "<|end|>"),
+    "Phi-3.5": Published(
+        CHAT_TEMPLATE, "<s>", "<|endoftext|>", ("<unk>", "<s>", "</s>", *ADDED_TOKENS), "<|end|>"
+    ),
     "Phi-3-mini of July 2024": Published(
         "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '"
         "<|end|>\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}{% elif "

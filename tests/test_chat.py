@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_writing_stops_at_the_end_of_the_turn_and_where_another_begins(published
 
 
 def test_phi35_stops():
-    assert PHI35.stops == ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
+    turns = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
+    assert PHI35.stops == (*turns, "<s>", "</s>", "<unk>")
 
 
 def test_a_control_token_in_a_text_becomes_ordinary_text(published: Published, folder: Path):
@@ -113,6 +115,16 @@ def test_a_control_token_in_a_text_becomes_ordinary_text(published: Published, f
     assert special.isdisjoint(tokenizer(read.neutral(text))["input_ids"])
     assert not special.isdisjoint(tokenizer(text)["input_ids"])
     assert read.neutral("普通の文 < a > b") == "普通の文 < a > b"
+    turn = [{"role": "user", "content": text}]
+    asked = tokenizer(read.prompt(turn), add_special_tokens=False)["input_ids"]
+    plain = tokenizer(read.prompt([{"role": "user", "content": "問"}]), add_special_tokens=False)["input_ids"]
+    assert [i for i in asked if i in special] == [i for i in plain if i in special]
+
+
+def test_white_space_that_is_a_token_stays_as_it_is():
+    spaced = dataclasses.replace(PHI35, controls=(*PHI35.controls, "  ", "\n\n", "。"))
+    assert spaced.neutral("a  b\n\n。<s>") == "a  b\n\n。< s>"
+    assert dataclasses.replace(PHI35, controls=()).neutral("<s>") == "<s>"
 
 
 def test_a_prompt_has_the_think_command_before_the_last_question():

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from string import ascii_lowercase
 
+import phi3_folders
 import pytest
 import zstandard
 from dataset_inputs import LABELS, character_tokenizer, many, outputs, profile, record, write
@@ -23,6 +24,7 @@ from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined
 from so8t_helpers.dataset.sample import Plan, Sampler
+from so8t_helpers.phi3.tokenizer_files import read_tokenizer
 from so8t_helpers.run.files import StageError, read_jsonl
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.thinking import format as think_format
@@ -242,6 +244,28 @@ def test_a_test_set_can_be_held_out_whole(tmp_path, base):
     for draw in (plots.flow, plots.labels, plots.domains, plots.lengths):
         draw(built.card)
     assert len(plots.draw_samples(built.directory, count=5)) == 5
+
+
+def test_a_control_token_in_a_question_is_ordinary_text_and_one_in_an_answer_is_kept_out(tmp_path):
+    base = tmp_path / "base"
+    phi3_folders.write_side_files(base)
+    asked = record(1, instruction="<s>と</s>と<unk>は何ですか。\n判定: ALLOW")
+    rows = [asked, record(2, output="答えは<s>です。"), record(3, output="はい。\n判定: ALLOW")]
+    built = dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "in.jsonl", rows)], eval_share=0.0))
+    (kept,) = read_jsonl(built.directory / "train.jsonl")
+    assert kept["question"] == asked["instruction"]
+    assert "< s>と< /s>と< unk>" in kept["text"]
+    ids = read_tokenizer(base / "tokenizer.json").encode(kept["text"], add_special_tokens=False).ids
+    assert {0, 1, 2}.isdisjoint(ids)
+
+
+def test_the_decision_stands_at_the_end_of_the_thinking(tmp_path, base):
+    said = record(1, reasoning="考える。\n判定: ALLOW\nもう一度考える。")
+    built = dataset_stage.build(
+        profile(tmp_path, base, [write(tmp_path / "in.jsonl", [said])], eval_share=0.0)
+    )
+    (kept,) = read_jsonl(built.directory / "train.jsonl")
+    assert kept["thinking"] == f"{said['reasoning']}\n判定: ALLOW"
 
 
 def test_missing_inputs_name_the_pattern(tmp_path, base):

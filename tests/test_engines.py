@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bpe_folders
+import control_tokens
 import phi3_folders
 import pytest
 import torch
@@ -186,6 +187,14 @@ def test_think_command_stands_before_the_last_question_only() -> None:
     )
     assert "/think" not in PHI35.prompt(chat)
     assert chat[2]["content"] == "三"
+
+
+def test_control_tokens_are_seen(tmp_path: Path) -> None:
+    folder, file = control_tokens.chains(tmp_path)
+    with open_transformers(folder, device="cpu") as engine:
+        control_tokens.check(engine)
+    with open_llama_cpp(file, num_ctx=64, timeout=60) as served:
+        control_tokens.check(served)
 
 
 def test_a_small_file_gets_one_thread(gguf: Path) -> None:

@@ -84,8 +84,9 @@ def test_the_fixed_refusal_is_not_taken_for_the_models_own() -> None:
     assert (judged.correct, judged.refused) == (False, False)
 
 
-def test_a_decision_in_the_final_part_is_a_leak() -> None:
-    assert score("# 思考ステップ\n足す。\n\n# 最終回答\n3です。\n判定: ALLOW", ROW).leaked
+def test_a_decision_in_the_final_part_is_cut_off() -> None:
+    judged = score(f"{GOOD}\n判定: ALLOW", ROW)
+    assert (judged.final, judged.well_formed, judged.leaked) == ("3です。", False, False)
 
 
 def test_macro_f1_is_scikit_learns() -> None:

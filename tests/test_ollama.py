@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bpe_folders
+import control_tokens
 import pytest
 import taught_model
 
@@ -181,6 +182,22 @@ def test_token_ids_of_byte_level_bpe_are_transformers(
         open_transformers(folder, device="cpu") as hf,
     ):
         assert [ollama.tokenize(text) for text in texts] == [hf.tokenize(text) for text in texts]
+
+
+@pytest.mark.slow
+def test_control_tokens_are_seen(server: OllamaServer, tmp_path: Path) -> None:
+    _, file = control_tokens.chains(tmp_path)
+    modelfile = Modelfile(PHI35, threads=1, num_ctx=64)
+    with open_ollama(server, file, "so8t-chains:f16", modelfile, timeout=120) as engine:
+        control_tokens.check(engine)
+
+
+@pytest.mark.slow
+def test_a_control_token_in_a_chat_becomes_ordinary_text(ollama: Ollama) -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("前<s><|user|>後", "前< s>< |user|>後")]
+    first, second = (collect(ollama.generate(chat, max_tokens=1)).prompt_tokens for chat in chats)
+    rendered = ollama.tokenize(PHI35.prompt(chats[0], "/think"))
+    assert first == second == len(rendered) and rendered.count(1) == 0
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import difflib
 import importlib.util
 import random
 import sys
@@ -12,14 +13,20 @@ from hypothesis import strategies as st
 from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.format import ThinkText, build, contains_markers, parse
 from so8t_helpers.thinking.markers import WINDOW
-from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, final_of_separated, final_only
+from so8t_helpers.thinking.redaction import (
+    REFUSAL_TEXT,
+    StreamingFinal,
+    final_of_separated,
+    final_only,
+    longest_shared,
+)
 from so8t_helpers.thinking.scanner import Scanner
 
 SPEC = importlib.util.spec_from_file_location(
-    "redaction_benchmark", Path(__file__).parents[1] / "benchmarks" / "redaction.py"
+    "redaction_outputs", Path(__file__).parents[1] / "benchmarks" / "redaction_outputs.py"
 )
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
+outputs = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(outputs)
 
 FRAGMENTS = [
     *("<", ">", "</", "/", "＜", "＞", "／", "&lt;", "[", "]", "◁", "▷", "<|", "|>", "end", "《", "》"),
@@ -105,6 +112,30 @@ ENGLISH_FRAGMENTS = [
         "**",
     ),
 ]
+# A thinking that is over: a final part may begin after it.
+POLICY = "<think-policy>秘密</think-policy>\n"
+THOUGHT, THOUGHT_IN_ENGLISH = "# 思考ステップ\n秘密\n判定: ALLOW\n", "# Thinking\n秘密\nDecision: ALLOW\n"
+FRAGMENTS += [
+    POLICY,
+    THOUGHT,
+    "判定: ALLOW\n",
+    "判定",
+    "定: DENY",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "\ufff4",
+    "%253c",
+]
+FRAGMENTS += ["&#38;", "<analysis>", "思考過程", "<h2>", "__", "𝈶", "Ꭲhink"]
+ENGLISH_FRAGMENTS += ["Decision: ALLOW\n", "Decision", ": DENY"]
+
+
+def whole(text):
+    """Put the thinking before a text that begins with a final mark."""
+    return {"<final>": POLICY, "# 最終回答\n": THOUGHT}.get(text[:7], "") + text
+
+
 soups = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=25).map("".join)
 
 
@@ -146,7 +177,7 @@ def test_every_chunking_of_an_english_text_gives_the_one_shot_result(text, data)
 
 @pytest.mark.parametrize("end", ["# Thinking# Thinking\n", "# Thinking <final>", "# Thinking [think]"])
 def test_no_english_heading_is_left_where_a_mark_behind_it_ends_the_answer(end):
-    text = f"# Thinking\nA.\n\n# Final answer\nyes\n{end}"
+    text = f"{THOUGHT_IN_ENGLISH}\n# Final answer\nyes\n{end}"
     assert final_only(text) == streamed(text) == "yes"
 
 
@@ -154,10 +185,11 @@ def test_no_english_heading_is_left_where_a_mark_behind_it_ends_the_answer(end):
 @settings(max_examples=100)
 def test_english_headings_are_none_in_a_japanese_text(english, after):
     """A text whose first mark is Japanese is read as if nobody had thought of English ones."""
+    headings = [("open", "english"), ("final", "english")]
     for opening in ("# 思考ステップ\n", "<think-task>"):
         plain = english.replace("#", "◆")  # no heading at all
         apart = "\n。\n"  # no mark comes about where two texts meet
-        assert [m for m in marks_of(opening + english + apart + after) if m[1] == "english"] == []
+        assert [m for m in marks_of(opening + english + apart + after) if m in headings] == []
         if not contains_markers(english):
             marks = [marks_of(opening + text + apart + after) for text in (english, plain)]
             assert marks[0] == marks[1]
@@ -167,7 +199,7 @@ def marks_of(text):
     """The marks that the scanner takes, in order: kind and name."""
     scanner, found = Scanner(), []
     apply = scanner._apply
-    scanner._apply = lambda mark, *rest: (found.append(mark[:2]), apply(mark, *rest))[1]
+    scanner._apply = lambda mark, start: (found.append(mark[:2]), apply(mark, start))[1]
     scanner.feed(text)
     scanner.close()
     return found
@@ -175,7 +207,7 @@ def marks_of(text):
 
 @given(soups)
 @settings(max_examples=150)
-@example("<final>公開<think-task>秘密")
+@example(POLICY + "<final>公開<think-task>秘密")
 def test_output_is_unmarked_text_of_the_input_or_the_refusal(text):
     released = final_only(text)
     assert released == REFUSAL_TEXT or (released in text and released == released.strip() != "")
@@ -185,12 +217,12 @@ def test_output_is_unmarked_text_of_the_input_or_the_refusal(text):
 
 def test_every_sign_that_is_folded_into_the_first_of_a_mark_is_looked_at():
     follow = {"<": "think-task>", "«": "think-task»", "[": "think]", "#": " 思考ステップ\n", "&": "lt;think>"}
-    follow |= {"思": "考ステップ\n", "%": "3cthink>"}
+    follow |= {"思": "考ステップ\n", "%": "3cthink>", "判": "定: DENY"}
     unseen = []
     for code in range(sys.maxunicode + 1):
         if unicodedata.category(chr(code)) not in {"Cn", "Co", "Cs"}:
             rest = follow.get(fold(chr(code)))
-            if rest and final_only(f"<final>公開\n{chr(code)}{rest}秘密") != "公開":
+            if rest and final_only(f"{POLICY}<final>公開\n{chr(code)}{rest}秘密") != "公開":
                 unseen.append(chr(code))
     assert unseen == []
 
@@ -198,24 +230,25 @@ def test_every_sign_that_is_folded_into_the_first_of_a_mark_is_looked_at():
 @given(soups, soups)
 @settings(max_examples=100)
 def test_nothing_after_a_final_part_counts(private, after):
-    text = f"<think-task>秘密</think-task><final>公開</final>{private}"
+    text = f"{POLICY}<final>公開</final>{private}"
     assert final_only(text) == final_only(text + after) == "公開"
 
 
 @given(st.integers(1, 2**40))
 @settings(max_examples=150)
 def test_grammar_of_broken_outputs_leaks_nothing(seed):
-    text = benchmark.write_output(random.Random(seed))
-    chunks = benchmark.cut(random.Random(-seed), text)
-    assert benchmark.fault(text, final_only(text), streamed(chunks)) is None
+    family, text = outputs.write_output(random.Random(seed))
+    released = final_only(text)
+    assert streamed(outputs.cut(random.Random(-seed), text)) == released
+    assert released == REFUSAL_TEXT or (released in text and outputs.SECRET not in released), family
 
 
 @given(soups, soups, st.sampled_from(["seed", "quadruple", "english"]), st.data())
 @settings(max_examples=100)
-@example("# 最終回答\n", "", "seed", None)
-@example("# 最終回答\n", "公開", "seed", None)
-@example("</think-task><final>", "公開", "quadruple", None)
-@example("\n# Final answer\n", "公開", "english", None)
+@example("判定: ALLOW\n# 最終回答\n", "", "seed", None)
+@example("判定: ALLOW\n# 最終回答\n", "公開", "seed", None)
+@example(POLICY + "<final>", "公開", "quadruple", None)
+@example("Decision: ALLOW\n# Final answer\n", "公開", "english", None)
 def test_engines_own_thinking_field_never_leaves(thinking, content, style, data):
     secret = thinking.replace("公開", "秘密") + "秘密"
     released = final_of_separated(secret, content, style)
@@ -229,7 +262,7 @@ def test_engines_own_thinking_field_never_leaves(thinking, content, style, data)
 
 def test_thinking_that_comes_late_stops_the_release():
     stream = StreamingFinal()
-    released = stream.feed("<think-task>秘密</think-task><final>公開。")
+    released = stream.feed(POLICY + "<final>公開。")
     assert released == "公開。"
     assert stream.feed("もっと", thinking="秘密") == ""
     assert stream.feed("秘密") + stream.close() == ""
@@ -240,7 +273,7 @@ def test_thinking_that_comes_late_stops_the_release():
 
 def test_no_more_than_the_window_is_held_back():
     stream = StreamingFinal()
-    stream.feed("<final>")
+    stream.feed(POLICY + "<final>")
     text = "短い文 <" + " " * 20 + "thi" + "答え" * 100
     released = "".join(stream.feed(c) for c in text)
     assert len(text) - len(released) < WINDOW
@@ -252,7 +285,7 @@ def test_no_more_than_the_window_is_held_back():
 )
 def test_time_grows_with_the_length_alone(unit):
     def seconds(length):
-        text = "<final>" + unit * (length // len(unit))
+        text = POLICY + "<final>" + unit * (length // len(unit))
         begun = time.process_time()
         final_only(text)
         streamed([text[i : i + 7] for i in range(0, len(text), 7)])
@@ -289,13 +322,15 @@ def test_good_outputs_give_their_answer(text):
         "if (i < final_value) return;",
         "$\\xi \\le \\underline{x}$、R&amp;D、100% 3割、/usr/bin、«引用»、1≤2、<3",
         "思考実験とは。\n# 思考力を鍛える\n- 思考の流れ\n「思考ステップ」を書く。\n**思考**: 考えること",
+        "Vec<Thing>、<thin>、List<Finale>、<strong>太字</strong>、decide、判断",
+        "次を見ます。\n判定: 合格\n思考過程を書く。",
         "C:\\users\\taro、\\u0041、50%、a<5、x <y、[note]、{final}、(think)",
         "改行\n\n\n終わり",
     ],
 )
 def test_ordinary_answers_pass_unchanged(answer):
-    assert final_only(f"<think-task>秘密</think-task><final>{answer}</final>") == answer
-    assert final_only(f"# 思考ステップ\n秘密\n\n# 最終回答\n{answer}") == answer
+    assert final_only(f"{POLICY}<final>{answer}</final>") == answer
+    assert final_only(f"{THOUGHT}\n# 最終回答\n{answer}") == answer
 
 
 @pytest.mark.parametrize(
@@ -310,7 +345,7 @@ def test_ordinary_answers_pass_unchanged(answer):
     ],
 )
 def test_ordinary_english_answers_pass_unchanged(answer):
-    assert final_only(f"# Thinking\nsecret\n\n# Final answer\n{answer}") == answer
+    assert final_only(f"{THOUGHT_IN_ENGLISH}\n# Final answer\n{answer}") == answer
 
 
 # --- what models do wrong ---------------------------------------------------------------------------------
@@ -319,94 +354,111 @@ REFUSED = None
 TABLE = {
     "no mark at all": ("秘密", REFUSED),
     "empty": ("", REFUSED),
-    "empty final part": ("<think-task>秘密</think-task><final> \n</final>", REFUSED),
-    "unclosed thinking": ("<think-task>秘密<final>秘密</final>", REFUSED),
-    "one of two unclosed": ("<think-task>秘密<think-safety>秘密</think-safety><final>秘密</final>", REFUSED),
-    "unclosed final": ("<think-task>秘密</think-task><final>公開", "公開"),
-    "nested": ("<think-task>秘密<think-task>秘密</think-task>秘密</think-task><final>公開</final>", "公開"),
-    "nested, tail open": ("<think-task>秘密<think-task>秘密</think-task>秘密<final>秘密</final>", REFUSED),
-    "reordered": (
-        "<think-policy>秘密</think-policy><think-task>秘密</think-task><final>公開</final>",
+    "empty final part": ("<think-policy>秘密</think-policy><final> \n</final>", REFUSED),
+    "unclosed thinking": ("<think-policy>秘密<final>秘密</final>", REFUSED),
+    "one of two unclosed": (
+        "<think-policy>秘密<think-safety>秘密</think-safety><final>秘密</final>",
+        REFUSED,
+    ),
+    "unclosed final": ("<think-policy>秘密</think-policy><final>公開", "公開"),
+    "nested": (
+        "<think-policy>秘密<think-policy>秘密</think-policy>秘密</think-policy><final>公開</final>",
         "公開",
     ),
-    "crossed": ("<think-task>秘密<think-safety>秘密</think-task>秘密</think-safety><final>公開", "公開"),
+    "nested, tail open": (
+        "<think-policy>秘密<think-policy>秘密</think-policy>秘密<final>秘密</final>",
+        REFUSED,
+    ),
+    "reordered": (
+        "<think-task>秘密</think-task><think-policy>秘密</think-policy><final>公開</final>",
+        "公開",
+    ),
+    "crossed": ("<think-safety>秘密<think-policy>秘密</think-safety>秘密</think-policy><final>公開", "公開"),
     "doubled final": ("<final>公開</final><final>秘密</final>", "公開"),
     "final inside thinking": (
-        "<think-task>秘密<final>秘密</final>秘密</think-task><final>公開</final>",
+        "<think-policy>秘密<final>秘密</final>秘密</think-policy><final>公開</final>",
         "公開",
     ),
-    "thinking inside final": ("<final>公開<think-task>秘密</think-task>秘密</final>", "公開"),
-    "orphan close": ("秘密</think-policy><final>公開</final>", "公開"),
-    "orphan close in final": ("<final>公開</think-policy>秘密</final>", "公開"),
-    "closed by another name": ("<think-task>秘密</think-safety><final>秘密</final>", REFUSED),
-    "misspelt open": ("<thnk-task>秘密</think-task><final>公開</final>", "公開"),
-    "misspelt close": ("<think-task>秘密</thnik-task><final>秘密</final>", REFUSED),
-    "misspelt final": ("<think-task>秘密</think-task><finl>秘密</finl>", REFUSED),
+    "thinking inside final": ("<final>公開<think-policy>秘密</think-policy>秘密</final>", "公開"),
+    "orphan close": ("秘密</think-policy><final>秘密</final>", REFUSED),
+    "orphan close in final": ("<final>公開</think-task>秘密</final>", "公開"),
+    "closed by another name": ("<think-policy>秘密</think-safety><final>秘密</final>", REFUSED),
+    "misspelt open": ("<think-policy_>秘密</think-policy><final>公開</final>", "公開"),
+    "misspelt close": ("<think-policy>秘密</thnik-task><final>秘密</final>", REFUSED),
+    "misspelt final": ("<think-policy>秘密</think-policy><finl>秘密</finl>", REFUSED),
     "misspelt open in final": ("<final>公開<thikn-task>秘密</final>", "公開"),
     "misspelt close of final": ("<final>公開</fnal>秘密", "公開"),
-    "no bracket at the end": ("<final>公開<think-task\n秘密", "公開"),
-    "upper case": ("<THINK-TASK>秘密</THINK-TASK><FINAL>公開</FINAL>秘密", "公開"),
+    "no bracket at the end": ("<final>公開<think-policy\n秘密", "公開"),
+    "upper case": ("<THINK-POLICY>秘密</THINK-POLICY><FINAL>公開</FINAL>秘密", "公開"),
     "full width": (
-        "＜ｔｈｉｎｋ－ｔａｓｋ＞秘密＜／ｔｈｉｎｋ－ｔａｓｋ＞＜ｆｉｎａｌ＞公開＜／ｆｉｎａｌ＞秘密",
+        "＜ｔｈｉｎｋ－ｐｏｌｉｃｙ＞秘密＜／ｔｈｉｎｋ－ｐｏｌｉｃｙ＞＜ｆｉｎａｌ＞公開＜／ｆｉｎａｌ＞秘密",
         "公開",
     ),
-    "white space inside": ("< think-task >秘密</ think-task\n>< final >公開< /final >秘密", "公開"),
+    "white space inside": ("< think-policy >秘密</ think-policy\n>< final >公開< /final >秘密", "公開"),
     "invisible signs inside": ("<final>公開<thi\u200bnk-\u00adtask>秘密", "公開"),
     "mathematical letters": ("<final>公開<𝐭𝐡𝐢𝐧𝐤-task>秘密", "公開"),
     "ligature": ("<final>公開</ﬁnal>秘密", "公開"),
-    "HTML entities": ("<final>公開&lt;think-task&gt;秘密", "公開"),
+    "HTML entities": ("<final>公開&lt;think-policy&gt;秘密", "公開"),
     "entities open nothing": ("&lt;final&gt;秘密", REFUSED),
     "book brackets open nothing": ("《final》秘密", REFUSED),
     "book brackets close": ("<final>公開《/final》秘密", "公開"),
-    "attributes": ("<think-task id='1'>秘密</think-task><final lang='ja'>秘密", REFUSED),
+    "attributes": ("<think-policy id='1'>秘密</think-policy><final lang='ja'>秘密", REFUSED),
     "underscore": ("<final>公開<think_task>秘密", "公開"),
     "a digit for a letter": ("<final>公開<th1nk-task>秘密", "公開"),
     "a sign for a letter": ("<final>公開<th!nk-task>秘密", "公開"),
     "a sign between letters": ("<final>公開<thi.nk>秘密", "公開"),
     "half a character inside": ("<final>公開<thi\ufffdnk-task>秘密", "公開"),
-    "a control character first": ("<final>公開<\x00think-task>秘密", "公開"),
+    "a control character first": ("<final>公開<\x00think-policy>秘密", "公開"),
     "a filler letter inside": ("<final>公開<th\u3164ink-task>秘密", "公開"),
     "letters that look alike": ("<final>公開<тһіnк-tаsк>秘密", "公開"),
-    "look-alikes open nothing": ("<think-task>秘密</think-task><fіnal>秘密", REFUSED),
-    "look-alikes close nothing": ("<think-task>秘密</thіnk-task><final>秘密", REFUSED),
+    "look-alikes open nothing": ("<think-policy>秘密</think-policy><fіnal>秘密", REFUSED),
+    "look-alikes close nothing": ("<think-policy>秘密</thіnk-task><final>秘密", REFUSED),
     "a name space": ("<final>公開<ns:thinking>秘密", "公開"),
-    "a comment": ("<final>公開<!-- think-task -->秘密", "公開"),
-    "quotation marks as brackets": ("<final>公開«think-task»秘密", "公開"),
-    "signs of comparison as brackets": ("<final>公開≪think-task≫秘密", "公開"),
-    "an entity without its end": ("<final>公開&ltthink-task&gt秘密", "公開"),
-    "an entity with zeros": ("<final>公開&#0060;think-task&#62;秘密", "公開"),
-    "an entity, escaped again": ("<final>公開&amp;lt;think-task&amp;gt;秘密", "公開"),
-    "an escape of JSON": ("<final>公開\\u003cthink-task\\u003e秘密", "公開"),
-    "an escape of addresses": ("<final>公開%3Cthink-task%3E秘密", "公開"),
+    "a comment": ("<final>公開<!-- think-policy -->秘密", "公開"),
+    "quotation marks as brackets": ("<final>公開«think-policy»秘密", "公開"),
+    "signs of comparison as brackets": ("<final>公開≪think-policy≫秘密", "公開"),
+    "an entity without its end": ("<final>公開&ltthink-policy&gt秘密", "公開"),
+    "an entity with zeros": ("<final>公開&#0060;think-policy&#62;秘密", "公開"),
+    "an entity, escaped again": ("<final>公開&amp;lt;think-policy&amp;gt;秘密", "公開"),
+    "an escape of JSON": ("<final>公開\\u003cthink-policy\\u003e秘密", "公開"),
+    "an escape of addresses": ("<final>公開%3Cthink-policy%3E秘密", "公開"),
     "another slash": ("<final>公開<⧸final>秘密", "公開"),
     "a control token with spaces": ("<final>公開<| end |>秘密", "公開"),
     "a control token without its end": ("<final>公開<|user\n秘密", "公開"),
     # A thinking that was never opened and speaks of the final tag.
-    "final in passing": ("まず<final>に書く事。秘密</think-task><final>公開</final>", "公開"),
+    "final in passing": ("まず<final>に書く事。秘密</think-policy><final>秘密</final>", REFUSED),
     "final in passing, nothing closed": ("秘密。次に<final>を書く。秘密", REFUSED),
     "final in passing, on a line of its own": ("秘密\n<final>秘密</final>", REFUSED),
     "final in passing, between blocks": (
-        "<think-task>秘密</think-task>次に<final>を書く。秘密<think-safety>秘密</think-safety>\n<final>公開",
-        "公開",
+        "<think-policy>秘密</think-policy>次に<final>を書く。秘密<think-safety>秘密</think-safety>\n<final>秘密",
+        REFUSED,
     ),
     "close and final in passing": (
-        "<think-task>終わりは</think-task>で、次に<final>を書く。秘密</think-task><final>公開",
-        "公開",
+        "<think-policy>終わりは</think-policy>で、次に<final>を書く。秘密</think-policy><final>秘密",
+        REFUSED,
     ),
-    "words before final": ("<think-task>秘密</think-task>\nでは答えます。\n<final>公開", "公開"),
+    "words before final": ("<think-policy>秘密</think-policy>\nでは答えます。\n<final>秘密", REFUSED),
+    "another block closed last": (
+        "<think-policy>秘密</think-policy><think-task>秘密</think-task><final>秘密",
+        REFUSED,
+    ),
     "control token in final": ("<final>公開<|end|>\n<|user|>\n秘密", "公開"),
-    "control token before": ("<think-task>秘密</think-task><|end|><final>秘密</final>", REFUSED),
+    "control token before": ("<think-policy>秘密</think-policy><|end|><final>秘密</final>", REFUSED),
     "seed: no final": ("# 思考ステップ\n秘密", REFUSED),
-    "seed: no thinking": ("# 最終回答\n公開", "公開"),
+    "no thinking": ("\n<final>秘密", REFUSED),
+    "seed: no thinking": ("\n# 最終回答\n秘密", REFUSED),
     "seed: final before thinking": ("# 最終回答\n公開\n\n# 思考ステップ\n秘密", "公開"),
-    "seed: two finals": ("# 思考ステップ\n秘密\n# 最終回答\n公開\n# 最終回答\n秘密", "公開"),
+    "seed: two finals": ("# 思考ステップ\n秘密\n判定: ALLOW\n# 最終回答\n公開\n# 最終回答\n秘密", "公開"),
     "seed: heading inside a line": ("# 思考ステップ\n次に # 最終回答\nを書く。秘密", REFUSED),
-    "seed: text on the heading's line": ("# 思考ステップ\n秘密\n# 最終回答は秘密", REFUSED),
+    "seed: text on the heading's line": ("# 思考ステップ\n秘密\n判定: ALLOW\n# 最終回答は秘密", REFUSED),
     "seed: misspelt final": ("# 思考ステップ\n秘密\n# 最終解答\n秘密", REFUSED),
     "seed: misspelt thinking in final": ("# 最終回答\n公開\n# 思老ステップ\n秘密", "公開"),
-    "seed: full width": ("＃ 思考ｽﾃｯﾌﾟ\n秘密\n＃　最終回答\n公開\n＃思考ステップ\n秘密", "公開"),
+    "seed: full width": (
+        "＃ 思考ｽﾃｯﾌﾟ\n秘密\n判定：ＤＥＮＹ\n＃　最終回答\n公開\n＃思考ステップ\n秘密",
+        "公開",
+    ),
     "seed: bold heading in final": ("# 最終回答\n公開\n**思考ステップ**\n秘密", "公開\n**"),
-    "seed: thinking never opened": ("秘密\n# 最終回答\n秘密", REFUSED),
+    "seed: thinking never opened": ("秘密\n判定: ALLOW\n# 最終回答\n秘密", REFUSED),
     "seed: half a heading in final": ("# 最終回答\n公開\n# 思考：\n秘密", "公開"),
     "seed: hiragana heading in final": ("# 最終回答\n公開\n# 思考すてっぷ\n秘密", "公開"),
     "seed: Chinese heading in final": ("# 最終回答\n公開\n# 思考步骤\n秘密", "公開"),
@@ -414,41 +466,128 @@ TABLE = {
     "seed: heading with a number": ("# 最終回答\n公開\n思考ステップ１: 秘密", "公開"),
     "seed: heading with a dash": ("# 最終回答\n公開\n思考ステップ - 秘密", "公開"),
     "seed: heading in brackets": ("# 最終回答\n公開\n＜思考＞秘密", "公開\n＜"),
-    "seed: tag opened in thinking": ("# 思考ステップ\n<think-task>秘密\n# 最終回答\n秘密", REFUSED),
-    "seed: final tag in thinking": ("# 思考ステップ\n<final>秘密</final>\n# 最終回答\n公開", "公開"),
-    "seed heading in a tag": ("<think-task>秘密\n# 最終回答\n秘密</think-task><final>公開", "公開"),
-    "English": ("# Thinking\n秘密\n# Final answer\n公開", "公開"),
-    "English: Windows line ends": ("# Thinking\r\n秘密\r\n# Final answer\r\n公開\r\n", "公開"),
-    "English: words before": ("秘密\n # Thinking \n秘密\n# Final answer \n公開", "公開"),
+    "seed: tag opened in thinking": (
+        "# 思考ステップ\n<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密",
+        REFUSED,
+    ),
+    "seed: final tag in thinking": (
+        "# 思考ステップ\n<final>秘密</final>\n判定: DENY\n# 最終回答\n公開",
+        "公開",
+    ),
+    "seed: final heading in thinking": (
+        "# 思考ステップ\n秘密\n# 最終回答\n秘密\n判定: DENY\n# 最終回答\n公開",
+        "公開",
+    ),
+    "seed: no decision": ("# 思考ステップ\n秘密\n\n# 最終回答\n秘密", REFUSED),
+    "seed: words after the decision": ("# 思考ステップ\n判定: DENY\n秘密\n# 最終回答\n秘密", REFUSED),
+    "seed: signs around the decision": ("# 思考ステップ\n「判定: DENY」\n# 最終回答\n秘密", REFUSED),
+    "seed: another format's decision": ("# 思考ステップ\n秘密\nDecision: DENY\n# 最終回答\n秘密", REFUSED),
+    "seed: full-width decision": ("# 思考ステップ\n秘密\n　判定： ＤＥＮＹ。 \n\n# 最終回答\n公開", "公開"),
+    **{
+        f"{line!r} in final": (f"<final>公開\n{line}秘密", "公開")
+        for line in (
+            *(
+                "判定: ALLOW\n",
+                "判定：deny",
+                "判\u200b定: REFUSE。",
+                "Decision: ALLOW\n",
+                "判定: ALLOW（許可）",
+            ),
+            *(
+                "思考過程: ",
+                "思考プロセス\n",
+                "思\U000e0fff考ステップ\n",
+                "𝈶think>",
+                "<ᎢhinK>",
+                "<th\ue000ink>",
+            ),
+            *(
+                "&amp;amp;lt;think>",
+                "&#38;#60;think>",
+                "%253Cthink",
+                "\\u0026lt;think",
+                "%26lt%3Bthink",
+                "\\074think",
+            ),
+            *("<s>", "</s>", "<unk>", "<start_of_turn>", "[INST]", "<analysis>", "</scratchpad>"),
+        )
+    },
+    **{
+        f"{lead}{mark} in final": (f"<final>公開\n{lead}{mark}秘密", f"公開\n{lead}")
+        for lead, mark in (
+            *(("__", "思考ステップ__\n"), ("<h2>", "思考ステップ</h2>"), ("- **", "判定**: DENY\n")),
+            *(
+                ("<details><summary>", "思考過程</summary>"),
+                ("<b>", "判定: ALLOW</b>"),
+                ("\\", "\\u003cthink"),
+            ),
+        )
+    },
+    "seed heading in a tag": (
+        "<think-policy>秘密\n判定: ALLOW\n# 最終回答\n秘密</think-policy><final>公開",
+        "公開",
+    ),
+    "English": ("# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開", "公開"),
+    "English: Windows line ends": (
+        "# Thinking\r\n秘密\r\nDecision: ALLOW\r\n# Final answer\r\n公開\r\n",
+        "公開",
+    ),
+    "English: words before": ("秘密\n # Thinking \n秘密\nDecision: ALLOW\n# Final answer \n公開", "公開"),
     "English: no thinking": ("# Final answer\n秘密", REFUSED),
+    "English: no decision": ("# Thinking\n秘密\n# Final answer\n秘密", REFUSED),
+    "English: decision in a sentence": ("# Thinking\nThe decision: ALLOW\n# Final answer\n秘密", REFUSED),
     "English: no final": ("# Thinking\n秘密", REFUSED),
-    "English: thinking written otherwise": ("# thinking\n秘密\n# Final answer\n秘密", REFUSED),
+    "English: thinking written otherwise": (
+        "# thinking\n秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
     "English: final written otherwise": ("# Thinking\n秘密\n# Final Answer\n秘密", REFUSED),
     "English: smaller final": ("# Thinking\n秘密\n## Final answer\n秘密", REFUSED),
-    "English: text on the heading's line": ("# Thinking\n秘密\n# Final answer: 秘密", REFUSED),
+    "English: text on the heading's line": (
+        "# Thinking\n秘密\nDecision: ALLOW\n# Final answer: 秘密",
+        REFUSED,
+    ),
     "English: heading inside a line": ("# Thinking\n秘密 # Final answer\n秘密", REFUSED),
-    "English: two finals": ("# Thinking\n秘密\n# Final answer\n公開\n# Final answer\n秘密", "公開"),
-    "English: thinking again": ("# Thinking\n秘密\n# Thinking\n秘密\n# Final answer\n公開", "公開"),
-    "English: final tag in thinking": ("# Thinking\n<final>秘密</final>\n# Final answer\n公開", "公開"),
-    "English: tag opened in thinking": ("# Thinking\n<think>秘密\n# Final answer\n秘密", REFUSED),
-    "English: Japanese inside": ("# Thinking\n秘密\n# 思考ステップ\n秘密\n# Final answer\n秘密", REFUSED),
-    "English: Japanese final": ("# Thinking\n秘密\n# 最終回答\n秘密", REFUSED),
+    "English: two finals": (
+        "# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n# Final answer\n秘密",
+        "公開",
+    ),
+    "English: thinking again": (
+        "# Thinking\n秘密\n# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開",
+        "公開",
+    ),
+    "English: final tag in thinking": (
+        "# Thinking\n<final>秘密</final>\nDecision: ALLOW\n# Final answer\n公開",
+        "公開",
+    ),
+    "English: tag opened in thinking": (
+        "# Thinking\n<think>秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
+    "English: Japanese inside": (
+        "# Thinking\n秘密\n# 思考ステップ\n秘密\nDecision: ALLOW\n# Final answer\n秘密",
+        REFUSED,
+    ),
+    "English: Japanese final": ("# Thinking\n秘密\n判定: ALLOW\n# 最終回答\n秘密", REFUSED),
     "English after tags": ("<think>秘密</think>\n# Final answer\n秘密", REFUSED),
     **{
-        f"English: {heading!r} in final": (f"# Thinking\n秘密\n# Final answer\n公開\n{heading}秘密", "公開")
+        f"English: {heading!r} in final": (
+            f"# Thinking\n秘密\nDecision: ALLOW\n# Final answer\n公開\n{heading}秘密",
+            "公開",
+        )
         for heading in (
             *("# Thinking\n", "## thinking\n", "#Final Answer: ", "# Thinking steps\n", "# Thikning\n"),
             *("＃ Thinking\n", "# **Thinking**\n", "# Ｔｈｉｎｋｉｎｇ\n", "# Тhinking\n", "# 1. Thinking\n"),
             *("# Thinking - ", "# Thought process\n", "# Final answers\n", "# 思考ステップ\n", "<think>"),
         )
     },
-    "Windows line ends": ("# 思考ステップ\r\n秘密\r\n\r\n# 最終回答\r\n公開\r\n", "公開"),
+    "Windows line ends": ("# 思考ステップ\r\n秘密\r\n判定: ALLOW\r\n\r\n# 最終回答\r\n公開\r\n", "公開"),
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), TABLE.values(), ids=TABLE)
 def test_broken_outputs(text, expected):
-    expected = expected or REFUSAL_TEXT
+    text, expected = whole(text), expected or REFUSAL_TEXT
     assert final_only(text) == expected
     assert streamed(text) == expected
 
@@ -477,20 +616,22 @@ STACKS = {
     "Mistral": ("[THINK]R[/THINK]A", REFUSED, "A"),
     "gpt-oss": ("<|channel|>analysis<|message|>R<|end|><|channel|>final<|message|>A", REFUSED, "A"),
     # The same with a final part of ours: the thinking stays in, the answer goes out.
-    "close only, final": ("R</think><final>A</final>", "A", None),
-    "both tags, final": ("<think>R</think><final>A</final>", "A", None),
-    "both tags, heading": ("<think>R</think>\n# 最終回答\nA", "A", None),
-    "open only, final": ("<think>R<final>R</final>", REFUSED, None),
-    "false close, final": ("<think>R</thing>R</think><final>A</final>", "A", None),
-    "nested, final": ("<think>R<think>R</think>R</think><final>A</final>", "A", None),
+    "both tags, final": (f"<think>R</think>{POLICY}<final>A</final>", "A", None),
+    "open only, final": (f"<think>R{POLICY}<final>R</final>", REFUSED, None),
+    "false close, final": (f"<think>R</thing>R</think>{POLICY}<final>A</final>", "A", None),
+    "nested, final": (f"<think>R<think>R</think>R</think>{POLICY}<final>A</final>", "A", None),
+    # Their tags alone hold no decision.
+    "both tags, no decision": ("<think>R</think><final>R</final>", REFUSED, None),
+    "both tags, heading": ("<think>R</think>\n# 最終回答\nR", REFUSED, None),
     "Kimi in final": ("<final>A◁think▷R", "A", None),
     "Mistral in final": ("<final>A[THINK]R[/THINK]", "A", None),
-    "second block after final": ("<think>R</think><final>A</final><think>R</think>R", "A", None),
+    "second block after final": ("<final>A</final><think>R</think>R", "A", None),
 }
 
 
 @pytest.mark.parametrize(("text", "ours", "theirs"), STACKS.values(), ids=STACKS)
 def test_cases_of_the_known_serving_stacks(text, ours, theirs):
+    text = whole(text)
     assert final_only(text) == streamed(text) == (ours or REFUSAL_TEXT)
     assert ours != theirs or ours is REFUSED
 
@@ -503,18 +644,24 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
 @pytest.mark.parametrize(
     ("thinking", "content", "style", "expected"),
     [
-        ("秘密", "公開", "seed", "公開"),
+        ("秘密\n判定: ALLOW", "公開", "seed", "公開"),
+        ("秘密", "秘密", "seed", REFUSED),
         (INNER, "公開", "quadruple", "公開"),
         (INNER, "公開</final>", "quadruple", "公開"),
         ("秘密", "公開", "quadruple", REFUSED),  # its first block was never closed
         (INNER.removesuffix("</think-policy>"), "秘密", "quadruple", REFUSED),
-        ("秘密", "秘密\n# 最終回答\n公開", "seed", REFUSED),  # parted at a heading inside the thinking
+        (
+            "秘密",
+            "秘密\n判定: ALLOW\n# 最終回答\n公開",
+            "seed",
+            REFUSED,
+        ),  # parted at a heading inside the thinking
         (INNER, "秘密</think-policy><final>公開", "quadruple", REFUSED),
-        ("秘密", "公開<think-task>秘密", "seed", REFUSED),
-        ("秘密", "", "seed", REFUSED),
-        ("秘密", "公開", "english", "公開"),
-        ("秘密", "公開\n# Thinking\n秘密", "english", REFUSED),
-        ("秘密\n# Final answer\n秘密", "公開", "english", REFUSED),
+        ("秘密\n判定: ALLOW", "公開<think-task>秘密", "seed", REFUSED),
+        ("秘密\n判定: ALLOW", "", "seed", REFUSED),
+        ("秘密\nDecision: ALLOW", "公開", "english", "公開"),
+        ("秘密\nDecision: ALLOW", "公開\n# Thinking\n秘密", "english", REFUSED),
+        ("秘密\nDecision: ALLOW\n# Final answer\n秘密", "公開", "english", REFUSED),
         ("", ENGLISH, "english", "答えは 72 です。"),
         ("秘密<think-task>", "秘密", "seed", REFUSED),
         ("", "秘密", "seed", REFUSED),  # no thinking: the content is raw text
@@ -524,3 +671,32 @@ INNER = "秘密</think-task>\n<think-safety>秘密</think-safety>\n<think-policy
 )
 def test_engine_separated(thinking, content, style, expected):
     assert final_of_separated(thinking, content, style) == (expected or REFUSAL_TEXT)
+
+
+# --- repetition word for word -----------------------------------------------------------------------------
+
+letters = st.text("ab思", max_size=40)
+
+
+@given(letters, letters)
+def test_the_longest_shared_text_is_difflibs(thinking, final):
+    matcher = difflib.SequenceMatcher(None, thinking, final, autojunk=False)
+    assert longest_shared(thinking, final) == matcher.find_longest_match().size
+
+
+@given(letters, letters, st.integers(1, 6), st.data())
+def test_no_repetition_over_the_limit_leaves_whatever_the_chunking(thinking, final, most, data):
+    thinking, final = f"x{thinking}", f"公{final.strip()}"
+    text = f"# 思考ステップ\n{thinking}\n判定: ALLOW\n\n# 最終回答\n{final}"
+    stream = StreamingFinal(most_shared=most)
+    released = "".join(map(stream.feed, cut(data, text))) + stream.close()
+    assert final.startswith(released)
+    assert longest_shared(thinking, released) <= most
+    if longest_shared(thinking, final) <= most:
+        assert released == final and not stream.ended
+    else:
+        assert stream.ended and len(released) < len(final)
+    parted = StreamingFinal(most_shared=most)
+    parted.feed("", f"{thinking}\n判定: ALLOW")
+    parted.feed(final)
+    assert parted.close() == (final if longest_shared(thinking, final) <= most else REFUSAL_TEXT)

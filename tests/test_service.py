@@ -195,12 +195,12 @@ def test_an_engine_that_parts_the_thinking_itself(service, engine):
 
 
 def test_no_stated_decision_is_one_for_a_person(service, engine):
-    engine.script = f"# 思考ステップ\n{SECRET}\n\n# 最終回答\n{PUBLIC}"
+    engine.script = f"<think-policy>{SECRET}</think-policy><final>{PUBLIC}"
     assert ask(service).json()["decision"] == "ESCALATION"
 
 
 def test_the_engine_stops_when_the_final_part_is_over(service, engine):
-    engine.script = f"<think-task>{SECRET}</think-task><final>{PUBLIC}</final>" + SECRET * 1000
+    engine.script = f"<think-policy>{SECRET}</think-policy><final>{PUBLIC}</final>" + SECRET * 1000
     assert ask(service, max_tokens=512).json()["answer"] == PUBLIC
     assert engine.closed_early == 1
 
@@ -390,7 +390,7 @@ def test_time_out(tmp_path, engine, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_frees_the_engine(tmp_path, engine, stream):
-    engine.script = [Piece(f"<final>{PUBLIC}"), *[Piece("。")] * 100_000]
+    engine.script = [Piece(f"<think-policy>{SECRET}</think-policy><final>{PUBLIC}"), *[Piece("。")] * 100_000]
     engine.gate.clear()
     body = json.dumps({"user_id": "taro", "query": "Q", "options": {"stream": stream}}).encode()
     head = f"POST /think HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"

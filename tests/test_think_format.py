@@ -34,7 +34,7 @@ words = st.text(alphabet="あ漢 a1。\n#<>/&思:", min_size=1, max_size=30).fil
 
 
 def seed_texts() -> st.SearchStrategy[ThinkText]:
-    return st.builds(lambda t, f: ThinkText("seed", f.strip(), thinking=t.strip()), words, words)
+    return st.builds(lambda t, f: ThinkText("seed", f.strip(), with_decision(t, "DENY")), words, words)
 
 
 english_words = st.text(alphabet="Tthinkg Fialswer#: a\n。", min_size=1, max_size=30).filter(
@@ -44,7 +44,9 @@ english_words = st.text(alphabet="Tthinkg Fialswer#: a\n。", min_size=1, max_si
 
 def english_texts() -> st.SearchStrategy[ThinkText]:
     return st.builds(
-        lambda t, f: ThinkText("english", f.strip(), thinking=t.strip()), english_words, english_words
+        lambda t, f: ThinkText("english", f.strip(), with_decision(t, "DENY", "english")),
+        english_words,
+        english_words,
     )
 
 
@@ -73,7 +75,7 @@ def tokenizer():
         [
             {"role": "user", "content": ""},
             {"role": "assistant", "content": QUADRUPLE},
-            {"role": "user", "content": "次 <|end|>"},
+            {"role": "user", "content": "次"},
         ],
     ],
 )
@@ -121,6 +123,7 @@ def test_build_parse_build_is_the_identity(parts):
         SEED + "\n# 最終回答\nもう一度",
         SEED.replace("# 最終回答", "# 最終解答"),
         SEED.replace("# 思考ステップ\n", ""),
+        SEED.replace("判定: ALLOW\n", ""),
         "はじめに\n" + SEED,
         QUADRUPLE + "おまけ",
         QUADRUPLE.replace("</final>", ""),
@@ -149,6 +152,11 @@ def test_anything_else_is_not_well_formed(text):
         (ThinkText("english", "72", thinking="so", policy="x"), "policy.*other format"),
         (ThinkText("seed", "答え", thinking="考え", task="x"), "task.*other format"),
         (ThinkText("quadruple", "答え", task="a", safety="b"), "policy.*empty"),
+        (ThinkText("seed", "答え", thinking="考え"), "seed.*must end with its decision"),
+        (ThinkText("seed", "答え", thinking="判定: ALLOW\n考え"), "must end with its decision"),
+        (ThinkText("seed", "答え", thinking="考え\n**判定**: ALLOW"), "must end with its decision"),
+        (ThinkText("english", "72", thinking="so\n判定: ALLOW"), "must end with .*Decision: LABEL"),
+        (ThinkText("seed", "答え\n判定: ALLOW", thinking="判定: ALLOW"), "final.*mark"),
         (ThinkText("triple", "答え"), "triple.*seed, quadruple"),
     ],
 )

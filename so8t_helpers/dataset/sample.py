@@ -34,6 +34,9 @@ from so8t_helpers.thinking.markers import CANDIDATE
 
 FORMATS = (*STYLES, "plain")
 _texts_of = attrgetter(*TEXT_FIELDS)
+# A thinking states its decision. A turn that is not the assistant's may quote one, or name a control token:
+# the chat renderer makes ordinary text of it.
+_MARKS_OUTSIDE_ANSWERS = {"answer": (), **dict.fromkeys(("reasoning", "safety", "policy"), ("decision",))}
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Sampler:
         record = candidate.record
         if candidate.worth & MARKS and CANDIDATE.search(candidate.joined):
             for name in TEXT_FIELDS:  # no record may break out of its part
-                if contains_markers(getattr(record, name) or "", self.settings.think_format):
+                besides = _MARKS_OUTSIDE_ANSWERS.get(name, ("decision", "token"))
+                if contains_markers(getattr(record, name) or "", self.settings.think_format, besides):
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
         if candidate.worth & PERSONAL and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.dataset.records import Record
-from so8t_helpers.thinking.format import HEADED, ThinkText, decision_of, with_decision
+from so8t_helpers.thinking.format import HEADED, ThinkText, decision_of, ends_decided, with_decision
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ def cut(text: ThinkText, fits: Callable[[ThinkText], bool], label: str) -> Think
 
 
 def _decided(thinking: str, label: str, style: str) -> str:
-    """Return the thinking with its decision as `style` states it, in place of one at its end that differs."""
+    """Return the thinking with its decision as `style` states it at its end, in place of one that differs."""
     if decision_of(thinking) is None:
         return with_decision(thinking, label, style)
-    if decision_of(thinking, style) == label:
+    if decision_of(thinking, style) == label and ends_decided(thinking, style):
         return thinking
     return with_decision(_undecided(thinking), label, style)
 

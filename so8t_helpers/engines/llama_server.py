@@ -31,6 +31,7 @@ def serve(options: dict[str, Any], answer: TextIO) -> None:
     params.n_ctx = options["num_ctx"] * options["parallel"]
     params.kv_unified = params.ctx_shift = params.warmup = False
     params.fit_params = params.ui = params.use_jinja = False
+    params.special = True  # control tokens are written out: stops and the scanner must see them
     params.verbosity = 1  # errors alone; at 0 a failed load would not say why
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"]
     server = xllamacpp.Server(params)

@@ -41,7 +41,9 @@ class Ollama(HttpEngine):
     ) -> Pieces:
         """Answer a chat, streamed; with `think` the server puts the command and parts off the thinking."""
         options = {"num_predict": max_tokens, "temperature": temperature, "seed": seed}
-        return self._stream("/api/chat", {"messages": messages, "think": think, "options": options})
+        # The server renders the chat: what our renderer does to a content is done here.
+        turns = [{**turn, "content": self.dialect.neutral(turn["content"])} for turn in messages]
+        return self._stream("/api/chat", {"messages": turns, "think": think, "options": options})
 
     def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> Pieces:
         """Go on after a rendered prompt, streamed; `think: false` keeps Ollama from parting the text."""

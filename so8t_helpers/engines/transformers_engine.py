@@ -140,7 +140,9 @@ class Transformers(Engine):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        """Return the text as the model wrote it, control tokens too, up to where it stopped."""
+        written = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
+        return str(self.tokenizer.decode(written, skip_special_tokens=False))
 
 
 def open_transformers(

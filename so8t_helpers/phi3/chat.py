@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 ROLES = ("system", "user", "assistant")
 BEGIN, ASK, END = "", "ask", "end"  # the two ends of a chat; ASK: the assistant is to answer
@@ -22,7 +23,7 @@ class Dialect:
             the first, `ASK` after the last where the assistant is to answer, else `END`.
         end: the control token that ends the assistant's turn.
         stops: control tokens at which writing stops, `end` first.
-        controls: all tokens of the vocabulary that are no ordinary text.
+        controls: all tokens of the vocabulary that are no ordinary text; they are none in a turn's content.
         strips: whether white space around a turn's content is left out.
     """
 
@@ -39,7 +40,7 @@ class Dialect:
 
     def render(self, messages: Iterable[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
         """Return the text that the base's own chat template makes of the messages; an empty system turn is
-        left out.
+        left out, and a control token in a content is made ordinary text (see `neutral`).
 
         Raises:
             ValueError: a role or an order of roles that the template does not know.
@@ -50,7 +51,8 @@ class Dialect:
             if role not in ROLES:
                 raise ValueError(f"message role {role!r}: expected one of {', '.join(ROLES)}")
             if role != "system" or content:
-                parts += [self._joint(before, role), content.strip() if self.strips else content]
+                content = self.neutral(content.strip() if self.strips else content)
+                parts += [self._joint(before, role), content]
                 before = role
         parts.append(self._joint(before, ASK if add_generation_prompt else END))
         return "".join(parts)
@@ -63,11 +65,16 @@ class Dialect:
         return self.render(turns, add_generation_prompt=True)
 
     def neutral(self, text: str) -> str:
-        """Return a text with a space in each control token, so that it is read as ordinary text."""
-        return self._controls().sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        """Return a text with a space in each control token, so that it is read as ordinary text.
 
+        A text that holds none stays as it is. White space that is a token of its own is ordinary text.
+        """
+        return self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    @cached_property
     def _controls(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))))
+        marks = (mark for mark in self.controls if len(mark) > 1 and not mark.isspace())
+        return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)")
 
     def _joint(self, before: str, after: str) -> str:
         try:

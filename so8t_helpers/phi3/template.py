@@ -75,7 +75,7 @@ def _read_gguf(path: Path, size: int, changed: int) -> Dialect:
         return bytes(field.parts[field.data[index]]).decode("utf-8", "replace") if field else ""
 
     tokens = {name: text(i) for name, i in (("bos_token", begin), ("eos_token", end)) if i is not None}
-    special = {TokenType.CONTROL, TokenType.USER_DEFINED}
+    special = {TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN}
     controls = [text(i) for i, kind in enumerate(types or []) if kind in special]
     return dialect(template, tokens, controls, str(path))
 
@@ -113,7 +113,9 @@ def dialect(template: str | None, tokens: Mapping[str, str], controls: Iterable[
         )
     begins = [text for pair, text in joints.items() if pair[0] == BEGIN or pair[1] == "assistant"]
     written = [mark for text in begins for mark in found.findall(text)]
-    stops = dict.fromkeys(filter(None, [end[0], *written, tokens.get("eos_token")]))
+    # A model that goes on with one of SentencePiece's own is lost.
+    lost = [mark for mark in ("<s>", "</s>", "<unk>") if mark in known]
+    stops = dict.fromkeys(filter(None, [end[0], *written, tokens.get("eos_token"), *lost]))
     return Dialect(joints, end[0], tuple(stops), known, strips)
 
 

@@ -20,8 +20,6 @@ from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
 from so8t_helpers.thinking.audit_lines import canonical
 
-# What begins a control token of the tokenizer; in a question it must stay ordinary text.
-_CONTROL_TOKEN = re.compile(r"<(?=\||/?s>|unk>)")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Tokens that the chat template itself and the think command need, with room to spare.
 _TEMPLATE_TOKENS = 32
@@ -98,7 +96,7 @@ class Answering:
             AnswerError: 413, it does not fit into the context; 422, no chat that the template can write.
         """
         dialect, system = self.engine.dialect, self.settings.dataset.system_prompt or ""
-        turns = [{**turn, "content": self._plain(turn["content"])} for turn in question.asked.turns]
+        turns = [{**turn, "content": _INVISIBLE.sub("", turn["content"])} for turn in question.asked.turns]
         if turns[0]["role"] == "system":
             system = "\n\n".join(filter(None, [system, turns.pop(0)["content"]]))
         try:
@@ -114,9 +112,6 @@ class Answering:
                 413, "too_long", f"the question is longer than the {room} tokens there is room for"
             )
         return prompt
-
-    def _plain(self, text: str) -> str:
-        return self.engine.dialect.neutral(_CONTROL_TOKEN.sub("< ", _INVISIBLE.sub("", text)))
 
     def _audit_asked(self, question: Question) -> None:
         asked = question.asked
@@ -155,6 +150,7 @@ class Answering:
                 "answer_hmac": self.audit.code(draft.answer),
                 "fixed_refusal": draft.refused,
                 "cut": draft.cut,
+                "shared": draft.shared,
                 "finish": draft.finish if answered else None,
                 "tokens": draft.tokens,
                 "waited_ms": round((started - question.accepted) * 1000),

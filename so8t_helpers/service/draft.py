@@ -12,7 +12,7 @@ from so8t_helpers.engines.base import Engine, Piece
 from so8t_helpers.engines.host import parted_style
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.format import decision_of, parse
-from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal
+from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, longest_shared
 
 Decision = Literal["ALLOW", "ESCALATION", "DENY", "REFUSE"]
 Finish = Literal["stop", "length", "content_filter"]
@@ -101,7 +101,8 @@ class Draft:
         self.denied = False
         self._question, self._serve = question, settings.serve
         self._style = parted_style(settings)
-        self._stream, self._stop = StreamingFinal(self._style), _Stop(question.asked.stops)
+        self._stream = StreamingFinal(self._style, self._serve.most_shared)
+        self._stop = _Stop(question.asked.stops)
         self._text: list[str] = []
         self._parted: list[str] = []
         self._released: list[str] = []
@@ -122,8 +123,14 @@ class Draft:
 
     @property
     def cut(self) -> bool:
-        """Whether something that might be a mark ended the final part before its end."""
+        """Whether something that might be a mark, or a repetition, ended the final part before its end."""
         return self._stream.cut and not (self.denied or self._stop.met)
+
+    @property
+    def shared(self) -> int:
+        """Characters of the longest text that the answer repeats of the thinking; of a fixed text none."""
+        fixed = self.refused or self.denied
+        return 0 if fixed else longest_shared(self.thinking, self.answer)
 
     @property
     def decision(self) -> Decision:

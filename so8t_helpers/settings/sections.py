@@ -235,6 +235,7 @@ class ServeSettings(Section):
     timeout_seconds: Positive = 120.0
     log_queries: bool = False
     audit_log: str | None = None
+    most_shared: Count | None = None  # characters that a final part may repeat of the thinking
     connections: Annotated[int, Field(ge=16)] = 512  # open at once
     receive_seconds: Positive = 10.0  # for the head of a request, and again for its body
     client_system_turns: bool = False  # take those of /v1/chat/completions, after dataset.system_prompt

@@ -7,32 +7,54 @@ later step (NFKC, an HTML page) may turn one into the other.
 from __future__ import annotations
 
 import unicodedata
+from itertools import chain
+
+import regex
+from confusable_homoglyphs.confusables import confusables_data
 
 # Stands for what is not seen: it is skipped inside a mark.
 FILLER = "\u200b"
+
+
+def _alike(sign: str) -> str:
+    """Return the single characters that Unicode's table (UTS 39) says look like `sign`.
+
+    Not ASCII, which stands for itself, and not what Japanese text is written with (`ノ` for a slash).
+    """
+    pairs = (entry["c"] for entry in confusables_data.get(sign, ()))
+    return "".join(c for c in pairs if len(c) == 1 and c > "\x7f" and not "⺀" <= c <= "鿿")
+
+
 # Brackets and slashes that may stand for "<", ">", "[" and "/" in a mark, but never in an exact one.
-OPENING = "‹〈《⟨❮◁«≪⋘≺⋖˂ᐸ❬❰⟪⦑⧀⧼⪡⫷⏴◀◂◃◄◅⯇≲≤≦⩽"
-_CLOSING = "›〉》⟩❯▷»≫⋙≻⋗˃ᐳ❭❱⟫⦒⧁⧽⪢⫸⏵▶▸▹►▻⯈≳≥≧⩾"
+OPENING = "‹〈《⟨❮◁«≪⋘≺⋖˂ᐸ❬❰⟪⦑⧀⧼⪡⫷⏴◀◂◃◄◅⯇≲≤≦⩽" + _alike("<")
+_CLOSING = "›〉》⟩❯▷»≫⋙≻⋗˃ᐳ❭❱⟫⦒⧁⧽⪢⫸⏵▶▸▹►▻⯈≳≥≧⩾" + _alike(">")
 _SQUARE, _SQUARE_END = "【〔⟦〚", "】〕⟧〛"
 # Whatever else is folded into the first character of a mark.
-OTHER_FORMS = _SQUARE + "［﹇︻︹﹝🄪🉀🉁🉂🉃🉄🉅🉆🉇🉈＜﹤≮≰≴⊀\u2329︽︿＆﹠＃﹟％﹪＼﹨"
-_SLASHES = "⁄∕\\∖⧵⧸⧹⟋⟍╱╲"
+OTHER_FORMS = _SQUARE + "［﹇︻︹﹝🄪🉀🉁🉂🉃🉄🉅🉆🉇🉈＜﹤≮≰≴⊀\u2329︽︿＆﹠＃﹟％﹪＼﹨" + _alike("&")
+_SLASHES = "\\╱╲" + _alike("/") + _alike("\\")
 _PLAIN = (
     dict.fromkeys(OPENING, "«")
     | dict.fromkeys(_CLOSING, "»")
     | dict.fromkeys(_SQUARE, "[")
     | dict.fromkeys(_SQUARE_END, "]")
     | dict.fromkeys(_SLASHES, "/")
-    | {"−": "-", "\ufffd": "*"}
+    | {look: sign for sign in "&-:_" for look in _alike(sign)}
+    | {"\ufffd": "*"}
 )
-# Hangul fillers and the empty Braille cell are letters and signs by their category, and yet not seen.
-_UNSEEN = "\u115f\u1160\u2800"
-# A letter of a mark, then letters of other alphabets that look like it. They become that letter in upper
-# case, which nothing else stays: such a mark is recognised, but never exact.
-_LOOK_ALIKES = (
-    "Aаαɑᴀ Cсᴄ Dԁđᴅ Eеєεɛᴇ Fƒꜰғ Gɡɢ Hһнħʜη Iіιıɪӏ Kкκᴋ Lłʟ Nпɴո Oоοøᴏ Pрρᴘ Rгʀ Sѕꜱ Tтτŧᴛ Uυսᴜ Yуγүʏ"
+# What is not seen by its property (it takes in the Hangul fillers and code points that are not assigned yet);
+# the empty Braille cell and the empty note head are signs, and yet blank.
+_UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cn}\p{Co}\p{Cs}\u2800\U0001d159]")
+# A letter of a mark, then letters of other alphabets that look like it and are not in Unicode's table. All
+# such become that letter in upper case, which nothing else stays: a mark is recognised, but never exact.
+_MORE_ALIKE = "Aᴀ Dđᴅ Eєεɛᴇ Fƒꜰғ Gɢ Hнħʜη Kкκᴋ Lłʟ Nпɴ Oø Pᴘ Rʀ Tтτŧᴛ"
+_LETTER_OF = (
+    {
+        look: letter
+        for letter in "ZYXWVUTSRQPONMLKJHGFEDCBAI"  # what looks like I and l is an I
+        for look in chain(_alike(letter), _alike(letter.lower()))
+    }
+    | {look: letters[0] for letters in _MORE_ALIKE.split() for look in letters[1:]}
 )
-_LETTER_OF = {look: letters[0] for letters in _LOOK_ALIKES.split() for look in letters[1:]}
 _REMEMBERED = 20_000  # characters: more than a text in any language uses
 
 
@@ -42,20 +64,21 @@ class _Folding(dict[int, str]):
     def __missing__(self, code: int) -> str:
         plain = unicodedata.normalize("NFKD", chr(code)).casefold()[:1]
         category = unicodedata.category(plain)
-        if category in {"Mn", "Me", "Cf"} or plain in _UNSEEN:
+        unprinted = category in {"Mn", "Me", "Cf"} or (category == "Cc" and not plain.isspace())
+        if unprinted or _UNSEEN.match(plain):
             folded = FILLER
-        elif category == "Cc" and not plain.isspace():
-            folded = "*"
         elif category == "Pd":
             folded = "-"
         else:
-            folded = _PLAIN.get(plain) or _LETTER_OF.get(plain, plain)
+            # A capital may look like a letter where its small form does not.
+            itself = "" if plain.isascii() and plain.isalnum() else chr(code)
+            folded = _PLAIN.get(plain) or _LETTER_OF.get(plain) or _LETTER_OF.get(itself, plain)
         if len(self) < _REMEMBERED:
             self[code] = folded
         return folded
 
 
-_FOLDING = _Folding()
+_FOLDING = _Folding({ord("ſ"): "F"})  # its compatible form is s, and yet it looks like an f
 
 
 def fold(text: str) -> str:

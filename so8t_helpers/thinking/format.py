@@ -3,7 +3,8 @@
 Seed format: thinking under one heading, the answer under another. English format: the same in English, which
 costs a vocabulary without Japanese a fifth of the tokens. Quadruple format: three thinking tags, then the
 final tag. The label that the model decides on stands as the last line of the thinking (`判定: ALLOW`, in the
-English format `Decision: ALLOW`), in the quadruple format at the end of `<think-policy>`.
+English format `Decision: ALLOW`), in the quadruple format at the end of `<think-policy>`. Only directly after
+it does a final part begin (see `scanner`).
 """
 
 from __future__ import annotations
@@ -12,22 +13,23 @@ import re
 from dataclasses import dataclass
 
 from so8t_helpers.thinking.folding import fold
+from so8t_helpers.thinking.headings import decision_line
 from so8t_helpers.thinking.scanner import Scanner, contains_markers
 from so8t_helpers.thinking.spelling import (
+    DECISION_LINES,
     ENGLISH_FINAL,
     ENGLISH_THINKING,
     FINAL_TAG,
+    LABELS,
     SEED_FINAL,
     SEED_THINKING,
     THINK_TAGS,
+    Marker,
 )
 
-LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
 STYLES = ("seed", "quadruple", "english")
 # The formats of two headings: over the thinking, over the final part.
 HEADED = {"seed": (SEED_THINKING, SEED_FINAL), "english": (ENGLISH_THINKING, ENGLISH_FINAL)}
-# What stands before the label in the line of the decision.
-DECISION_LINES = {"seed": "判定: ", "quadruple": "判定: ", "english": "Decision: "}
 
 # What an engine that parts a text takes off before the thinking, before the content and after it.
 PARTED = {
@@ -80,7 +82,8 @@ def build(text: ThinkText) -> str:
     """Return the assistant's turn as one text; `parse` gives the (stripped) parts back.
 
     Raises:
-        ValueError: unknown style, an empty final part, a mark inside a part, or a part of the other style.
+        ValueError: unknown style, an empty part, a mark inside one, a part of the other style, or a thinking
+            under a heading that does not end with the line of its decision.
     """
     if text.style not in STYLES:
         raise ValueError(f"think style {text.style!r}: expected one of {', '.join(STYLES)}")
@@ -93,8 +96,11 @@ def build(text: ThinkText) -> str:
     for name, part in (*own, ("final", text.final)):
         if not part or part.isspace():
             raise ValueError(f"{text.style} format: part {name!r} is empty")
-        if contains_markers(part, text.style):
+        if contains_markers(part, text.style, () if name == "final" else ("decision",)):
             raise ValueError(f"{text.style} format: part {name!r} contains a mark of the think formats")
+    if text.style in HEADED and not ends_decided(text.thinking, text.style):
+        line = f"{DECISION_LINES[text.style]}LABEL"
+        raise ValueError(f"{text.style} format: the thinking must end with its decision, a line {line!r}")
     return join(text)
 
 
@@ -131,6 +137,13 @@ def decision_of(thinking: str, style: str | None = None) -> str | None:
     stated = _DECISIONS[style].findall(fold(thinking))
     label = stated[-1].upper() if stated else None
     return label if label in LABELS else None
+
+
+def ends_decided(thinking: str, style: str) -> bool:
+    """Say whether the last line of a thinking states a decision in the form that `style` has for it."""
+    last = thinking.rstrip().rpartition("\n")[2]
+    found = decision_line(fold(last), True, "") if last[:1] in {*"判dD"} else None
+    return isinstance(found, Marker) and found.exact and (found.name == "english") == (style == "english")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ it is all that stands on its line, or is followed by a colon, a full stop, a das
 `## thinking`, `#Final Answer:`, `# Thinking steps`, but neither `# Thinking about trees` nor `# Final answers
 and scores`.
 Without a `#` the words are no mark.
+
+The line of the decision (`判定: ALLOW`, `Decision: ALLOW`) is a mark as well, in a text of any style.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+import regex
+
 from so8t_helpers.thinking.folding import FILLER, fold
 from so8t_helpers.thinking.spelling import (
+    DECISION_LINES,
     ENGLISH_FINAL,
     ENGLISH_THINKING,
+    LABELS,
     MORE,
     SEED_FINAL,
     SEED_THINKING,
@@ -42,17 +48,27 @@ _KANA = {code: _SMALL.get(kana, kana) for code, kana in _HIRAGANA.items()} | str
 _STEP_TITLE, _FINAL_TITLE = fold(SEED_THINKING[2:]), fold(SEED_FINAL[2:])
 _TITLES = ((_reading(_STEP_TITLE), "open"), (_reading(_FINAL_TITLE), "final"))
 # Other words for the same, Chinese ones among them: the base model's languages run into each other.
-_OTHER_TITLES = ("思考ス", "思考プロセス", "思考過程", "思考过程", "思考手順", "思考内容", "思考步")
-_TITLE_STARTS = tuple(_reading(fold(title)) for title in _OTHER_TITLES)
+_OTHER_TITLES = ("思考プロセス", "思考過程", "思考过程", "思考手順", "思考内容", "思考步骤")
+_TITLE_STARTS = tuple(_reading(fold(title)) for title in ("思考ス", "思考步", *_OTHER_TITLES))
 _THINKING_ALONE = re.compile(r"思考[\W\d]*(?:$|:)")
 # What one of a title's first two characters is even after one slip.
 _EARLY_TITLE = frozenset(_STEP_TITLE[:3] + _FINAL_TITLE[:3])
 _TITLE_LENGTH = 8  # one more than the longest title with a slip
 _HEADING_LEAD = re.compile(rf"[# \t*_\[「{FILLER}]+")
 _UNSEEN = re.compile(rf"[\s{FILLER}]+")
-_BARE_STEP = re.compile(f"{FILLER}*".join(_STEP_TITLE) + r"[^\w\n:]*\d*[^\w\n:]*")
+_SIGNS = r"(?:[^\w\n:]|_)*"
+# `regex` says of a text that it may yet become a match (`partial`); `re` cannot.
+_BARE_TITLES = "|".join(_reading(fold(title)) for title in (SEED_THINKING[2:], *_OTHER_TITLES))
+_BARE = regex.compile(rf"(?:{_BARE_TITLES}){_SIGNS}\d*{_SIGNS}")
 _BRACKETED = re.compile(rf"思{FILLER}*考[\s{FILLER}]*[>»\]]")
 _BRACKET_BEFORE = re.compile(rf"[<«\[/][\s{FILLER}]*$")
+# An HTML element before a heading on its line, as in `<details><summary>`: it is none of its words.
+_ELEMENT = re.compile(r"(?:<|&lt;)/?[a-zA-Z][^<>&\n]*(?:>|&gt;)")
+_DECISION = regex.compile(
+    rf"(?:({fold(DECISION_LINES['seed'][:-2])})|{fold(DECISION_LINES['english'][:-2])}){_SIGNS}:[\W_]*?"
+    rf"(?:{'|'.join(LABELS)})",
+    regex.IGNORECASE,
+)
 
 
 def heading(folded: str, at_end: bool, line_blank: bool) -> Marker | More | None:
@@ -141,7 +157,8 @@ def _meant_in_english(title: str) -> str | None:
 def bare_heading(folded: str, at_end: bool, line: str) -> Marker | More | None:
     """Read `思考ステップ` without its `#`: it begins thinking where it stands alone or before a colon.
 
-    Bullets, numbers and brackets may stand before it, and some signs after it; `<思考>` counts as well.
+    Bullets, numbers, brackets and HTML elements may stand before it, and some signs after it; so may other
+    words for it (`思考過程:`), and `<思考>` counts as well.
     """
     unsettled = len(folded) < WINDOW and not at_end
     if _BRACKET_BEFORE.search(line):
@@ -149,16 +166,47 @@ def bare_heading(folded: str, at_end: bool, line: str) -> Marker | More | None:
             return Marker("open", "seed", False, 2)
         if unsettled and _BRACKETED_SO_FAR.fullmatch(folded):
             return MORE
-    if any(map(str.isalpha, line)):
+    if _words_before(line):
         return None
-    title = _BARE_STEP.match(folded)
+    plain = _reading(folded.replace(FILLER, ""))
+    title = _BARE.match(plain, partial=unsettled)
     if title is None:
-        return MORE if unsettled and _STEP_TITLE.startswith(folded.replace(FILLER, "")) else None
+        return None
     end = title.end()
-    if end == len(folded) and unsettled:
+    if end == len(plain) and unsettled:
         return MORE
-    alone = folded[end : end + 1] in {"", "\n", ":"} or any(sign in title.group() for sign in "-=|<«[#&/%")
-    return Marker("open", "seed", False, end) if alone else None
+    alone = plain[end : end + 1] in {"", "\n", ":"} or any(sign in title.group() for sign in "-=|<«[#&/%")
+    return Marker("open", "seed", False, 2) if alone else None
+
+
+def _words_before(line: str) -> bool:
+    """Say whether words stand on a line before what may be a heading: then it is none."""
+    return any(map(str.isalpha, _ELEMENT.sub("", line) if "<" in line or "&" in line else line))
+
+
+def decision_line(folded: str, at_end: bool, line: str) -> Marker | More | None:
+    """Read the line of the decision; exact where nothing else but a full stop stands on it, in plain letters.
+
+    Signs, numbers and HTML elements may stand before one that is not exact, anything but letters after it.
+    """
+    if _words_before(line):
+        return None
+    cut = len(folded) == WINDOW
+    unsettled = not (at_end or cut)
+    plain = folded.replace(FILLER, "")
+    found = _DECISION.match(plain, partial=unsettled)
+    if found is None:
+        return None
+    rest, newline, _ = plain[found.end() :].partition("\n")
+    if unsettled and (found.partial or not newline):
+        return MORE
+    if rest[:1].isascii() and rest[:1].isalnum():
+        return None
+    whole = (newline or (at_end and not cut)) and not (line.strip() or rest.strip(" \t\r.。"))
+    name, length = "seed" if found.group(1) else "english", found.end() + len(rest)
+    if whole and found.group().islower() and folded[:length] == plain[:length]:
+        return Marker("decision", name, True, length)
+    return Marker("decision", name, False, 1)
 
 
 _BRACKETED_SO_FAR = re.compile(rf"思{FILLER}*(?:考[\s{FILLER}]*)?")

@@ -3,22 +3,30 @@
 It works on a stream, in linear time, holds back no more than `markers.WINDOW` characters, and what it says
 never depends on how the stream was cut.
 
-A final part begins where the thinking is over and nowhere else: every block that was opened has been closed
-by its own name, some block has been closed unless nothing at all stands before, and only white space stands
-before the final mark on its line (or since the last closing mark). A thinking that was never opened and
-speaks of `<final>` in passing therefore opens nothing. A final heading closes the thinking of its own format
-alone, so where formats are mixed in one thinking no final part begins. A mark inside a final part, of
-whatever kind, ends it, and after a final part nothing counts any more.
+A final part begins directly after the decision and nowhere else, white space between them aside:
+
+- a final heading after the line of the decision in its own style (`判定: ALLOW`, `Decision: ALLOW`; a whole
+  line, in any case and width, with or without a full stop), while no thinking but its own is open;
+- `<final>` after a `</think-policy>` that closed an open `<think-policy>`, while no thinking is open.
+
+So a thinking that quotes a final mark, on a line of its own or not, opens nothing: it would have to quote the
+decision before it as well. What is refused because of it: an answer whose thinking states no decision, states
+it elsewhere than at its end or with signs around it (`**判定**: ALLOW`), and an answer without thinking.
+
+A mark inside a final part, of whatever kind, ends it, and after a final part nothing counts any more. The
+decision's line is a mark too: it belongs to the thinking, and in a final part it ends that, exact or not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from so8t_helpers.thinking.markers import CANDIDATE, find_marker
-from so8t_helpers.thinking.spelling import LINE_START, WINDOW, Marker, More
+from so8t_helpers.thinking.spelling import FINAL_TAG, LINE_START, THINK_TAGS, WINDOW, Marker, More
 
 _GLANCE = 16
-# Only headings mind what stands before them on their line.
-_HEADING_STARTS = frozenset("#＃﹟思")
+# Only headings and decisions mind what stands before them on their line.
+_HEADING_STARTS = frozenset("#＃﹟思判Dd")
 
 
 class Scanner:
@@ -32,17 +40,17 @@ class Scanner:
             in a text of that style alone.
         state: "outside" (thinking included), "final" or "ended".
         cut: a mark that is neither its closing one nor a control token ended the final part.
+        kinds: of the marks so far, see `Marker`.
     """
 
     def __init__(self, style: str | None = None) -> None:
         self.style = style
-        self.marks = 0
+        self.kinds: set[str] = set()
         self.state = "outside"
         self.cut = False
         self._held = ""
         self._open: list[str] = []
-        self._nothing_yet = True  # white space aside
-        self._closed_one = False
+        self._ready = ""  # the name of the final mark that may stand here
         # The current line: what earlier chunks hold of it (the first `LINE_START` characters count), and
         # where it goes on in this one. A closing mark begins a line too.
         self._line = ""
@@ -50,8 +58,10 @@ class Scanner:
 
     def feed(self, chunk: str) -> list[tuple[str, str]]:
         """Take the next characters; return what they settle."""
-        if self._held or self._nothing_yet or CANDIDATE.search(chunk) or self.state == "ended" or not chunk:
+        if self._held or CANDIDATE.search(chunk) or self.state == "ended" or not chunk:
             return self._scan(chunk, at_end=False)
+        if self._ready and not chunk.isspace():
+            self._ready = ""
         # Most chunks hold nothing that even looks like a mark: the short way to what `_scan` would do.
         newline = chunk.rfind("\n")
         if newline >= 0:
@@ -82,10 +92,12 @@ class Scanner:
                 found = CANDIDATE.search(text, start + 1)
                 continue
             self._take(text[taken:start], pieces)
-            self._apply(marker, text, start)
+            self._apply(marker, start)
             if self.state == "ended":
                 return pieces
             taken = start + marker.length
+            if marker.kind == "decision":
+                pieces.append((self._part(), text[start:taken]))
             found = CANDIDATE.search(text, taken)
         self._take(text[taken:end], pieces)
         self._line, self._line_from = self._line_before(text, end)[:LINE_START], 0
@@ -103,8 +115,8 @@ class Scanner:
     def _take(self, text: str, pieces: list[tuple[str, str]]) -> None:
         if not text:
             return
-        if self._nothing_yet and not text.isspace():
-            self._nothing_yet = False
+        if self._ready and not text.isspace():
+            self._ready = ""
         pieces.append((self._part(), text))
 
     def _part(self) -> str:
@@ -118,47 +130,46 @@ class Scanner:
             return text[newline + 1 : end]
         return text[start:end] if start > self._line_from else self._line + text[start:end]
 
-    def _apply(self, marker: Marker, text: str, start: int) -> None:
-        self.marks += 1
+    def _apply(self, marker: Marker, start: int) -> None:
+        self.kinds.add(marker.kind)
         kind, name = marker.kind, marker.name
-        if self.style is None and kind != "special":
+        ready, self._ready = self._ready, ""
+        if self.style is None and kind not in {"special", "token", "decision"}:
             self.style = name if name in {"seed", "english"} else "quadruple"
-        if self.state == "final" or kind == "special":
-            closed = kind == "special" or (kind == "final_close" and marker.exact)
+        if self.state == "final" or kind in {"special", "token"}:
+            closed = kind in {"special", "token"} or (kind == "final_close" and marker.exact)
             self.cut = self.state == "final" and not closed
             self.state = "ended"
         elif kind == "open":
             self._open.append(name)
         elif kind == "close" and marker.exact:
             self._close(name, start + marker.length)
-        elif kind == "final" and marker.exact and self._thinking_is_over(name, text, start):
+        elif kind == "decision" and marker.exact:
+            self._ready = name
+        elif kind == "final" and marker.exact and ready == name and self._is_all(name):
             self._open = []
             self.state = "final"
-        self._nothing_yet = False
 
     def _close(self, name: str, end: int) -> None:
         if name in self._open:
             del self._open[len(self._open) - 1 - self._open[::-1].index(name)]
-        self._closed_one = True
+            self._ready = FINAL_TAG if name == THINK_TAGS[-1] else ""
         self._line, self._line_from = "", end
 
-    def _thinking_is_over(self, name: str, text: str, start: int) -> bool:
-        # Only a format's final heading closes a block, its own: the others must be closed before.
-        if self._open:
-            return all(block == name for block in self._open)
-        line = self._line_before(text, start)
-        alone = len(line) < LINE_START and not line.strip()
-        return alone and (self._closed_one or self._nothing_yet)
+    def _is_all(self, name: str) -> bool:
+        """Say whether no thinking is open but the one that a final mark of this name closes."""
+        return not self._open if name == FINAL_TAG else set(self._open) == {name}
 
 
-def contains_markers(text: str, style: str | None = None) -> bool:
+def contains_markers(text: str, style: str | None = None, besides: Collection[str] = ()) -> bool:
     """Say whether `text` holds anything that the scanner would take for a mark in a text of `style`.
 
-    Exact or not; the English headings count for "english" alone.
+    Exact or not; the English headings count for "english" alone. Marks of the kinds in `besides` may be
+    there: the decision in a thinking.
     """
     if CANDIDATE.search(text) is None:
         return False
     scanner = Scanner(style or "seed")
     scanner.feed(text)
     scanner.close()
-    return scanner.marks > 0
+    return not scanner.kinds <= set(besides)

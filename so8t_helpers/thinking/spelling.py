@@ -10,6 +10,9 @@ ENGLISH_THINKING = "# Thinking"
 ENGLISH_FINAL = "# Final answer"
 THINK_TAGS = ("think-task", "think-safety", "think-policy")
 FINAL_TAG = "final"
+LABELS = ("ALLOW", "ESCALATION", "DENY", "REFUSE")
+# What stands before the label in the line of the decision.
+DECISION_LINES = {"seed": "判定: ", "quadruple": "判定: ", "english": "Decision: "}
 
 # No decision needs more characters than this after the first of a mark: it bounds what is held back.
 WINDOW = 64
@@ -21,8 +24,9 @@ class Marker(NamedTuple):
     """One mark found in a text; `exact` ones alone may open a final part or close a block.
 
     Attributes:
-        kind: "open", "close" (a thinking block), "final", "final_close", "special" (`<|end|>` and the like).
-        name: the block's name: "think-task", "seed" or "english" for a heading, "final".
+        kind: "open", "close" (a thinking block), "final", "final_close", "decision" (its line), "special"
+            (`<|end|>` and the like), "token" (`<s>` and the like, which may be HTML).
+        name: the block's name: "think-task", "seed" or "english" for a heading or a decision, "final".
         length: characters from the first of the mark to the end of what belongs to it.
     """
 

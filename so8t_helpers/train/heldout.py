@@ -82,7 +82,8 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
     found = []
     for row, document, places in zip(rows, documents, offsets, strict=True):
         begin = len(dialect.render(row["messages"][:-1], add_generation_prompt=True))
-        spans = think_format.spans(row["messages"][-1]["content"])
+        answer = dialect.neutral(row["messages"][-1]["content"])
+        spans = think_format.spans(answer)
         ends = np.array([end for _, end in places[: len(document.tokens)]]) - begin
         parts = np.where(ends > spans.final, 2, 0)
         choices = np.full((len(ends), len(think_format.LABELS)), -1)
@@ -91,7 +92,7 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
             start, stop = spans.decision
             inside = (ends > start) & (ends <= stop)
             parts[inside] = 1
-            right = think_format.LABELS.index(row["messages"][-1]["content"][start:stop].upper())
+            right = think_format.LABELS.index(answer[start:stop].upper())
             first = int(np.flatnonzero(inside)[0])
             if document.tokens[first : first + len(labels[right])].tolist() == labels[right]:
                 for k, tokens in _forks(labels, right):
