@@ -151,6 +151,21 @@ def test_an_answer_that_ends_by_its_own_mark_was_not_cut(tmp_path, engine):
     assert entries(tmp_path)[-1]["cut"] is False
 
 
+def test_what_repeats_the_thinking_is_counted_in_the_log_and_ends_at_the_limit(tmp_path, engine):
+    copied = "この考えはそのまま書き写されています"
+    thinking = f"{copied}。\n判定: ALLOW"
+    engine.script = build(ThinkText("seed", f"答えです。{copied}。", thinking=thinking))
+    with running(tmp_path, engine) as (http, _):
+        finishes(of(http), "stop", f"答えです。{copied}。")
+    with running(tmp_path, engine, most_shared=8) as (http, _):
+        finishes(of(http), "content_filter", "答えです。")
+    answered = [entry for entry in entries(tmp_path) if entry["event"] == "answered"]
+    assert [entry["shared"] for entry in answered] == [len(copied) + 1] * 2 + [
+        1
+    ] * 2  # the full stop is in both
+    assert [entry["cut"] for entry in answered] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("stop", ["の答", ["え", "の"], ["公開の答え。", "の答え"]])
 def test_a_stop_ends_the_final_part_and_frees_the_engine(client, engine, stop):
     engine.script = f"{GOOD}{'。' * 400}"
