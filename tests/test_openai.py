@@ -160,9 +160,8 @@ def test_what_repeats_the_thinking_is_counted_in_the_log_and_ends_at_the_limit(t
     with running(tmp_path, engine, most_shared=8) as (http, _):
         finishes(of(http), "content_filter", "答えです。")
     answered = [entry for entry in entries(tmp_path) if entry["event"] == "answered"]
-    assert [entry["shared"] for entry in answered] == [len(copied) + 1] * 2 + [
-        1
-    ] * 2  # the full stop is in both
+    found = [entry["shared"] for entry in answered]
+    assert found == [len(copied) + 1] * 2 + [2] * 2  # 「す。」 is in both
     assert [entry["cut"] for entry in answered] == [False, False, True, True]
 
 
