@@ -201,7 +201,7 @@ def test_where_all_are_at_work_the_next_gets_503_and_nobody_is_lost(tmp_path, en
 
 
 def _ask_once(client):
-    with httpx.Client(base_url=client.base_url, timeout=20) as another:
+    with httpx.Client(base_url=client.base_url, timeout=120) as another:  # a busy machine is slow, not lost
         return ask(another).status_code
 
 
