@@ -123,12 +123,19 @@ def study(options: argparse.Namespace) -> int:
     from so8t_helpers.study.page import make_page
     from so8t_helpers.study.plan import load_study
     from so8t_helpers.study.results import answer, compare
+    from so8t_helpers.study.spread import carry_out_alone, spread
     from so8t_helpers.study.stage import carry_out
+    from so8t_helpers.verbs.sweep import ray_cluster
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("so8t_helpers").setLevel(logging.INFO)  # ours alone: fonts and data bases talk much
     overrides = parse_assignments(options.set)
     chosen = load_study(options.profile, overrides)
+    if options.arm:
+        carry_out_alone(chosen, options.arm)
+        return 0
+    if options.engine == "ray":
+        spread(chosen, options.profile, options.set, ray_cluster())
     found = carry_out(chosen)
     page = make_page(chosen, overrides)
     print(f"{answer(found, compare(found))}\nstudy {chosen.name}: {page}")
@@ -252,6 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--to", default=STAGES[-1], metavar="STAGE", help="the last stage of each point")
     verb = add(study)
     verb.usage = "so8t study [name in params/studies/ or path of a YAML file] [--set SECTION.KEY=VALUE]"
+    beside = "ray: arms side by side, each on a GPU of its own, at RAY_ADDRESS or on this machine"
+    verb.add_argument("--engine", choices=("process", "ray"), default="process", help=beside)
+    verb.add_argument("--arm", metavar="NAME", help="this arm alone, and no page: what ray hands out")
     verb = add(status)
     verb.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
     verb = add(compare, profile="+")

@@ -51,7 +51,7 @@ def small_study(folder: Path, base: Path, name: str = "small", **over: Any) -> P
     profile = {
         "profile": "demo",
         "run": {"root": str(folder / "runs"), "reports_root": str(folder / "reports")},
-        "dataset": {"inputs": []},
+        "dataset": {"inputs": [str(folder / "data" / "train.jsonl")]},
         "model": {"base": str(base)},
         "lora": {"r": 4, "alpha": 8, "dropout": 0.05},
         "so8t": {"init_scale": 0.0},

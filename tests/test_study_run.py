@@ -18,15 +18,17 @@ import yaml
 from bs4 import BeautifulSoup
 
 from so8t_helpers.run.files import write_yaml
-from so8t_helpers.settings import PROJECT_ROOT, merge
+from so8t_helpers.settings import PROJECT_ROOT, SettingsError, merge
 from so8t_helpers.study import full, results, statistics
 from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
 from so8t_helpers.study.page import make_page
 from so8t_helpers.study.plan import Study, arm_settings, load_study
-from so8t_helpers.study.registration import changes
+from so8t_helpers.study.registration import changes, read_registrations
+from so8t_helpers.study.spread import carry_out_alone, spread
 from so8t_helpers.study.stage import Results, carry_out
 from so8t_helpers.train import stage as train_stage
+from so8t_helpers.verbs.sweep import ray_cluster
 from tests.dataset_inputs import many, write
 from tests.small_study import FILE, small_base, small_study
 
@@ -111,6 +113,29 @@ def test_what_another_study_trained_is_taken_over(
             o.value("heldout.final") for o in first.arms[name].outcomes
         ]
         assert all(o.folder.is_relative_to(other.folder) for o in arm.outcomes)
+
+
+def test_arms_on_a_ray_cluster_give_the_same_numbers(
+    done: tuple[Study, Results], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ray = pytest.importorskip("ray")
+    study = load_study(str(small_study(tmp_path, base)))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        spread(study, str(study.path), [], ray_cluster())
+    finally:
+        ray.shutdown()
+    assert [entry["trainings"] for entry in read_registrations(study)] == [0]
+    monkeypatch.setattr(Session, "_train", lambda *_: pytest.fail("trained again"))
+    for name, arm in carry_out(study).arms.items():
+        for ours, theirs in zip(done[1].arms[name].outcomes, arm.outcomes, strict=True):
+            # Ray gives a worker one thread; sums in another order move a loss of 6 by some 1e-6.
+            assert ours.value("heldout.final") == pytest.approx(theirs.value("heldout.final"), abs=1e-4)
+    left = [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+    assert not [name for name in left if name.startswith("study-small.")]
+    with pytest.raises(SettingsError, match="no arm 'none'; arms: lora, more lora, gates"):
+        carry_out_alone(study, "none")
 
 
 def test_the_page_is_self_contained_and_opens_with_the_answer(done: tuple[Study, Results], page: str):

@@ -50,10 +50,16 @@ class Session:
     """Carries out trainings of one study; what is finished already is read instead.
 
     Nothing is loaded before the first training that has to be carried out.
+
+    Args:
+        work: name of the run in whose folder a training is at work; default: the study's own run. Sessions
+            side by side need one each.
     """
 
-    def __init__(self, study: Study, data: Data):
+    def __init__(self, study: Study, data: Data, work: str | None = None):
         self.study, self.data = study, data
+        self._work = {"run": {"name": work or study.settings.run.name}}
+        self.work_dir = merge(study.settings, self._work).run_dir
         self.shape = read_shape(data.base)
         self.trained = 0
         self._loaded = False
@@ -141,6 +147,7 @@ class Session:
         started = time.monotonic()
         if part == "tuning":  # a look at the start and one at the end
             settings = merge(settings, {"training": {"eval_steps": 10**9}})
+        settings = merge(settings, self._work)
         schedule = self._schedule(settings)
         adapters, micro_step = self._micro_step(settings)
         watch = self._watch(settings, part, schedule)

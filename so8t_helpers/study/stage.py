@@ -75,7 +75,7 @@ def carry_out(study: Study) -> Results:
         shape = read_shape(data.base)
         registrations = register(study, data, shape)
         session = Session(study, data)
-        arms = {name: _carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
+        arms = {name: carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
         session.release()
         log.info("study %s: %d trainings carried out", study.name, session.trained)
         full = {name: full_settings(study, name, arms[name].settings, data) for name in study.file.full}
@@ -84,7 +84,8 @@ def carry_out(study: Study) -> Results:
     return Results(study, registrations, arms, full)
 
 
-def _carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session: Session) -> ArmResult:
+def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session: Session) -> ArmResult:
+    """Tune an arm and train it on every seed; what is finished is read."""
     main, matched = study.file.endpoints.main, matched_rank(study, name, shape)
 
     def measure(values: dict[str, Any]) -> float:

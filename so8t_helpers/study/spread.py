@@ -1,0 +1,73 @@
+"""Arms side by side: each in a process of its own, on whatever card or host is free for it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from so8t_helpers.phi3.shape import read_shape
+from so8t_helpers.run.files import StageError, remove
+from so8t_helpers.settings import SettingsError
+from so8t_helpers.study.data import prepare
+from so8t_helpers.study.engine import Session
+from so8t_helpers.study.plan import Study
+from so8t_helpers.study.registration import register
+from so8t_helpers.study.stage import alone, carry_out_arm
+from so8t_helpers.verbs.sweep import Mapper
+
+
+def spread(study: Study, name: str, assignments: Sequence[str], mapper: Mapper) -> None:
+    """Let a mapper carry out all arms; what they leave is read by `stage.carry_out` then.
+
+    Args:
+        study: the study, registered here before the first arm begins.
+        name, assignments: what the command line called it, and its `--set`, for the arms' own commands.
+        mapper: carries out commands, several at once.
+
+    Raises:
+        StageError: an arm failed; the others are finished, and the same command goes on.
+    """
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with alone(study):
+        data = prepare(study)
+        register(study, data, read_shape(data.base))
+    command = [sys.executable, "-m", "so8t_helpers", "study", name]
+    command += [part for text in assignments for part in ("--set", text)]
+    tasks = [([*command, "--arm", arm], str(_log(study, arm))) for arm in study.file.arms]
+    for arm, status in zip(study.file.arms, mapper(tasks), strict=True):
+        if status:
+            raise StageError(
+                f"study {study.name}: arm {arm} ended with {status}; see {_log(study, arm)}. "
+                "What is finished is kept: the same command goes on"
+            )
+
+
+def carry_out_alone(study: Study, arm: str) -> None:
+    """Carry out one arm, beside processes that carry out others.
+
+    Raises:
+        SettingsError: the study has no such arm.
+    """
+    if arm not in study.file.arms:
+        raise SettingsError(f"{study.path}: no arm {arm!r}; arms: {', '.join(study.file.arms)}")
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with alone(study):
+        data = prepare(study)
+    shape = read_shape(data.base)
+    session = Session(study, data, work=f"{study.settings.run.name}.{_letters(arm)}")
+    try:
+        carry_out_arm(study, arm, data, shape, session)
+    finally:
+        session.release()
+    remove(session.work_dir)
+
+
+def _log(study: Study, arm: str) -> Path:
+    return study.folder / f"{_letters(arm)}.log"
+
+
+def _letters(arm: str) -> str:
+    """An arm's name in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", arm)[:24]
