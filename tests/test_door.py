@@ -187,9 +187,13 @@ def test_where_all_are_at_work_the_next_gets_503_and_nobody_is_lost(tmp_path, en
     engine.gate.clear()
     found, after = [], []
     with running(tmp_path, engine, connections=16, queue_length=64) as (client, _):
-        threads = [threading.Thread(target=lambda: found.append(_ask_once(client))) for _ in range(16)]
+        threads = [threading.Thread(target=lambda: found.append(_ask_once(client))) for _ in range(15)]
         for thread in threads:
             thread.start()
+        # Asked over the sixteenth connection; one over the limit would push out an asker not yet heard.
+        wait_until(lambda: "so8t_questions_pending 15.0" in client.get("/metrics").text)
+        threads.append(threading.Thread(target=lambda: found.append(ask(client).status_code)))
+        threads[-1].start()
         wait_until(lambda: httpx.get(f"{client.base_url}/healthz").status_code == 503)
         after = [_ask_once(client) for _ in range(8)]
         engine.gate.set()

@@ -81,9 +81,14 @@ def start(settings: Settings) -> subprocess.Popen[str]:
     profile = settings.run_dir.parent.parent / "mine.yaml"
     write_yaml(profile, settings.model_dump())
     command = [sys.executable, "-m", "so8t_helpers", "run", str(profile), "--only", FIRST]
-    return subprocess.Popen(
-        command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+    # Tests in a shell's background ignore SIGINT, and their children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stage_that_hangs_is_ended_with_all_it_started_and_its_notebook_kept(

@@ -30,6 +30,7 @@ BURST = 16
 _QUEUE = 1024  # connections that wait in the system
 _SPARE_FILES = 64  # for the log, its lock, the engine and what Python itself opens
 _LINGER_SECONDS = 0.1
+_MOST_LINGERING = 16  # each is an open file, and a flood turns away thousands a second
 
 
 class Seldom:
@@ -49,7 +50,7 @@ class Pool:
     """The open connections, at most `limit`; `seconds` is the time for a head, and again for a body."""
 
     def __init__(self, limit: int, seconds: float) -> None:
-        self.limit, self.seconds = limit, seconds
+        self.limit, self.seconds, self.lingering = limit, seconds, 0
         self._open: set[Connection] = set()
         # Those whose request is not here yet, oldest first: of strangers, and of those answered before.
         self._strangers: dict[Connection, None] = {}
@@ -112,11 +113,16 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.write(refusal(status, code, message))
-        if self._heard:
+        if self._heard or self._pool.lingering >= _MOST_LINGERING:
             self.transport.close()
         else:
             # A request may be on its way. Closed before it is read, the answer would be lost with it.
-            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._pool.lingering += 1
+            self.loop.call_later(_LINGER_SECONDS, self._close)
+
+    def _close(self) -> None:
+        self._pool.lingering -= 1
+        self.transport.close()
 
     def _look(self) -> None:
         """Start the clock anew where another part of the request is awaited than before."""
