@@ -69,7 +69,7 @@ def claims_table(page: str, results: Path = RESULTS) -> str:
             mark = "" if claim["holds"] else " (**missed**)"
             measured = f"{_short(claim['value'])} {claim['unit']}{mark}"
         # One benchmark may make several results: study_gates.json, study_pet.json…
-        script = stem if (Path(__file__).parent / f"{stem}.py").is_file() else stem.rpartition("_")[0]
+        script = stem if (Path(__file__).parent / f"{stem}.py").is_file() else stem.rpartition("_")[0] or stem
         rows[stem, claim["name"]] = (measured, _short(claim["bound"]), f"`benchmarks/{script}.py`")
     if page == ALL:
         lines = [(name, *row) for (_, name), row in rows.items()]

@@ -49,8 +49,10 @@ def newest(folder: Path, fingerprint: str) -> Checkpoint | None:
         reason = _unusable(path, fingerprint)
         if reason is None:
             state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            # Read, not mapped: what stays in use would keep Windows from removing the checkpoint.
-            return Checkpoint(load((path / _TENSORS).read_bytes()), state)
+            # Read, not mapped: what stays in use would keep Windows from removing the checkpoint. Cloned, as
+            # the optimizer writes into them, and they are views of one bytes object, at odd addresses.
+            tensors = load((path / _TENSORS).read_bytes())
+            return Checkpoint({name: tensor.clone() for name, tensor in tensors.items()}, state)
         log.warning("checkpoint %s skipped: %s", path.name, reason)
     return None
 

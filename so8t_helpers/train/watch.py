@@ -187,10 +187,10 @@ class Watch:
         """Take up where a checkpoint left off."""
         self.rows, self.written = state["rows"], state["written"]
         self.writing_seconds = state["writing_seconds"]
-        found = {k.partition("."): v for k, v in tensors.items()}
-        self.sums = {int(name): v for (kind, _, name), v in found.items() if kind == "heldout"}
-        self.right = {int(name): v for (kind, _, name), v in found.items() if kind == "right"}
-        self.kept = {name: v for (kind, _, name), v in found.items() if kind == "best"}
+        steps = [row["step"] for row in self.rows]  # in order, which the tensors of a file are not
+        self.sums = {step: tensors[f"heldout.{step}"] for step in steps}
+        self.right = {step: tensors[f"right.{step}"] for step in steps}
+        self.kept = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
 
     def take_best(self) -> int | None:
         """Put the best adapter back where that is the one to be kept; return its step."""

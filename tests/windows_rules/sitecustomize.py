@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 SESSION = "SO8T_WINDOWS_RULES"  # in the environment: the first process, and the folders with rules
 LONGEST_FILE, LONGEST_FOLDER = 259, 247  # characters of a whole path, where long paths are off
 BAD_NAME = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|(?i:^(con|prn|aux|nul|com\d|lpt\d)(\.|$))')
+_NOT_THERE = re.compile(r"\.lock$|/tmp[a-z0-9_]{8}\.(ptx|log|o)$")
 IN_USE, NO_NAME, TOO_LONG = 32, 123, 206  # Windows' own numbers of these errors
 
 _tree = threading.local()  # what was held in the tree that this thread removes
@@ -96,14 +97,17 @@ _RULES: dict[str, Callable[..., None]] = {
 
 
 def _inside(path: Any, roots: tuple[str, ...], folder: int = -1) -> str | None:
-    """Return the whole path where it lies in a folder with rules; `filelock` has its own way on Windows."""
+    """Return the whole path where it lies in a folder with rules.
+
+    On Windows `filelock` has its own way, and Triton a build of its own; here that leaves files of ptxas.
+    """
     if isinstance(path, int):
         return None
     text = os.fsdecode(path)
     if not os.path.isabs(text):
         text = os.path.join(os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd(), text)
     text = os.path.normpath(text)
-    return text if text.startswith(roots) and not text.endswith(".lock") else None
+    return text if text.startswith(roots) and not _NOT_THERE.search(text) else None
 
 
 def _check_name(path: str, longest: int) -> None:
