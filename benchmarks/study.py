@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from claims import claim, write_claims  # noqa: E402
 
+from so8t_helpers.settings import load_settings  # noqa: E402
 from so8t_helpers.study import results, stage  # noqa: E402
 from so8t_helpers.study.plan import Study, load_study  # noqa: E402
 
 
 def study_of(root: Path, name: str) -> Study:
     """The study with its base and its data in `root`."""
-    profile = load_study(name).settings.profile
-    run = "smollm2" if profile == "smollm2" else "safety-ja"
+    run = load_settings(load_study(name).settings.profile).run.name
     return load_study(
         name,
         {

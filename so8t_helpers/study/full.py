@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from so8t_helpers.run.files import StageError, read_json
 from so8t_helpers.run.stage import STAGES, read_manifest
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data
-from so8t_helpers.study.plan import Study
+from so8t_helpers.study.plan import Study, letters
 from so8t_helpers.verbs import batch
 
 _SCORES = {
@@ -25,7 +24,7 @@ _SCORES = {
 
 def full_settings(study: Study, arm: str, tuned: Settings, data: Data) -> Settings:
     """Return the settings of an arm's run: as tuned, the first seed, the study's own training samples."""
-    name = f"{study.settings.run.name}-{re.sub(r'[^A-Za-z0-9._-]+', '_', arm)}"[:64]
+    name = f"{study.settings.run.name}-{letters(arm)}"[:64]
     run = {"name": name, "seed": study.seeds[0]}
     return merge(tuned, {"run": run, "training": {"dataset_dir": str(data.train.parent)}})
 

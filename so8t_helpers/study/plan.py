@@ -241,6 +241,11 @@ def nested(flat: dict[str, Any], where: str, for_all: bool = False) -> dict[str,
     return found
 
 
+def letters(arm: str) -> str:
+    """Return an arm's name in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", arm)
+
+
 def _check_arms(path: Path, file: StudyFile) -> None:
     named = {"control": [file.control], "full": file.full}
     for name, arm in file.arms.items():

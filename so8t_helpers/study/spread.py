@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from so8t_helpers.phi3.shape import read_shape
 from so8t_helpers.run.files import StageError, remove
 from so8t_helpers.settings import SettingsError
-from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
-from so8t_helpers.study.plan import Study
-from so8t_helpers.study.registration import register
-from so8t_helpers.study.stage import alone, carry_out_arm
+from so8t_helpers.study.plan import Study, letters
+from so8t_helpers.study.stage import alone, begin, carry_out_arm
 from so8t_helpers.verbs.sweep import Mapper
 
 
@@ -29,10 +25,8 @@ def spread(study: Study, name: str, assignments: Sequence[str], mapper: Mapper) 
     Raises:
         StageError: an arm failed; the others are finished, and the same command goes on.
     """
-    study.folder.mkdir(parents=True, exist_ok=True)
     with alone(study):
-        data = prepare(study)
-        register(study, data, read_shape(data.base))
+        begin(study)
     command = [sys.executable, "-m", "so8t_helpers", "study", name]
     command += [part for text in assignments for part in ("--set", text)]
     tasks = [([*command, "--arm", arm], str(_log(study, arm))) for arm in study.file.arms]
@@ -52,11 +46,9 @@ def carry_out_alone(study: Study, arm: str) -> None:
     """
     if arm not in study.file.arms:
         raise SettingsError(f"{study.path}: no arm {arm!r}; arms: {', '.join(study.file.arms)}")
-    study.folder.mkdir(parents=True, exist_ok=True)
     with alone(study):
-        data = prepare(study)
-    shape = read_shape(data.base)
-    session = Session(study, data, work=f"{study.settings.run.name}.{_letters(arm)}")
+        data, shape, _ = begin(study)
+    session = Session(study, data, work=f"{study.settings.run.name}.{_place(study, arm)}")
     try:
         carry_out_arm(study, arm, data, shape, session)
     finally:
@@ -65,9 +57,9 @@ def carry_out_alone(study: Study, arm: str) -> None:
 
 
 def _log(study: Study, arm: str) -> Path:
-    return study.folder / f"{_letters(arm)}.log"
+    return study.folder / f"{_place(study, arm)}.log"
 
 
-def _letters(arm: str) -> str:
-    """An arm's name in letters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9-]+", "_", arm)[:24]
+def _place(study: Study, arm: str) -> str:
+    """A short name of an arm's own: two long ones may begin alike."""
+    return f"{list(study.file.arms).index(arm)}-{letters(arm)[:24]}"

@@ -69,11 +69,8 @@ def carry_out(study: Study) -> Results:
     Raises:
         SettingsError, StageError: before any long work, when something does not fit.
     """
-    study.folder.mkdir(parents=True, exist_ok=True)
     with alone(study):
-        data = prepare(study)
-        shape = read_shape(data.base)
-        registrations = register(study, data, shape)
+        data, shape, registrations = begin(study)
         session = Session(study, data)
         arms = {name: carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
         session.release()
@@ -82,6 +79,13 @@ def carry_out(study: Study) -> Results:
         for settings in full.values():
             carry_out_stages(settings)
     return Results(study, registrations, arms, full)
+
+
+def begin(study: Study) -> tuple[Data, Phi3Shape, list[dict[str, Any]]]:
+    """Return the study's data, its base's shape and all registrations, this one written; see `alone`."""
+    data = prepare(study)
+    shape = read_shape(data.base)
+    return data, shape, register(study, data, shape)
 
 
 def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session: Session) -> ArmResult:
@@ -106,6 +110,7 @@ def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session
 
 def alone(study: Study) -> AbstractContextManager[object]:
     """Take the study's lock, which the system releases when its holder dies; wait for whoever has it."""
+    study.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(study.folder / ".lock")
     try:
         return lock.acquire(timeout=0)
