@@ -108,7 +108,7 @@ def dequantize(weight: FrozenWeight, dtype: torch.dtype) -> Tensor:
     """Return the weight (out, in) in `dtype`."""
     if isinstance(weight, PlainWeight):
         return weight.weight.to(dtype)
-    if isinstance(weight, Int8Weight | TensorCoreWeight):
+    if isinstance(weight, (Int8Weight, TensorCoreWeight)):
         return weight.rows.to(dtype) * weight.scale.to(dtype)
     if isinstance(weight, LlmInt8Weight):
         return weight.rows.to(dtype) * (weight.absmax[:, None] / _INT8_MAX).to(dtype)
@@ -189,7 +189,7 @@ def adapted_product(
         value_needed: False where only gradients are, as for the last product of a layer that is recomputed;
             then the values returned mean nothing.
     """
-    if isinstance(weight, Int8Weight | TensorCoreWeight | Nf4Weight | HeldWeight):
+    if isinstance(weight, (Int8Weight, TensorCoreWeight, Nf4Weight, HeldWeight)):
         return _Product.apply(x, a_x, b, s, value_needed, weight)
     return torch.addmm(frozen_linear(x, weight), a_x, b.to(x.dtype).t(), alpha=s)
 
