@@ -172,7 +172,8 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
         b: (out, r) float32, or None without LoRA.
     """
     if isinstance(weight, TensorCoreWeight):
-        return weight._replace(turned=int8.turn(weight.rows))
+        # Not _replace: compiled by torch 2.11 it returns a tuple without its items.
+        return TensorCoreWeight(weight.rows, weight.scale, int8.turn(weight.rows))
     if not isinstance(weight, Int8Weight | Nf4Weight):
         return weight
     return HeldWeight(dequantize(weight, dtype) if b is None else _joined(weight, b, s, dtype))
