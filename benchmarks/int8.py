@@ -1,12 +1,13 @@
 """8-bit products on the tensor cores: what they cost in exactness, and on a card what they gain.
 
-    python benchmarks/int8.py --root FOLDER                                         (the CPU's part: minutes)
-    python benchmarks/int8.py --root FOLDER --config CONFIG_FOLDER --seconds 540    (on a card)
+    python benchmarks/int8.py --root FOLDER                                       (exactness, on any machine)
+    python benchmarks/int8.py --root FOLDER --config CONFIG_FOLDER --seconds 540  (on a card)
 
 FOLDER as for real_model_gpu.py: SmolLM2's GGUF file and `runs/smollm2` with a finished 01_dataset of GSM8K's
 training part. CONFIG_FOLDER as for train_gpu.py. What is done is kept in FOLDER/int8.json and not repeated;
 what there is no time for is left out, and the same call goes on. `--only NAME ...` picks parts by how their
-names begin. Results go to results/int8.json; a claim whose parts are missing is not in it.
+names begin, so cards of one machine can share the work; `--merge FOLDER ...` takes in what theirs measured.
+Results go to results/int8.json; a claim whose parts are missing is not in it.
 `--rehearse` runs every part on the CPU, small, to see that it runs; no results then.
 """
 
@@ -52,14 +53,16 @@ SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 4}
 def parts(options: argparse.Namespace) -> dict[str, tuple[float, Callable[[], Any]]]:
     """What is to be measured here, the most telling first: name -> (seconds it needs, function)."""
     root, small = options.root, options.rehearse
-    if options.config is None:
-        return {
-            "errors of linears": (0, lambda: linear_errors(root, 512)),
-            "held-out loss before the first step": (0, lambda: losses(root, 512, 12)),
-        }
     found: dict[str, tuple[float, Callable[[], Any]]] = {
-        "projection for an RTX 3060": (0, lambda: projection(options.config))
+        "errors of linears": (30, lambda: linear_errors(root, 64 if small else 512)),
+        "held-out loss before the first step": (
+            30,
+            lambda: losses(root, *((64, 2) if small else (512, 130))),
+        ),
     }
+    if options.config is None:
+        return found
+    found["projection for an RTX 3060"] = (0, lambda: projection(options.config))
     for name in PAIRS["2,048 tokens"]:
         found[name] = (90, lambda n=name: stack(options, n))
     found["linears, microseconds"] = (60, lambda: linears(options.config, *([64] if small else [])))
@@ -117,8 +120,7 @@ def claims(done: dict[str, Any]) -> list[dict[str, Any]]:
         "8-bit products: error over LLM.int8's, mean of SmolLM2's linears",
         [errors],
         lambda e: (
-            sum(v["128 features"]["mean"] for v in e.values())
-            / sum(v["LLM.int8"]["mean"] for v in e.values())
+            sum(v["tensor_core"]["mean"] for v in e.values()) / sum(v["LLM.int8"]["mean"] for v in e.values())
         ),
         1,
         "x",
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path("runs"))
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--only", nargs="*", default=[""])
+    parser.add_argument("--merge", type=Path, nargs="*", default=[])
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its cast to fp16 at every product
@@ -176,6 +179,8 @@ def main() -> None:
     options.begun, options.output = time.time(), options.root / "int8_stacks.json"
     options.only, chosen = list(ALL_STACKS), tuple(options.only)
     work = Work(kept, options.seconds)
+    for other in options.merge:
+        work.done |= json.loads((other / "int8.json").read_text(encoding="utf-8"))
     for name, (needs, measure) in parts(options).items():
         if name.startswith(chosen):
             work.part(name, needs, measure)

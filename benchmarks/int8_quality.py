@@ -1,13 +1,11 @@
 """What 8-bit products cost in exactness: every linear of SmolLM2 on real activations, and the held-out loss.
 
-In float32 on the CPU, by `int8`'s torch form, against products in float64 with the same int8 rows: so what is
-seen is the rounding of activations and gradients alone, and for `bf16` that of weight-only products.
+In float32, against products in float64 with the same int8 rows: so what is seen is the rounding of
+activations and gradients alone, and for `bf16` that of weight-only products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,25 +21,39 @@ from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.settings import merge
-from so8t_helpers.train import batches, int8, layers
-from so8t_helpers.train.frozen import Base, dequantize, frozen_linear, load_base, quantize
+from so8t_helpers.train import batches, layers, outliers
+from so8t_helpers.train.frozen import (
+    Base,
+    FrozenWeight,
+    TensorCoreWeight,
+    dequantize,
+    frozen_linear,
+    load_base,
+    quantize,
+)
 
-CPU = torch.device("cpu")
-ROW = 3072  # features of the widest product: one scale a token
-# name -> (int8_matmul, features to a scale; None: as it is)
-PRODUCTS: dict[str, tuple[str, int | None]] = {
-    "weight_only": ("weight_only", None),
-    "tensor_core": ("tensor_core", None),
-    "tensor_core, one scale a token": ("tensor_core", ROW),
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# name -> (int8_matmul, features that stand apart)
+PRODUCTS: dict[str, tuple[str, int]] = {
+    "weight_only": ("weight_only", 0),
+    "tensor_core": ("tensor_core", outliers.APART),
+    "tensor_core, 64 features apart": ("tensor_core", 64),
+    "tensor_core, 16 features apart": ("tensor_core", 16),
+    "tensor_core, none apart": ("tensor_core", 0),
 }
 
 
-def load(root: Path, int8_matmul: str, quantization: str = "int8") -> Base:
-    """SmolLM2 in float32, its linears as asked for."""
+def load(root: Path, int8_matmul: str, apart: int = 0, quantization: str = "int8") -> Base:
+    """SmolLM2 in float32, linears as asked for; what stands apart is what the first records show."""
     settings = settings_of(root, "int8-quality", 1e-3, {})
     settings = merge(settings, {"model": {"int8_matmul": int8_matmul, "quantization": quantization}})
     folder = base_folder(settings)
-    return load_base(read_shape(folder), weight_reader(folder), settings.model, CPU, torch.float32)
+    base = load_base(read_shape(folder), weight_reader(folder), settings.model, DEVICE, torch.float32)
+    if apart:
+        rows = read_jsonl(root / "runs" / "smollm2" / "01_dataset" / "train.jsonl")[:20]
+        with patch.object(outliers, "APART", apart):
+            outliers.keep_apart(base, batches.tokenize(rows, load_tokenizer(folder), 2048))
+    return base
 
 
 def held_out(root: Path, length: int, count: int) -> list[batches.PackedSequence]:
@@ -61,23 +73,19 @@ def loss(base: Base, sequence: batches.PackedSequence) -> Tensor:
     """Cross-entropy of each of a sequence's targets, without LoRA and gates: (targets,)."""
     shape, zero = base.shape, torch.zeros((), dtype=torch.int32)
     config = layers.LayerConfig(shape, 1.0, 0.0, varlen=False, v_apart=False)
-    cos, sin = rope_tables(shape, len(sequence.tokens), CPU)
-    packed = layers.Packed(cos[sequence.positions], sin[sequence.positions], sequence.bounds, zero)
-    x = base.embedding[sequence.tokens]
+    positions, bounds, targets = (
+        t.to(DEVICE) for t in (sequence.positions, sequence.bounds, sequence.targets)
+    )
+    cos, sin = (table[positions] for table in rope_tables(shape, len(sequence.tokens), DEVICE))
+    packed = layers.Packed(cos, sin, bounds, zero)
+    x = base.embedding[sequence.tokens].to(DEVICE)
     for linears, (norm1, norm2) in zip(base.linears, base.norms, strict=True):
         qkv, o, gate_up, down = (layers.AdaptedLinear(linears[name], None, zero) for name in LINEARS)
         layer = layers.LayerTensors(norm1, qkv, o, norm2, gate_up, down, None)
         x = layers.mlp_half(layers.attention_half(x, layer, packed, config), layer, packed, config)
-    counted = sequence.targets != batches.IGNORE
+    counted = targets != batches.IGNORE
     logits = layers.rms_norm(x[counted], base.final_norm, shape.rms_eps) @ base.head.t()
-    return functional.cross_entropy(logits, sequence.targets[counted], reduction="none")
-
-
-@contextmanager
-def grouped(features: int | None) -> Iterator[None]:
-    """Let so many features share a scale."""
-    with patch.object(int8, "GROUP", int8.GROUP if features is None else features):
-        yield
+    return functional.cross_entropy(logits, targets[counted], reduction="none")
 
 
 def losses(root: Path, length: int, count: int) -> dict[str, Any]:
@@ -86,9 +94,9 @@ def losses(root: Path, length: int, count: int) -> dict[str, Any]:
     The standard error of that difference takes each target for one observation.
     """
     sequences, each = held_out(root, length, count), {}
-    for name, (int8_matmul, features) in PRODUCTS.items():
-        base = load(root, int8_matmul)
-        with grouped(features), torch.no_grad():
+    for name, (int8_matmul, apart) in PRODUCTS.items():
+        base = load(root, int8_matmul, apart)
+        with torch.no_grad():
             each[name] = torch.cat([loss(base, sequence) for sequence in sequences]).double()
     found: dict[str, Any] = {name: values.mean().item() for name, values in each.items()}
     for name in list(each)[1:]:
@@ -101,10 +109,12 @@ def losses(root: Path, length: int, count: int) -> dict[str, Any]:
 def linears(root: Path, length: int) -> dict[str, Any]:
     """Relative errors of all linears' products and input gradients, by kind of linear: mean and worst.
 
-    Of a product in 16 bits, of one in 8 with a scale for 128 features and with one a token, and of LLM.int8's
-    (whose gradient is weight-only).
+    Of a product in 16 bits, of one in 8 with and without features apart, and of LLM.int8's (whose gradient is
+    weight-only, and ours has nothing apart).
     """
-    base, (sequence,) = load(root, "weight_only", "none"), held_out(root, length, 1)
+    base, (sequence,) = load(root, "weight_only", 0, "none"), held_out(root, length, 1)
+    chosen = load(root, "tensor_core", outliers.APART)
+    features = [weight.features for layer in chosen.linears for weight in layer.values()]
     seen: list[tuple[Tensor, Any, Tensor]] = []
 
     def recorded(x: Tensor, weight: Any) -> Tensor:
@@ -120,7 +130,9 @@ def linears(root: Path, length: int) -> dict[str, Any]:
     for index, (x, weight, y) in enumerate(seen):
         place = errors.setdefault(LINEARS[index % len(LINEARS)], {})
         assert y.grad is not None
-        for name, error in product_errors(x, y.grad, dequantize(weight, torch.float32)).items():
+        for name, error in product_errors(
+            x, y.grad, dequantize(weight, torch.float32), features[index]
+        ).items():
             place.setdefault(name, []).append(error)
     return {
         linear: {
@@ -131,31 +143,26 @@ def linears(root: Path, length: int) -> dict[str, Any]:
     }
 
 
-def product_errors(x: Tensor, grad: Tensor, weight: Tensor) -> dict[str, float]:
-    """Relative errors of one linear. x (T, in), grad (T, out), weight (out, in) float32."""
+def product_errors(x: Tensor, grad: Tensor, weight: Tensor, features: Tensor) -> dict[str, float]:
+    """Relative errors of one linear. x (T, in), grad (T, out), weight (out, in) float32, features apart."""
     kept = grad.abs().amax(1) > 0  # padding and the last layer's prompts have no gradient
     exact = dequantize(quantize(weight, "int8"), torch.float64)
     wanted, wanted_grad = x.double() @ exact.t(), grad[kept].double() @ exact
 
-    def pair(int8_matmul: str, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-        stored, leaf = quantize(weight, "int8", int8_matmul), x.to(dtype, copy=True).requires_grad_()
+    def pair(stored: FrozenWeight, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+        leaf = x.to(dtype, copy=True).requires_grad_()
         y = frozen_linear(leaf, stored)
         y.backward(grad.to(dtype))
         assert leaf.grad is not None
         return relative(y, wanted), relative(leaf.grad[kept], wanted_grad)
 
-    ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "bf16": lambda: pair("weight_only", torch.bfloat16),
-        "128 features": lambda: pair("tensor_core"),
-        "one scale a token": lambda: pair("tensor_core"),
-        "LLM.int8": lambda: pair("llm_int8"),
-    }
+    together = quantize(weight, "int8", "tensor_core")
+    assert isinstance(together, TensorCoreWeight)
     found = {}
-    for name, way in ways.items():
-        with grouped(ROW if name == "one scale a token" else None):
-            found[name], by_x = way()
-        if name != "LLM.int8":
-            found[f"{name}, gradient"] = by_x
+    found["bf16"], found["bf16, gradient"] = pair(quantize(weight, "int8"), torch.bfloat16)
+    found["tensor_core"], found["tensor_core, gradient"] = pair(together.apart(features))
+    found["none apart"], _ = pair(together)
+    found["LLM.int8"], _ = pair(quantize(weight, "int8", "llm_int8"))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from train_gpu_common import LENGTH, RANK
 
 from so8t_helpers.phi3.shape import LINEARS, read_shape
-from so8t_helpers.train import int8
+from so8t_helpers.train import int8, outliers
 from so8t_helpers.train.frozen import FrozenWeight, adapted_product, quantize
 
 COPIES = 6  # weights of one shape used in turn: a layer's rows are not in the L2 cache when its turn comes
@@ -64,6 +64,7 @@ def one_linear(out: int, into: int, length: int) -> dict[str, float]:
     b, grad = draw(out, RANK), draw(length, out).bfloat16()
     multiply: Callable[..., Tensor] = adapted_product
     if device.type == "cuda":  # as a layer runs it, where dequantising is one kernel
+        torch._dynamo.config.recompile_limit = 64
         multiply = torch.compile(adapted_product, fullgraph=True, dynamic=False)
 
     def product(weight: FrozenWeight) -> Tensor:
@@ -77,12 +78,15 @@ def one_linear(out: int, into: int, length: int) -> dict[str, float]:
     found = {}
     for int8_matmul in ("weight_only", "tensor_core"):
         stored = [quantize(draw(out, into), "int8", int8_matmul) for _ in range(COPIES)]
+        if int8_matmul == "tensor_core":
+            stored = [weight.apart(torch.arange(outliers.APART, device=device)) for weight in stored]
         for direction, function in (("forward", torch.no_grad()(product)), ("gradients", gradients)):
             took = timed(lambda run=function, stored=stored: [run(weight) for weight in stored])
             found[f"{int8_matmul}, {direction}"] = round(took / COPIES, 1)
     rows = [weight.rows for weight in stored]
-    found["rounding x"] = round(timed(lambda: int8.quantize_groups(x)), 1)
-    found["rounding dy"] = round(timed(lambda: int8.quantize_groups(grad, stored[0].scale[:, 0])), 1)
+    rows = [weight.rows for weight in stored]
+    found["rounding x"] = round(timed(lambda: int8.quantize_tokens(x, stored[0].kept)), 1)
+    found["rounding dy"] = round(timed(lambda: int8.quantize_tokens(grad, stored[0].scale[:, 0])), 1)
     found["turning"] = round(timed(lambda: [int8.turn(one) for one in rows]) / COPIES, 1)
     return found
 
@@ -91,23 +95,27 @@ def tiles(config: Path, length: int = LENGTH) -> dict[str, dict[str, float]]:
     """TOP/s of the product alone for other tiles than the one in use; one that does not fit says why."""
     from so8t_helpers.train import int8_kernel
 
-    candidates = {int8_kernel.tile_of(torch.cuda.get_device_capability())}
+    candidates = set(int8_kernel.TILES.get(torch.cuda.get_device_capability(), ()))
     candidates |= {int8_kernel.Tile(*tile) for tile in (
-        (256, 128, 8, 3), (256, 128, 8, 4), (128, 256, 8, 3), (128, 256, 16, 3), (128, 128, 8, 3),
-        (128, 128, 8, 4), (128, 128, 4, 3), (64, 256, 8, 3), (64, 128, 4, 4),
+        (128, 128, 128, 4, 3), (128, 128, 128, 4, 2), (128, 128, 128, 8, 3), (128, 128, 64, 4, 4),
+        (128, 128, 64, 4, 3), (128, 256, 128, 8, 3), (256, 128, 128, 8, 3), (64, 128, 128, 4, 3),
+        (128, 64, 128, 4, 3), (64, 256, 128, 4, 3), (128, 64, 128, 4, 4), (64, 128, 128, 4, 4),
     )}  # fmt: skip
     shapes = {f"{name}, forward": read_shape(config).linear_shape(name) for name in LINEARS}
     shapes |= {f"{name}, gradient": read_shape(config).linear_shape(name)[::-1] for name in LINEARS}
     found: dict[str, dict[str, Any]] = {}
     for name, (m, n) in shapes.items():
         q = torch.randint(-127, 128, (length, n), dtype=torch.int8, device="cuda")
-        scales = torch.rand(-(-n // int8.GROUP), length, device="cuda")
+        scales = torch.rand(length, device="cuda")
         weights = torch.randint(-127, 128, (COPIES, m, n), dtype=torch.int8, device="cuda").unbind()
+        rank = RANK + outliers.APART if "forward" in name else 0
+        low, factor = (torch.randn(size, rank, device="cuda").bfloat16() for size in (length, m))
+        row_scale, beside = torch.rand(m, device="cuda"), (low, factor) if rank else (None, None)
         for tile in sorted(candidates):
 
-            def run(tile=tile, q=q, scales=scales, weights=weights) -> None:
+            def run(tile=tile, q=q, scales=scales, weights=weights, r=row_scale, beside=beside) -> None:
                 for weight in weights:
-                    int8_kernel.launch(q, scales, weight, None, None, None, torch.bfloat16, tile)
+                    int8_kernel.launch(q, scales, weight, r, *beside, torch.bfloat16, tile)
 
             try:
                 result: Any = round(2e-6 * length * m * n * COPIES / timed(run), 1)

@@ -49,9 +49,11 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     from so8t_helpers import settings
     from so8t_helpers.phi3.shape import read_shape
     from so8t_helpers.train.adapters import Adapters
+    from so8t_helpers.train.batches import Document
     from so8t_helpers.train.frozen import load_base
     from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
     from so8t_helpers.train.optimizer import Optimizer
+    from so8t_helpers.train.outliers import keep_apart
 
     workers = train_workers.join()
     defaults = {"cap": None, "steps": None, "rate": 1e-4, "watch": None}
@@ -70,8 +72,9 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     base = load_base(
         shape, lambda name: random_tensor(shape, name, generator), chosen.model, machine.device, machine.dtype
     )
-    torch.cuda.empty_cache()
     packed, most = packed_sequences(length, shape.vocab_size, accumulation)
+    keep_apart(base, [Document(*[packed[0].tokens[:LENGTH].numpy()] * 2)])
+    torch.cuda.empty_cache()
     counts = [sum(c) for c in zip(*(s.counts() for s in packed), strict=True)]
 
     started = time.perf_counter()
@@ -123,7 +126,7 @@ def shares(micro_step: Any) -> dict[str, float]:
         micro_step.run()
         torch.cuda.synchronize()
     kinds = {
-        "products": ("nvjet", "gemm", "cublas"),
+        "products": ("nvjet", "gemm", "cublas", "product_kernel"),
         "attention": ("flash",),
         "transfers beside the work": ("Memcpy HtoD", "Memcpy DtoH"),
     }

@@ -28,6 +28,7 @@ from so8t_helpers.train.batches import Schedule
 from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
+from so8t_helpers.train.outliers import keep_apart
 from so8t_helpers.train.stage import Loop
 from so8t_helpers.train.watch import Watch
 from so8t_helpers.train.workers import Workers
@@ -96,6 +97,7 @@ class Session:
         self.samples = batches.tokenize(rows, self.tokenizer, settings.training.sequence_length)
         read = weight_reader(self.data.base)
         self.base = load_base(self.shape, read, settings.model, self.machine.device, self.machine.dtype)
+        keep_apart(self.base, self.samples)
         self._loaded = True
 
     def _schedule(self, settings: Settings) -> Schedule:

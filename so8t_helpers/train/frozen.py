@@ -39,11 +39,23 @@ class Int8Weight(NamedTuple):
 
 
 class TensorCoreWeight(NamedTuple):
-    """The same numbers as `Int8Weight`, multiplied as 8 bits by `int8`; turned: see `hold`, else empty."""
+    """The same numbers as `Int8Weight`, multiplied as 8 bits by `int8`.
+
+    turned: (in, out), see `hold`, else empty. features (k,) of the input stand apart, with their columns
+    (out, k) of the rows; kept: (in,) float32, zeros for them and ones for the others.
+    """
 
     rows: Tensor
     scale: Tensor
     turned: Tensor
+    kept: Tensor
+    features: Tensor
+    columns: Tensor
+
+    def apart(self, features: Tensor) -> TensorCoreWeight:
+        """Let these features, (k,) int64, stand apart."""
+        kept = torch.ones_like(self.kept).index_fill_(0, features, 0.0)
+        return self._replace(kept=kept, features=features, columns=self.rows[:, features].contiguous())
 
 
 class LlmInt8Weight(NamedTuple):
@@ -92,7 +104,9 @@ def quantize(
     if int8_matmul == "llm_int8":
         return LlmInt8Weight(rows, absmax.squeeze(1))
     if int8_matmul == "tensor_core":
-        return TensorCoreWeight(rows, scale, rows.new_empty(0))
+        empty = rows.new_empty(0)
+        kept = torch.ones(rows.shape[1], device=rows.device)
+        return TensorCoreWeight(rows, scale, empty, kept, empty.long(), rows[:, :0])
     return Int8Weight(rows, scale)
 
 
@@ -137,7 +151,10 @@ class _Product(torch.autograd.Function):
         if not value_needed:
             return x.new_zeros(()).expand(len(x), len(b))
         if isinstance(weight, TensorCoreWeight):
-            return int8.product(x, weight.rows, weight.scale[:, 0], a_x, (b * s).to(x.dtype))
+            apart = weight.columns.to(x.dtype) * weight.scale.to(x.dtype)
+            low = torch.cat((a_x, x[:, weight.features]), 1)
+            factor = torch.cat(((b * s).to(x.dtype), apart), 1)
+            return int8.product(x, weight.rows, weight.scale[:, 0], weight.kept, low, factor)
         return torch.cat((x, a_x), 1) @ _joined(weight, b, s, x.dtype).t()
 
     @staticmethod
@@ -173,7 +190,8 @@ def hold(weight: FrozenWeight, b: Tensor | None, s: float, dtype: torch.dtype) -
     """
     if isinstance(weight, TensorCoreWeight):
         # Not _replace: compiled by torch 2.11 it returns a tuple without its items.
-        return TensorCoreWeight(weight.rows, weight.scale, int8.turn(weight.rows))
+        rows, scale, _, *apart = weight
+        return TensorCoreWeight(rows, scale, int8.turn(rows), *apart)
     if not isinstance(weight, Int8Weight | Nf4Weight):
         return weight
     return HeldWeight(dequantize(weight, dtype) if b is None else _joined(weight, b, s, dtype))

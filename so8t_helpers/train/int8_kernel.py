@@ -11,119 +11,94 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# These three as in `int8`.
-_GROUP = 128
+# These two as in `int8`.
 _LARGEST = tl.constexpr(127.0)
 _SMALLEST = tl.constexpr(2.0**-100)
 # A float32 of this size has steps of one: adding and taking it away rounds to whole numbers, half to even.
 _SHIFT = tl.constexpr(12582912.0)  # 1.5 * 2^23
 _BAND = 16  # tiles of tokens that share a weight's tile while it is in the L2 cache
-_QUANTIZED_ROWS = 16
 _TURNED = 128
 
 
 class Tile(NamedTuple):
-    """What one program computes (tokens x outputs), and how: warps, and stages of its loads."""
+    """What one program computes (tokens x outputs), and how: features a load, warps, stages of its loads."""
 
     tokens: int
     outputs: int
+    features: int
     warps: int
     stages: int
 
 
-# Compiled and counted, not yet timed: no accumulator leaves the registers, and the shared memory fits.
-TILES = {(9, 0): Tile(256, 128, 8, 3)}
-_OTHERS = Tile(128, 128, 8, 3)  # 64 KiB of shared memory; cards of 8.6 and 8.9 have 99
+# (for many tiles, for few). A card's programs end together: of few large ones the last leave it half idle.
+TILES = {(9, 0): (Tile(128, 128, 128, 4, 3), Tile(128, 128, 128, 4, 3))}
+# 48 KiB of shared memory: two programs fit the 99 KiB of 8.6 and 8.9.
+_OTHERS = (Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 4, 3))
+_MANY = 512 * 128 * 128  # outputs of all tokens; 132 multiprocessors do 264 tiles of 128 x 128 at a time
 
 
-def tile_of(capability: tuple[int, int]) -> Tile:
-    """Return the tile for a card's compute capability."""
-    return TILES.get(capability, _OTHERS)
+def tile_of(capability: tuple[int, int], outputs: int) -> Tile:
+    """Return the tile for a card's compute capability and so many numbers of output."""
+    many, few = TILES.get(capability, _OTHERS)
+    return many if outputs >= _MANY else few
 
 
 @triton.jit
-def _quantize_kernel(
-    x, column_scale, q, scales, tokens, features, stride,
-    SCALED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    # a = max |x| / 127 over a group, q = round(x / a): one read of x, a byte for each number written.
-    group = tl.program_id(1)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = group * GROUP + tl.arange(0, GROUP)[None, :]
-    row = rows[:, None].to(tl.int64)
-    inside = (rows[:, None] < tokens) & (columns < features)
-    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        values *= tl.load(column_scale + columns, mask=columns < features, other=0.0)
+def _quantize_kernel(x, column_scale, q, scales, features, stride, BLOCK: tl.constexpr):
+    # a = max |x| / 127 over a token, q = round(x / a): one read of x, a byte for each number written.
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < features
+    values = tl.load(x + token * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    values *= tl.load(column_scale + columns, mask=inside, other=0.0)
     # The second term is zero, and NaN where a number is not finite: so an overflow reaches the gradients.
-    largest = tl.max(tl.abs(values), 1) + tl.sum(values * 0.0, 1)
+    largest = tl.max(tl.abs(values), 0) + tl.sum(values * 0.0, 0)
     inverse = tl.where(largest >= _SMALLEST, tl.div_rn(_LARGEST, largest), 0.0)
-    rounded = values * inverse[:, None] + _SHIFT
+    rounded = values * inverse + _SHIFT
     # The low byte of the shifted number's bits is the rounded number in two's complement.
-    tl.store(q + row * features + columns, rounded.to(tl.int32, bitcast=True).to(tl.int8), mask=inside)
-    tl.store(scales + group * tokens + rows, tl.div_rn(largest, _LARGEST), mask=rows < tokens)
-
-
-@triton.jit
-def _load(at, start, at_feature, features, WHOLE: tl.constexpr):
-    if WHOLE:
-        return tl.load(at + start)
-    return tl.load(at + start, mask=at_feature < features - start, other=0)
-
-
-@triton.jit
-def _finish(
-    total, row_scale, low, b, out, token, output, tokens, outputs,
-    SCALED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    row, line = (token % tokens).to(tl.int64), (output % outputs).to(tl.int64)
-    if SCALED:
-        total *= tl.load(row_scale + line)[None, :]
-    for first in tl.static_range(0, RANK, STEP):  # LoRA's second half, in the activations' dtype
-        k = first + tl.arange(0, STEP)
-        a_x = tl.load(low + row[:, None] * RANK + k[None, :], mask=k[None, :] < RANK, other=0.0)
-        factor = tl.load(b + line[None, :] * RANK + k[:, None], mask=k[:, None] < RANK, other=0.0)
-        total = tl.dot(a_x, factor, acc=total)
-    inside = (token[:, None] < tokens) & (output[None, :] < outputs)
-    to = out + token[:, None].to(tl.int64) * outputs + output[None, :]
-    tl.store(to, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(q + token * features + columns, rounded.to(tl.int32, bitcast=True).to(tl.int8), mask=inside)
+    tl.store(scales + token, tl.div_rn(largest, _LARGEST))
 
 
 @triton.jit
 def product_kernel(
-    q, scales, weight, row_scale, low, b, out, tokens, features, outputs,
-    SCALED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr,
-    BAND: tl.constexpr, TOKENS: tl.constexpr, HALF: tl.constexpr,
+    q, scales, weight, row_scale, low, factor, out, tokens, features, outputs,
+    SCALED: tl.constexpr, RANK: tl.constexpr, STEP: tl.constexpr, WHOLE: tl.constexpr, BAND: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    # out[t, o] = r[o] sum_g a[g, t] sum_{j in g} q[t, j] w[o, j]  +  sum_k low[t, k] b[o, k]
-    # The inner sum is of integers, at most 128 * 127 * 127. Its registers come on top of those of the
-    # float32 sums, so a tile's outputs are done in two halves: only so does one of 256 x 128 fit the
-    # registers. It reads a quarter less than two of 128 x 128, which on a Hopper wait for the L2 cache.
-    tiles = tl.cdiv(outputs, 2 * HALF)
+    # out[t, o] = r[o] a[t] sum_j q[t, j] w[o, j]  +  sum_k low[t, k] factor[o, k]
+    # The sum over j is of integers, at most 127 * 127 * features, and never leaves the registers.
+    tiles = tl.cdiv(outputs, OUTPUTS)
     band, within = tl.program_id(0) // (BAND * tiles), tl.program_id(0) % (BAND * tiles)
     height = tl.minimum(tl.cdiv(tokens, TOKENS) - band * BAND, BAND)
     token = (band * BAND + within % height) * TOKENS + tl.arange(0, TOKENS)
-    output_1 = within // height * 2 * HALF + tl.arange(0, HALF)
-    output_2 = output_1 + HALF
+    output = within // height * OUTPUTS + tl.arange(0, OUTPUTS)
     # Rows past the end wrap around, which costs no mask; what they give is not stored.
-    feature = tl.arange(0, GROUP)
-    across, down = feature[None, :], feature[:, None]
-    q_at = q + (token % tokens).to(tl.int64)[:, None] * features + across
-    weight_1 = weight + (output_1 % outputs).to(tl.int64)[None, :] * features + down
-    weight_2 = weight + (output_2 % outputs).to(tl.int64)[None, :] * features + down
-    scale_at = scales + token % tokens
-    total_1 = tl.zeros((TOKENS, HALF), tl.float32)
-    total_2 = tl.zeros((TOKENS, HALF), tl.float32)
-    for start in range(0, features, GROUP):
-        x = _load(q_at, start, across, features, WHOLE)
-        a = tl.load(scale_at)[:, None]
-        sums = tl.dot(x, _load(weight_1, start, down, features, WHOLE), out_dtype=tl.int32)
-        total_1 += a * sums.to(tl.float32)
-        sums = tl.dot(x, _load(weight_2, start, down, features, WHOLE), out_dtype=tl.int32)
-        total_2 += a * sums.to(tl.float32)
-        scale_at += tokens
-    _finish(total_1, row_scale, low, b, out, token, output_1, tokens, outputs, SCALED, RANK, STEP)
-    _finish(total_2, row_scale, low, b, out, token, output_2, tokens, outputs, SCALED, RANK, STEP)
+    row, line = (token % tokens).to(tl.int64), (output % outputs).to(tl.int64)
+    feature = tl.arange(0, FEATURES)
+    q_at = q + row[:, None] * features + feature[None, :]
+    weight_at = weight + line[None, :] * features + feature[:, None]
+    sums = tl.zeros((TOKENS, OUTPUTS), tl.int32)
+    for start in range(0, features, FEATURES):
+        if WHOLE:
+            x, w = tl.load(q_at), tl.load(weight_at)
+        else:
+            x = tl.load(q_at, mask=feature[None, :] < features - start, other=0)
+            w = tl.load(weight_at, mask=feature[:, None] < features - start, other=0)
+        sums = tl.dot(x, w, sums, out_dtype=tl.int32)
+        q_at += FEATURES
+        weight_at += FEATURES
+    total = sums.to(tl.float32) * tl.load(scales + row)[:, None]
+    if SCALED:
+        total *= tl.load(row_scale + line)[None, :]
+    for first in tl.static_range(0, RANK, STEP):  # LoRA's second half and what stands apart, in x's dtype
+        k = first + tl.arange(0, STEP)
+        a_x = tl.load(low + row[:, None] * RANK + k[None, :], mask=k[None, :] < RANK, other=0.0)
+        b = tl.load(factor + line[None, :] * RANK + k[:, None], mask=k[:, None] < RANK, other=0.0)
+        total = tl.dot(a_x, b, acc=total)
+    inside = (token[:, None] < tokens) & (output[None, :] < outputs)
+    to = out + token[:, None].to(tl.int64) * outputs + output[None, :]
+    tl.store(to, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -136,37 +111,38 @@ def _turn_kernel(weight, turned, rows, columns, SIZE: tl.constexpr):
 
 
 @torch.library.custom_op("so8t::int8_quantize", mutates_args=())
-def quantize_groups(x: Tensor, column_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`int8.quantize_groups` on a card."""
+def quantize_tokens(x: Tensor, column_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`int8.quantize_tokens` on a card."""
     x = x if x.stride(1) == 1 else x.contiguous()
+    tokens, features = x.shape
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scales = torch.empty((triton.cdiv(x.shape[1], _GROUP), len(x)), dtype=torch.float32, device=x.device)
-    _quantize_kernel[triton.cdiv(len(x), _QUANTIZED_ROWS), len(scales)](
-        x, column_scale, q, scales, len(x), x.shape[1], x.stride(0),
-        SCALED=column_scale is not None, ROWS=_QUANTIZED_ROWS, GROUP=_GROUP,
+    scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(features)
+    warps = min(32, max(1, block // 1024))
+    _quantize_kernel[(tokens,)](
+        x, column_scale, q, scales, features, x.stride(0), BLOCK=block, num_warps=warps
     )  # fmt: skip
     return q, scales
 
 
-@quantize_groups.register_fake
-def _(x: Tensor, column_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    return q, x.new_empty((triton.cdiv(x.shape[1], _GROUP), len(x)), dtype=torch.float32)
+@quantize_tokens.register_fake
+def _(x: Tensor, column_scale: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device), x.new_empty(len(x), dtype=torch.float32)
 
 
 @torch.library.custom_op("so8t::int8_product", mutates_args=())
-def grouped_product(
+def scaled_product(
     q: Tensor,
     scales: Tensor,
     weight: Tensor,
     row_scale: Tensor | None,
     low: Tensor | None,
-    b: Tensor | None,
+    factor: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`int8.grouped_product` on a card."""
+    """`int8.scaled_product` on a card."""
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
-    return launch(q, scales, weight, row_scale, low, b, dtype, tile_of(capability))
+    return launch(q, scales, weight, row_scale, low, factor, dtype, tile_of(capability, len(q) * len(weight)))
 
 
 def launch(
@@ -175,19 +151,19 @@ def launch(
     weight: Tensor,
     row_scale: Tensor | None,
     low: Tensor | None,
-    b: Tensor | None,
+    factor: Tensor | None,
     dtype: torch.dtype,
     tile: Tile,
 ) -> Tensor:
-    """The product with a tile of one's choice; arguments as `int8.grouped_product`."""
+    """The product with a tile of one's choice; arguments as `int8.scaled_product`."""
     if low is not None and dtype == torch.float32:  # no tensor core multiplies these, and no kernel of ours
-        assert b is not None
-        return launch(q, scales, weight, row_scale, None, None, dtype, tile).addmm_(low, b.t())
+        assert factor is not None
+        return launch(q, scales, weight, row_scale, None, None, dtype, tile).addmm_(low, factor.t())
     (tokens, features), outputs = q.shape, len(weight)
     out = torch.empty((tokens, outputs), dtype=dtype, device=q.device)
     grid = (triton.cdiv(tokens, tile.tokens) * triton.cdiv(outputs, tile.outputs),)
     product_kernel[grid](
-        q, scales, weight, row_scale, low, b, out, tokens, features, outputs,
+        q, scales, weight, row_scale, low, factor, out, tokens, features, outputs,
         **constants(features, row_scale is not None, 0 if low is None else low.shape[1], tile),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -195,28 +171,27 @@ def launch(
 
 
 def constants(features: int, scaled: bool, rank: int, tile: Tile) -> dict[str, int | bool]:
-    """Return what `product_kernel` is compiled for: the ends of its rows, LoRA's rank, the tile."""
-    step = min(64, max(16, triton.next_power_of_2(rank)))
+    """Return what `product_kernel` is compiled for: the ends of its rows, the rank beside them, the tile."""
     return {
         "SCALED": scaled,
         "RANK": rank,
-        "STEP": step,
-        "WHOLE": features % _GROUP == 0,
-        "GROUP": _GROUP,
+        "STEP": 16 if rank <= 16 else 32,
+        "WHOLE": features % tile.features == 0,
         "BAND": _BAND,
         "TOKENS": tile.tokens,
-        "HALF": tile.outputs // 2,
+        "OUTPUTS": tile.outputs,
+        "FEATURES": tile.features,
     }
 
 
-@grouped_product.register_fake
+@scaled_product.register_fake
 def _(
     q: Tensor,
     scales: Tensor,
     weight: Tensor,
     row_scale: Tensor | None,
     low: Tensor | None,
-    b: Tensor | None,
+    factor: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     return q.new_empty((len(q), len(weight)), dtype=dtype)

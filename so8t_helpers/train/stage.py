@@ -47,6 +47,7 @@ from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.optimizer import Optimizer, learning_rate
+from so8t_helpers.train.outliers import keep_apart
 from so8t_helpers.train.watch import Watch, check_held_out
 from so8t_helpers.train.workers import Workers, check_cards, join, launch, launched
 
@@ -96,6 +97,7 @@ def train(settings: Settings) -> dict[str, Any]:
         schedule = plan(settings, samples)
 
         base = load_base(shape, weight_reader(folder), settings.model, machine.device, machine.dtype)
+        keep_apart(base, samples)
         adapters = Adapters(shape, settings, machine.device)
         if settings.training.continue_from:
             adapters.load(resolve(settings.training.continue_from))
