@@ -49,7 +49,7 @@ def full_settings(study: Study, arm: str, tuned: Settings, seed: int, data: Data
 def needs_adapter(study: Study, arm: str, tuned: Settings, seed: int, data: Data) -> bool:
     """Whether this training of an arm goes on through the stages, and has not done so yet."""
     chosen = arm in study.file.full.arms and seed in study.full_seeds
-    return chosen and not _kept(study, full_settings(study, arm, tuned, seed, data)).is_file()
+    return chosen and _found(_kept(study, full_settings(study, arm, tuned, seed, data))) is None
 
 
 def carry_out_full(study: Study, arm: str, tuned: Settings, outcome: Outcome, data: Data) -> dict[str, Any]:
@@ -60,7 +60,10 @@ def carry_out_full(study: Study, arm: str, tuned: Settings, outcome: Outcome, da
     """
     settings = full_settings(study, arm, tuned, outcome.facts["seed"], data)
     path = _kept(study, settings)
-    if not path.is_file():
+    if (same := _found(path)) is not None:
+        if same != path:
+            write_json(path, read_json(same))
+    else:
         last = batch.run_stages(settings, STAGES[2:])[-1]
         if last.state not in {"done", "fresh"}:
             raise StageError(f"run {settings.run.name}: {last.stage} {last.state}: {last.detail}")
@@ -93,6 +96,11 @@ def _kept(study: Study, settings: Settings) -> Path:
     training = Path(settings.bake.adapter_dir or "").parent.name
     text = json.dumps([training, decisive], sort_keys=True)
     return study.folder / "full" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+
+def _found(path: Path) -> Path | None:
+    """This file, or another study's of the same training: two studies may share their control."""
+    return next((p for p in [path, *path.parents[2].glob(f"*/full/{path.name}")] if p.is_file()), None)
 
 
 def _seeded(settings: Settings, seed: int) -> Settings:
