@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import ttest_1samp
 
 from so8t_helpers.evaluate.statistics import confusion, macro_f1, macro_f1_interval, resamples
 from so8t_helpers.run.files import read_json, sha256_file, write_yaml
@@ -17,7 +20,7 @@ from so8t_helpers.study import full_results
 from so8t_helpers.study.engine import Session
 from so8t_helpers.study.page import make_page
 from so8t_helpers.study.plan import load_study
-from so8t_helpers.study.stage import carry_out
+from so8t_helpers.study.stage import Results, carry_out
 from tests.dataset_inputs import many, write
 from tests.small_study import small_base, small_study
 
@@ -73,6 +76,66 @@ def test_arms_that_the_study_names_go_through_all_stages(tmp_path: Path, monkeyp
     page = make_page(study, {}).read_text(encoding="utf-8")
     assert full_results.said(found) in page
     assert "Stages 04 and 05, with 95% intervals" in page
+
+
+def kept_of(seed: int, right: float, divergence: float, count: int = 400) -> dict[str, Any]:
+    """What is kept of a run whose answers are right with this probability."""
+    generator = np.random.default_rng(seed)
+    labels = [("ALLOW", "DENY")[i % 2] for i in range(count)]
+    hits = generator.random(count) < right
+    answers = [
+        {
+            "id": str(i),
+            "label": label,
+            "decision": label if hit else None,
+            "well_formed": True,
+            "separated": True,
+            "correct": bool(hit) if label == "ALLOW" else None,
+            "refused": label == "DENY" and bool(hit),
+        }
+        for i, (label, hit) in enumerate(zip(labels, hits, strict=True))
+    ]
+    files = {"f16": {"perplexity": 8.0}, "q4_k_m": {"perplexity": 8.0 + divergence, "kl_mean": divergence}}
+    return {
+        "run": "r",
+        "engine": "llama.cpp",
+        "file": "q4_k_m",
+        "quality": files,
+        "o_proj": 0.04,
+        "answers": answers,
+    }
+
+
+def interval_of(frame: pd.DataFrame, endpoint: str) -> tuple[float, float]:
+    low, high = frame.loc[endpoint, "95% interval"].split(" to ")
+    return float(low.replace("−", "-")), float(high.replace("−", "-"))
+
+
+def test_arms_that_went_through_all_stages_are_compared_by_seed_and_prompt():
+    """Where a training gives one number, the interval is Student's over seeds."""
+    full = {
+        "lora": [kept_of(seed, 0.5, kl) for seed, kl in ((1, 0.020), (2, 0.022), (3, 0.021))],
+        "gates": [kept_of(seed, 0.9, kl) for seed, kl in ((4, 0.030), (5, 0.031), (6, 0.035))],
+    }
+    found = cast("Results", SimpleNamespace(full=full, control=SimpleNamespace(name="lora")))
+    table = full_results.table(found)
+    assert table.loc["in format"].tolist() == ["100.0% (100.0% to 100.0%)"] * 2
+    assert table.loc["o_proj's error", "gates"] == "0.04 (0.04 to 0.04)"
+    frame = full_results.differences(found).set_index("endpoint")
+    assert set(frame["arm"]) == {"gates"}
+    for name in ("answers right", "label F1", "refused where due"):
+        low, high = interval_of(frame, name)
+        assert 0.2 < low < 0.4 < high < 0.6, name  # 0.4 apart, known by 3 times 200 prompts or more
+    apart = np.array([0.030, 0.031, 0.035]) - np.array([0.020, 0.022, 0.021])
+    interval = ttest_1samp(apart, 0.0).confidence_interval()
+    low, high = (
+        float(part.replace("−", "-")) for part in frame.loc["KL from F16", "95% interval"].split(" to ")
+    )
+    assert (low, high) == pytest.approx((interval.low, interval.high), rel=0.1)  # 2,000 resamples
+    assert frame.loc["refused where not", "difference"] == "+0"
+    assert "400 held-out prompts" in full_results.said(found)
+    one_sided = cast("Results", SimpleNamespace(full={"gates": full["gates"]}, control=found.control))
+    assert full_results.differences(one_sided).empty
 
 
 def test_the_prompts_share_of_label_f1():

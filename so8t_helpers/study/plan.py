@@ -96,6 +96,7 @@ class StudyFile(Section):
 
     profile: str
     question: Annotated[str, Field(min_length=1)]
+    note: str = ""  # why the file was changed after a registration; stands with the changes on the page
     control: str
     arms: Annotated[dict[str, Arm], Field(min_length=2)]
     set: dict[str, Any] = Field(default_factory=dict)  # for all arms
