@@ -119,13 +119,15 @@ def test_arms_that_went_through_all_stages_are_compared_by_seed_and_prompt():
     }
     found = cast("Results", SimpleNamespace(full=full, control=SimpleNamespace(name="lora")))
     table = full_results.table(found)
-    assert table.loc["in format"].tolist() == ["100.0% (100.0% to 100.0%)"] * 2
+    assert table.loc["in format"].tolist() == ["100.0% (99.1% to 100.0%)"] * 2  # 0.025 ** (1 / 400)
     assert table.loc["o_proj's error", "gates"] == "0.04 (0.04 to 0.04)"
     frame = full_results.differences(found).set_index("endpoint")
     assert set(frame["arm"]) == {"gates"}
-    for name in ("answers right", "label F1", "refused where due"):
+    f1 = [2 * p / (1 + p) for p in (0.5, 0.9)]  # none is stated wrongly, so precision is 1 and recall p
+    apart_by = {"answers right": 0.4, "label F1": f1[1] - f1[0], "refused where due": 0.4}
+    for name, expected in apart_by.items():
         low, high = interval_of(frame, name)
-        assert 0.2 < low < 0.4 < high < 0.6, name  # 0.4 apart, known by 3 times 200 prompts or more
+        assert expected - 0.2 < low < expected < high < expected + 0.2, name
     apart = np.array([0.030, 0.031, 0.035]) - np.array([0.020, 0.022, 0.021])
     interval = ttest_1samp(apart, 0.0).confidence_interval()
     low, high = (

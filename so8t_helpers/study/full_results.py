@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from so8t_helpers.evaluate.statistics import confusion, macro_f1
+from so8t_helpers.evaluate.statistics import confusion, exact_interval, macro_f1
 from so8t_helpers.evaluate.summary import indicators
 from so8t_helpers.show.wording import short
 from so8t_helpers.study.results import rounded, signed
@@ -74,6 +74,11 @@ def table(results: Results) -> pd.DataFrame:
 def _cell(name: str, sums: Floats, counts: Floats) -> str:
     found = paired_difference(sums, np.zeros_like(sums), counts)
     values = [found.value, found.low, found.high]
+    if name in _SHARES.values() and found.value in {
+        0.0,
+        1.0,
+    }:  # resamples know nothing of what never happened
+        values[1:] = exact_interval(round(found.value * counts.sum()), int(counts.sum()))
     if name in _OF_ANSWERS:
         value, low, high = (f"{100 * min(max(v, 0.0), 1.0):.1f}%" for v in values)
     else:
