@@ -81,6 +81,8 @@ def _cell(name: str, sums: Floats, counts: Floats) -> str:
         values[1:] = exact_interval(round(found.value * counts.sum()), int(counts.sum()))
     if name in _OF_ANSWERS:
         value, low, high = (f"{100 * min(max(v, 0.0), 1.0):.1f}%" for v in values)
+    elif name == _PERPLEXITY:
+        value, low, high = map(signed, values)
     else:
         value, low, high = (short(float(f"{v:.3g}")) for v in values)
     return f"{value} ({low} to {high})"
