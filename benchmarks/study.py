@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from claims import claim, write_claims  # noqa: E402
 
 from so8t_helpers.settings import load_settings  # noqa: E402
-from so8t_helpers.study import results, stage  # noqa: E402
+from so8t_helpers.study import full_results, results, stage, what_if  # noqa: E402
 from so8t_helpers.study.plan import Study, load_study  # noqa: E402
 
 
@@ -84,6 +84,22 @@ def facts_of(study: Study, found: stage.Results) -> dict[str, Any]:
         "answer": results.answer(found, comparisons),
         "arms": arms,
         "comparisons": rows,
+        "what if": {
+            name: {
+                "mean angle": curve.degrees,
+                "t": curve.powers.tolist(),
+                "change from t = 1 by seed": curve.change.tolist(),
+                "at t = 0": curve.interval,
+            }
+            for name, curve in what_if.curves(found).items()
+        },
+        "all stages": {
+            "what": full_results.said(found),
+            "arms": full_results.table(found).to_dict(),
+            "differences": full_results.differences(found).to_dict("records"),
+        }
+        if found.full
+        else None,
         "registration": registration | {"times changed": len(found.registrations) - 1},
         "trained on": sorted({o.facts["machine"] for arm in found.arms.values() for o in arm.outcomes}),
     }

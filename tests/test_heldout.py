@@ -21,10 +21,12 @@ from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import read_jsonl, write_jsonl, write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, Settings, SettingsError, load_settings, merge
+from so8t_helpers.study.engine import what_if
 from so8t_helpers.thinking import format as think_format
 from so8t_helpers.thinking.format import LABELS, ThinkText
 from so8t_helpers.train import batches, heldout, stage
 from so8t_helpers.train.adapters import Adapters
+from so8t_helpers.train.batches import IGNORE
 from so8t_helpers.train.frozen import load_base
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.workers import Workers
@@ -182,6 +184,28 @@ def test_the_loss_is_that_of_transformers_part_by_part(settings: Settings, base:
     assert figures["loss"] == pytest.approx((measured.sums.sum() / held_out.counts.sum()).item())
     again = held_out.measure()
     assert torch.equal(again.sums, measured.sums), "a look must not depend on the one before"
+
+
+def test_the_loss_at_other_powers_of_the_rotations_is_that_of_transformers(settings: Settings, base: Path):
+    step, adapters, documents, _ = parts_of(settings, base)
+    packed = heldout._pack([len(d.parts) for d in documents], LENGTH, 3)
+    held_out = heldout.HeldOut(step, documents, packed, 0, Workers())
+    before, trained = held_out.measure(), adapters.rotations.detach().clone()
+    found = what_if(adapters, held_out).set_index("t")
+    assert found.loc[1.0, "loss"] == held_out.figures(before)["loss"]
+    assert torch.equal(held_out.measure().sums, before.sums), "the gates are as they were"
+    one = torch.eye(8).expand_as(trained)
+    for t, rotations in ((0.0, one), (1.0, trained), (2.0, trained @ trained)):
+        with torch.no_grad():
+            adapters.rotations.copy_(rotations)
+        model, total = libraries(base, adapters), 0.0
+        for document in (d.document for d in documents):
+            with torch.no_grad():
+                logits = model(torch.tensor(document.tokens)[None], use_cache=False).logits[0]
+            targets = torch.tensor(document.targets)
+            total += functional.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE).item()
+        # float32 through two layers, as above
+        assert found.loc[t, "loss"] == pytest.approx(total / held_out.counts.sum().item(), abs=1e-5)
 
 
 def test_answers_are_those_that_transformers_writes(settings: Settings, base: Path):

@@ -45,6 +45,14 @@ def test_rotation_is_scipys_exponential_and_in_so8(seed: int, scale: float):
     assert np.linalg.det(found) == pytest.approx(1.0)
 
 
+def test_powers_rotate_the_same_planes_by_so_many_times_the_angles():
+    x = free(3)
+    r, half = rotation.rotation(x), rotation.power(x, 0.5)
+    for power, product in ((0.0, torch.eye(8).double().expand(3, 8, 8)), (2.0, r @ r), (-1.0, r.mT)):
+        torch.testing.assert_close(rotation.power(x, power), product, rtol=0, atol=EXACT)
+    torch.testing.assert_close(half @ half, r, rtol=0, atol=EXACT)
+
+
 def test_small_matrices_are_not_symmetric():
     """The other tests tell R from its transpose only because of this."""
     blocks = rotation.rotation(free(4))

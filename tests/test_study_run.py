@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from scipy.stats import ttest_1samp
 
 from so8t_helpers.run.files import write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, SettingsError, merge
-from so8t_helpers.study import full, results, statistics
+from so8t_helpers.study import results, statistics, what_if
 from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
 from so8t_helpers.study.page import make_page
@@ -29,7 +30,6 @@ from so8t_helpers.study.spread import carry_out_alone, spread
 from so8t_helpers.study.stage import Results, carry_out
 from so8t_helpers.train import stage as train_stage
 from so8t_helpers.verbs.sweep import ray_cluster
-from tests.dataset_inputs import many, write
 from tests.small_study import FILE, small_base, small_study
 
 pytestmark = pytest.mark.slow
@@ -88,6 +88,45 @@ def test_a_training_of_the_session_is_the_one_that_02_train_makes(
     assert outcome.value("heldout.final") == pytest.approx(looks["final"].iloc[-1], rel=1e-12)
     assert outcome.value("heldout.decision_right") == looks["decision_right"].iloc[-1]
     assert outcome.value("heldout.best") == pytest.approx(looks["loss"].min(), rel=1e-12)
+
+
+def test_what_if_the_gates_rotated_less_or_more(done: tuple[Study, Results]):
+    """t = 1 is the training's end to the last bit; other powers stand in test_heldout."""
+    _, found = done
+    arm = found.arms["gates"]
+    frame, last = arm.outcomes[0].what_if, arm.outcomes[0].looks.iloc[-1]
+    assert frame is not None
+    at = frame.set_index("t")
+    parts = ["loss", "thinking", "decision", "final", "decision_right"]
+    assert at.loc[1.0, parts].tolist() == last[parts].tolist()
+    history = arm.outcomes[0].angles
+    assert history is not None
+    mean = history.degrees[-1].mean()
+    assert mean > 0
+    assert at["degrees"].tolist() == pytest.approx([t * mean for t in at.index], rel=1e-5)
+    assert found.arms["lora"].outcomes[0].what_if is None
+
+    curve = what_if.curves(found)["gates"]
+    assert curve.change[:, list(at.index).index(1.0)].tolist() == [0.0, 0.0, 0.0]
+    _, low, high = curve.interval
+    found_by_scipy = ttest_1samp(curve.change[:, 0], 0.0).confidence_interval()
+    assert (low, high) == pytest.approx((found_by_scipy.low, found_by_scipy.high))
+    assert f"gates (angles of {curve.degrees:.2g}° on average)" in what_if.said(found)
+
+
+def test_what_a_training_did_not_keep_and_now_should_is_trained_again(base: Path, tmp_path: Path):
+    study = load_study(str(small_study(tmp_path, base)))
+    session = Session(study, prepare(study))
+    settings = arm_settings(study, "gates", {}, 1)
+    first = session.outcome(settings, "held-out")
+    assert not (first.folder / "adapter").exists()
+    kept = session.outcome(settings, "held-out", adapter=True)
+    assert (kept.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (session.outcome(settings, "held-out").folder, session.trained) == (kept.folder, 2)
+    assert kept.value("heldout.loss") == first.value("heldout.loss")
+    (kept.folder / "what_if.parquet").unlink()  # as a version left it that had no curve
+    assert session.outcome(settings, "held-out").what_if is not None
+    assert session.trained == 3
 
 
 def test_what_is_finished_is_not_trained_again(done: tuple[Study, Results], monkeypatch: pytest.MonkeyPatch):
@@ -152,7 +191,7 @@ def test_the_page_is_self_contained_and_opens_with_the_answer(done: tuple[Study,
     assert re.sub(r"\W", "", said) in re.sub(r"\W", "", answer)
     assert text.index("What came out") < text.index("Every arm against the control")
     pictures = soup.select("main svg")
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(svg["aria-label"].strip() for svg in pictures)
     assert found.registrations[0]["sha256"] in text
     for arm in FILE["arms"].values():
@@ -195,34 +234,6 @@ def test_a_training_that_diverges_is_said_and_compared_with_nothing(base: Path, 
     assert comparisons == []
     assert "wild: training diverged with seed 1, 2" in results.answer(found, comparisons)
     assert "wild" in make_page(study, {}).read_text(encoding="utf-8")
-
-
-def test_arms_that_the_study_names_go_through_all_stages(base: Path, tmp_path: Path):
-    """From records of its own, which the study makes into data first."""
-    path = small_study(tmp_path, base, seeds=2, trials=1, full=["gates"])
-    profile = yaml.safe_load((tmp_path / "profile.yaml").read_text(encoding="utf-8"))
-    records = write(tmp_path / "in.jsonl", many(80))
-    profile["dataset"] = {"inputs": [str(records)], "eval_share": 0.2, "workers": 1}
-    profile["training"] |= {"dataset_dir": None, "sequence_length": 512}
-    profile["gguf"] = {"types": ["f16", "q8_0"], "quality_tokens": 512}
-    profile["eval"] = {"models": ["baked", "q8_0"], "engine": "llama_cpp", "prompts": 4, "max_new_tokens": 8}
-    write_yaml(tmp_path / "profile.yaml", profile)
-    found = carry_out(load_study(str(path)))
-    (row,) = full.table(found.full).to_dict("records")
-    assert row["asked"] == "q8_0"
-    assert 0 < row["KL from F16"] < 1
-    assert row["perplexity"] == pytest.approx(row["F16's"], rel=0.1)
-    assert 0 < row["o_proj's error"] < 0.1
-    run = found.full["gates"]
-    assert run.run.name == "study-small-gates"
-    losses = [
-        pd.read_parquet(run.run_dir / "02_train" / "metrics.parquet"),
-        found.arms["gates"].outcomes[0].metrics,
-    ]
-    assert losses[0]["task_loss"].tolist() == losses[1]["task_loss"].tolist(), (
-        "the training is the study's own"
-    )
-    assert (run.reports_dir / "05_ollama_eval.html").is_file()
 
 
 def sessions(base: Path, folder: Path) -> list[Session]:

@@ -32,7 +32,7 @@ _MEASURED_ROWS = 256  # of each o_proj: enough for the third digit of its quanti
 
 def rotated(weight: Tensor, free: Tensor, t: float) -> Tensor:
     """Return W(t) from the baked weight W(1). weight (out, d), free (d/8, 28) -> (out, d) float32."""
-    return rotation.bake_rotation(weight.float(), rotation.rotation((t - 1) * free.float()))
+    return rotation.bake_rotation(weight.float(), rotation.power(free.float(), t - 1))
 
 
 def relative_change(weight: Tensor, reference: Tensor) -> float:
@@ -86,7 +86,7 @@ class TurnedModel:
         """Return W(t) - W(0) in the eight columns of one block, (out, 8) float32."""
         columns = self._baked[row][:, block * rotation.BLOCK : (block + 1) * rotation.BLOCK].float().cpu()
         free = self.gates.free[row, block]
-        return columns @ (rotation.rotation((t - 1) * free) - rotation.rotation(-free))
+        return columns @ (rotation.power(free, t - 1) - rotation.power(free, -1))
 
     def set_power(self, t: float) -> None:
         """Put W(t) into the model, in every gated layer."""

@@ -209,7 +209,7 @@ class WhatIf(w.VBox):
         self.figure.update(
             t,
             self.model.gates.layers[row],
-            rotation.rotation(t * free).numpy(),
+            rotation.power(free, t).numpy(),
             rotation.principal_angles(t * free).numpy(),
             rotation.principal_angles(free).numpy(),
             self.model.block_change(row, block, t).numpy(),

@@ -51,6 +51,11 @@ def rotation(free: Tensor) -> Tensor:
     return torch.matrix_exp(skew(free))
 
 
+def power(free: Tensor, t: float) -> Tensor:
+    """R(t) = exp(t A): the same planes, t times the angles; 0 is no rotation. Shapes as `rotation`."""
+    return rotation(t * free)
+
+
 def free_gradient(free: Tensor, by_rotation: Tensor) -> Tensor:
     """Send a gradient by R = exp(A) back to the free numbers, exactly.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import torch
 
@@ -19,13 +21,23 @@ from so8t_helpers.phi3.weights import weight_reader
 from so8t_helpers.run.files import atomic_directory, read_jsonl, remove, replace, write_json
 from so8t_helpers.run.stage import Stage, utc_now, versions
 from so8t_helpers.settings import Settings, merge
+from so8t_helpers.so8.rotation import principal_angles
 from so8t_helpers.study.data import Data
-from so8t_helpers.study.outcome import FACTS, Outcome, decisive_settings, key_of, read_outcome
+from so8t_helpers.study.outcome import (
+    ADAPTER,
+    FACTS,
+    WHAT_IF,
+    Outcome,
+    decisive_settings,
+    key_of,
+    read_outcome,
+)
 from so8t_helpers.study.plan import Study
 from so8t_helpers.train import batches
 from so8t_helpers.train.adapters import Adapters, check_adapters, count_parameters
 from so8t_helpers.train.batches import Schedule
 from so8t_helpers.train.frozen import load_base
+from so8t_helpers.train.heldout import HeldOut
 from so8t_helpers.train.machine import build_micro_step, look_at_machine, prepare_allocator
 from so8t_helpers.train.micro_step import MicroStep
 from so8t_helpers.train.outliers import keep_apart
@@ -35,8 +47,9 @@ from so8t_helpers.train.workers import Workers
 
 log = logging.getLogger(__name__)
 
-_KEPT = ("metrics.parquet", "heldout.parquet", "heldout_documents.safetensors", "angles.safetensors")
-_SHOWN = {"tuning": _KEPT[:3], "held-out": _KEPT}  # what tuning's gates did nobody looks at, and it is large
+_LOSSES = ("metrics.parquet", "heldout.parquet", "heldout_documents.safetensors")
+_ANGLES = "angles.safetensors"  # what tuning's gates did nobody looks at, and it is large
+_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # t of the what-if curve
 # What a micro-step is built and captured for; all other settings may differ from one training to the next.
 _SHAPE = {
     "so8t": ("enabled", "layer_indices"),
@@ -68,23 +81,29 @@ class Session:
         self._built: tuple[str, Adapters, MicroStep] | None = None
         self._watches: dict[tuple[str, int], Watch] = {}
 
-    def outcome(self, settings: Settings, part: str) -> Outcome:
-        """Return what a training of these settings comes to, judged by a part of `data.PARTS`."""
+    def outcome(self, settings: Settings, part: str, adapter: bool = False) -> Outcome:
+        """Return what a training of these settings comes to, judged by a part of `data.PARTS`.
+
+        With `adapter` what it learned is kept, too. A training that did not keep what is asked for, and would
+        now, is carried out again.
+        """
         folder = self.study.folder / "trainings" / key_of(settings, part, self.data.digests)
-        if (found := read_outcome(folder)) is None:
-            if (same := self._elsewhere(folder.name)) is not None:
+        what_if = part == "held-out" and settings.so8t.enabled
+        needed = (*((WHAT_IF,) if what_if else ()), *((ADAPTER,) if adapter else ()))
+        if (found := read_outcome(folder, needed)) is None:
+            if (same := self._elsewhere(folder.name, needed)) is not None:
                 with atomic_directory(folder) as scratch:
                     shutil.copytree(same, scratch, dirs_exist_ok=True)
             else:
-                self._train(settings, part, folder)
-            found = read_outcome(folder)
+                self._train(settings, part, folder, adapter)
+            found = read_outcome(folder, needed)
             assert found is not None
         return found
 
-    def _elsewhere(self, key: str) -> Path | None:
+    def _elsewhere(self, key: str, needed: tuple[str, ...]) -> Path | None:
         """Another study's folder of the same training: two studies may share their control."""
-        found = sorted(self.study.folder.parent.glob(f"*/trainings/{key}/{FACTS}"))
-        return found[0].parent if found else None
+        found = sorted(self.study.folder.parent.glob(f"*/trainings/{key}"))
+        return next((folder for folder in found if read_outcome(folder, needed)), None)
 
     def _load(self) -> None:
         """Load what all trainings share: machine, base and tokens."""
@@ -142,7 +161,7 @@ class Session:
         self._watches[key].begin(settings)
         return self._watches[key]
 
-    def _train(self, settings: Settings, part: str, folder: Path) -> None:
+    def _train(self, settings: Settings, part: str, folder: Path, adapter: bool) -> None:
         """Train, and put what is kept of it into its folder. A training that was killed goes on."""
         if not self._loaded:
             self._load()
@@ -157,13 +176,15 @@ class Session:
         if self.machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         stage = Stage(settings, "02_train", {"train": self.data.train, part: self.data.judges[part]})
-        for name in _KEPT:  # of a training that was killed while it wrote
+        for name in (*_LOSSES, _ANGLES, ADAPTER):  # of a training that was killed while it wrote
             remove(stage.directory / name)
         pad = self.tokenizer.pad_token_id or 0
         loop = Loop(settings, stage, Workers(), self.samples, schedule, adapters, micro_step, watch, pad)
-        diverged = ""
+        diverged, powers = "", pd.DataFrame()
         try:
             loop.run()
+            if part == "held-out" and adapters.layers and watch.held_out is not None:
+                powers = what_if(adapters, watch.held_out)
             loop.write_results()
         except FloatingPointError as error:
             diverged = str(error)
@@ -178,10 +199,13 @@ class Session:
             "versions": versions(),
             "machine": self.machine.summary,
         }
+        kept = (*_LOSSES, *((_ANGLES,) if part == "held-out" else ()), *((ADAPTER,) if adapter else ()))
         with atomic_directory(folder) as scratch:
-            for name in _SHOWN[part]:
-                if (stage.directory / name).is_file():
+            for name in kept:
+                if (stage.directory / name).exists():
                     replace(stage.directory / name, scratch / name)
+            if len(powers):
+                powers.to_parquet(scratch / WHAT_IF)
             seconds = round(time.monotonic() - started, 3)
             write_json(scratch / FACTS, facts | self._costs(loop) | {"seconds": seconds})
         remove(stage.directory)  # there is none where the first step diverged
@@ -200,3 +224,17 @@ class Session:
             "memory_gib": used / 2**30,
             "finished": utc_now(),
         }
+
+
+def what_if(adapters: Adapters, held_out: HeldOut) -> pd.DataFrame:
+    """Measure the held-out losses with the rotations at other powers, LoRA as it is; one power t a row.
+
+    `degrees` is the mean principal angle at t: t times the trained one, as far as no angle passes 180°.
+    """
+    free, rows = adapters.free.detach().cpu(), []
+    for t in _POWERS:
+        adapters.refresh_rotations(t)
+        degrees = math.degrees(principal_angles(t * free).mean().item())
+        rows.append({"t": t, "degrees": degrees, **held_out.figures(held_out.measure())})
+    adapters.refresh_rotations()
+    return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ from so8t_helpers.so8.history import AngleHistory, read_angles
 from so8t_helpers.train.heldout import PARTS
 
 Floats: TypeAlias = NDArray[np.float64]
-FACTS = "outcome.json"
+FACTS, WHAT_IF, ADAPTER = "outcome.json", "what_if.parquet", "adapter"
 # Settings of 02_train that change nothing of its course, or stand in the key as a hash of the content.
 _NOT_DECISIVE: tuple[str, ...] = (
     "model.base",
@@ -73,6 +73,12 @@ class Outcome:
         path = self.folder / "angles.safetensors"
         return read_angles(path) if path.is_file() else None
 
+    @property
+    def what_if(self) -> pd.DataFrame | None:
+        """The held-out losses with the rotations at other powers, one power a row; None without gates."""
+        path = self.folder / WHAT_IF
+        return pd.read_parquet(path) if path.is_file() else None
+
     @cached_property
     def _documents(self) -> dict[str, np.ndarray]:
         return load_file(self.folder / "heldout_documents.safetensors")
@@ -118,7 +124,14 @@ def higher_is_better(endpoint: str) -> bool:
     return endpoint == "heldout.decision_right"
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """Return a finished training, None where it has not been carried out."""
+def read_outcome(folder: Path, needed: tuple[str, ...] = ()) -> Outcome | None:
+    """Return a finished training; None where it was not carried out, or did not keep what is needed of it.
+
+    One that diverged has nothing to keep.
+    """
     path = folder / FACTS
-    return Outcome(folder, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    whole = facts["diverged"] or all((folder / name).exists() for name in needed)
+    return Outcome(folder, facts) if whole else None

@@ -83,11 +83,20 @@ class Endpoints(Section):
         return list(dict.fromkeys([self.main, *self.others]))
 
 
+class Full(Section):
+    """Arms that go on through stages 03 to 05: so many of their trainings, and how much those are asked."""
+
+    arms: list[str] = Field(default_factory=list)
+    seeds: Annotated[int, Field(ge=2, le=16)] = 2  # one alone says nothing of how far seeds differ
+    prompts: Count = 64
+
+
 class StudyFile(Section):
     """A file in `params/studies/`."""
 
     profile: str
     question: Annotated[str, Field(min_length=1)]
+    note: str = ""  # why the file was changed after a registration; stands with the changes on the page
     control: str
     arms: Annotated[dict[str, Arm], Field(min_length=2)]
     set: dict[str, Any] = Field(default_factory=dict)  # for all arms
@@ -96,7 +105,7 @@ class StudyFile(Section):
     seed: int = 0  # tuning's; the seeds that count are the next ones
     tuning: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # share of train.jsonl held out for it
     endpoints: Endpoints = Endpoints()
-    full: list[str] = Field(default_factory=list)  # arms that go on through stages 03 to 05
+    full: Full = Full()
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,11 @@ class Study:
     def seeds(self) -> list[int]:
         """The seeds of the trainings that are compared; tuning never saw them."""
         return [self.file.seed + 1 + i for i in range(self.file.seeds)]
+
+    @property
+    def full_seeds(self) -> list[int]:
+        """The seeds whose trainings go on through all stages, in the arms that do."""
+        return self.seeds[: self.file.full.seeds]
 
     @property
     def others(self) -> list[str]:
@@ -241,13 +255,15 @@ def nested(flat: dict[str, Any], where: str, for_all: bool = False) -> dict[str,
     return found
 
 
-def letters(arm: str) -> str:
-    """Return an arm's name in letters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", arm)
+def place(study: Study, arm: str) -> str:
+    """Return a short name of an arm's own, in letters that every file system takes: two may begin alike."""
+    return f"{list(study.file.arms).index(arm)}-{re.sub(r'[^A-Za-z0-9._-]+', '_', arm)[:24]}"
 
 
 def _check_arms(path: Path, file: StudyFile) -> None:
-    named = {"control": [file.control], "full": file.full}
+    if file.full.arms and file.full.seeds > file.seeds:
+        raise SettingsError(f"{path}: `full.seeds` is {file.full.seeds}, but the study has {file.seeds}")
+    named = {"control": [file.control], "full.arms": file.full.arms}
     for name, arm in file.arms.items():
         named[f"arms.{name}.match_parameters"] = [arm.match_parameters] if arm.match_parameters else []
         nested(dict.fromkeys(arm.tune), f"{path}: `arms.{name}.tune`")
@@ -265,8 +281,9 @@ def _explain(item: Any) -> str:
     parts = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] = StudyFile
-        if parts[0] in {"arms", "endpoints"}:
-            model = {"arms": Range if "tune" in parts else Arm, "endpoints": Endpoints}[parts[0]]
+        if parts[0] in {"arms", "endpoints", "full"}:
+            inner = {"arms": Range if "tune" in parts else Arm, "endpoints": Endpoints, "full": Full}
+            model = inner[parts[0]]
         (near,) = difflib.get_close_matches(parts[-1], model.model_fields, n=1, cutoff=0.0)
         return f"unknown key `{'.'.join(parts)}`; did you mean `{near}`?"
     as_text = isinstance(item["input"], str) and item["type"] in {"float_type", "int_type"}

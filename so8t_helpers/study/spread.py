@@ -9,7 +9,7 @@ from pathlib import Path
 from so8t_helpers.run.files import StageError, remove
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.study.engine import Session
-from so8t_helpers.study.plan import Study, letters
+from so8t_helpers.study.plan import Study, place
 from so8t_helpers.study.stage import alone, begin, carry_out_arm
 from so8t_helpers.verbs.sweep import Mapper
 
@@ -48,7 +48,7 @@ def carry_out_alone(study: Study, arm: str) -> None:
         raise SettingsError(f"{study.path}: no arm {arm!r}; arms: {', '.join(study.file.arms)}")
     with alone(study):
         data, shape, _ = begin(study)
-    session = Session(study, data, work=f"{study.settings.run.name}.{_place(study, arm)}")
+    session = Session(study, data, work=f"{study.settings.run.name}.{place(study, arm)}")
     try:
         carry_out_arm(study, arm, data, shape, session)
     finally:
@@ -57,9 +57,4 @@ def carry_out_alone(study: Study, arm: str) -> None:
 
 
 def _log(study: Study, arm: str) -> Path:
-    return study.folder / f"{_place(study, arm)}.log"
-
-
-def _place(study: Study, arm: str) -> str:
-    """A short name of an arm's own: two long ones may begin alike."""
-    return f"{list(study.file.arms).index(arm)}-{letters(arm)[:24]}"
+    return study.folder / f"{place(study, arm)}.log"

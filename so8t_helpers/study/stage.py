@@ -13,7 +13,7 @@ from so8t_helpers.phi3.shape import Phi3Shape, read_shape
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data, prepare
 from so8t_helpers.study.engine import Session
-from so8t_helpers.study.full import carry_out_stages, full_settings
+from so8t_helpers.study.full import carry_out_full, needs_adapter
 from so8t_helpers.study.outcome import Outcome, decisive_settings
 from so8t_helpers.study.plan import Study, arm_settings, matched_rank
 from so8t_helpers.study.registration import register
@@ -50,13 +50,13 @@ class Results:
 
     Attributes:
         registrations: the first was written before the first training.
-        full: the run of each arm that went on through all stages.
+        full: what is kept of an arm's trainings that went on through all stages, one a seed; see `full.keep`.
     """
 
     study: Study
     registrations: list[dict[str, Any]]
     arms: dict[str, ArmResult]
-    full: dict[str, Settings]
+    full: dict[str, list[dict[str, Any]]]
 
     @property
     def control(self) -> ArmResult:
@@ -75,9 +75,11 @@ def carry_out(study: Study) -> Results:
         arms = {name: carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
         session.release()
         log.info("study %s: %d trainings carried out", study.name, session.trained)
-        full = {name: full_settings(study, name, arms[name].settings, data) for name in study.file.full}
-        for settings in full.values():
-            carry_out_stages(settings)
+        full = {}
+        for arm in (arms[name] for name in study.file.full.arms):
+            outcomes = arm.outcomes[: study.file.full.seeds]
+            if not any(outcome.diverged for outcome in outcomes):
+                full[arm.name] = [carry_out_full(study, arm.name, arm.settings, o, data) for o in outcomes]
     return Results(study, registrations, arms, full)
 
 
@@ -104,7 +106,8 @@ def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session
     outcomes = []
     for seed in study.seeds:
         log.info("study %s: arm %s, seed %d", study.name, name, seed)
-        outcomes.append(session.outcome(merge(settings, {"run": {"seed": seed}}), "held-out"))
+        adapter = needs_adapter(study, name, settings, seed, data)
+        outcomes.append(session.outcome(merge(settings, {"run": {"seed": seed}}), "held-out", adapter))
     return ArmResult(name, settings, trials, chosen, outcomes)
 
 

@@ -206,10 +206,10 @@ class Adapters:
             found.append((self.free, (chosen.so8t.learning_rate or rate) / rate))
         return found
 
-    def refresh_rotations(self) -> None:
-        """Compute R = exp(A) of all gates at once after a change of `free`, in place: graphs hold it."""
+    def refresh_rotations(self, t: float = 1.0) -> None:
+        """Compute R(t) = exp(t A) of all gates at once, in place: graphs hold it. t = 1 is the gate's own."""
         if self.layers:
-            self.rotations.copy_(rotation.rotation(self.free.detach()))
+            self.rotations.copy_(rotation.power(self.free.detach(), t))
 
     def collect_rotation_gradient(self) -> Tensor:
         """Send the rotations' gradient back through the exponential into `free.grad`; add the guard's.

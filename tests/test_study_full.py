@@ -1,0 +1,153 @@
+"""Arms that go on through stages 03 to 05, and what is kept and said of them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+
+from so8t_helpers.evaluate.statistics import confusion, macro_f1, macro_f1_interval, resamples
+from so8t_helpers.run.files import read_json, sha256_file, write_yaml
+from so8t_helpers.study import full_results
+from so8t_helpers.study.engine import Session
+from so8t_helpers.study.page import make_page
+from so8t_helpers.study.plan import load_study
+from so8t_helpers.study.stage import Results, carry_out
+from tests.dataset_inputs import many, write
+from tests.small_study import small_base, small_study
+
+
+@pytest.mark.slow
+def test_arms_that_the_study_names_go_through_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From records of its own, which the study makes into data first."""
+    names = ["gates"]
+    path = small_study(
+        tmp_path,
+        small_base(tmp_path / "base"),
+        seeds=2,
+        trials=1,
+        full={"arms": names, "seeds": 2, "prompts": 4},
+    )
+    profile = yaml.safe_load((tmp_path / "profile.yaml").read_text(encoding="utf-8"))
+    records = write(tmp_path / "in.jsonl", many(80))
+    profile["dataset"] = {"inputs": [str(records)], "eval_share": 0.2, "workers": 1}
+    profile["training"] |= {"dataset_dir": None, "sequence_length": 512}
+    profile["gguf"] = {"types": ["f16", "q8_0"], "quality_tokens": 512}
+    profile["eval"] = {"engine": "llama_cpp", "max_new_tokens": 8}
+    write_yaml(tmp_path / "profile.yaml", profile)
+    study = load_study(str(path))
+    found = carry_out(study)
+    run = study.folder.parents[1] / "study-small-2-gates-1"
+    manifest = read_json(run / "03_bake" / "manifest.json")
+    adapter = found.arms["gates"].outcomes[0].folder / "adapter"
+    assert manifest["inputs"]["02_train/adapter/adapter_model.safetensors"]["sha256"] == sha256_file(
+        adapter / "adapter_model.safetensors"
+    ), "what is asked is the study's own training"
+    scores = read_json(run / "05_ollama_eval" / "scores.json")["models"]["q8_0"]
+    measured = full_results.measures(found.full["gates"])
+    for name, key in (
+        ("in format", "format"),
+        ("label F1", "label_f1"),
+        ("refused where not", "over_refusal"),
+    ):
+        sums, counts = measured[name]
+        assert sums[0].sum() / counts.sum() == pytest.approx(scores[key])
+    quality = read_json(run / "04_gguf" / "quality.json")
+    assert measured["KL from F16"][0][0, 0] == quality["files"]["q8_0"]["kl_mean"]
+    assert 0 < measured["o_proj's error"][0][0, 0] < 0.1
+    table = full_results.table(found)
+    assert list(table) == names and set(measured) == set(table.index)
+    assert (study.settings.reports_dir.parent / run.name / "05_ollama_eval.html").is_file()
+
+    for arm in found.arms.values():  # what is kept needs neither the runs nor the adapters
+        for outcome in arm.outcomes:
+            shutil.rmtree(outcome.folder / "adapter", ignore_errors=True)
+    shutil.rmtree(run)
+    monkeypatch.setattr(Session, "_train", lambda *_: pytest.fail("trained again"))
+    assert carry_out(study).full == found.full
+    page = make_page(study, {}).read_text(encoding="utf-8")
+    assert full_results.said(found) in page
+    assert "Stages 04 and 05, with 95% intervals" in page
+
+
+def kept_of(seed: int, right: float, divergence: float, count: int = 400) -> dict[str, Any]:
+    """What is kept of a run whose answers are right with this probability."""
+    generator = np.random.default_rng(seed)
+    labels = [("ALLOW", "DENY")[i % 2] for i in range(count)]
+    hits = generator.random(count) < right
+    answers = [
+        {
+            "id": str(i),
+            "label": label,
+            "decision": label if hit else None,
+            "well_formed": True,
+            "separated": True,
+            "correct": bool(hit) if label == "ALLOW" else None,
+            "refused": label == "DENY" and bool(hit),
+        }
+        for i, (label, hit) in enumerate(zip(labels, hits, strict=True))
+    ]
+    files = {"f16": {"perplexity": 8.0}, "q4_k_m": {"perplexity": 8.0 + divergence, "kl_mean": divergence}}
+    return {
+        "run": "r",
+        "engine": "llama.cpp",
+        "file": "q4_k_m",
+        "quality": files,
+        "o_proj": 0.04,
+        "answers": answers,
+    }
+
+
+def interval_of(frame: pd.DataFrame, endpoint: str) -> tuple[float, float]:
+    low, high = frame.loc[endpoint, "95% interval"].split(" to ")
+    return float(low.replace("−", "-")), float(high.replace("−", "-"))
+
+
+def test_arms_that_went_through_all_stages_are_compared_by_seed_and_prompt():
+    """Where a training gives one number, the interval is Student's over seeds."""
+    full = {
+        "lora": [kept_of(seed, 0.5, kl) for seed, kl in ((1, 0.020), (2, 0.022), (3, 0.021))],
+        "gates": [kept_of(seed, 0.9, kl) for seed, kl in ((4, 0.030), (5, 0.031), (6, 0.035))],
+    }
+    found = cast("Results", SimpleNamespace(full=full, control=SimpleNamespace(name="lora")))
+    table = full_results.table(found)
+    assert table.loc["in format"].tolist() == ["100.0% (99.1% to 100.0%)"] * 2  # 0.025 ** (1 / 400)
+    assert table.loc["o_proj's error", "gates"] == "0.04 (0.04 to 0.04)"
+    frame = full_results.differences(found).set_index("endpoint")
+    assert set(frame["arm"]) == {"gates"}
+    f1 = [2 * p / (1 + p) for p in (0.5, 0.9)]  # none is stated wrongly, so precision is 1 and recall p
+    apart_by = {"answers right": 0.4, "label F1": f1[1] - f1[0], "refused where due": 0.4}
+    for name, expected in apart_by.items():
+        low, high = interval_of(frame, name)
+        assert expected - 0.2 < low < expected < high < expected + 0.2, name
+    apart = np.array([0.030, 0.031, 0.035]) - np.array([0.020, 0.022, 0.021])
+    interval = ttest_1samp(apart, 0.0).confidence_interval()
+    low, high = (
+        float(part.replace("−", "-")) for part in frame.loc["KL from F16", "95% interval"].split(" to ")
+    )
+    assert (low, high) == pytest.approx((interval.low, interval.high), rel=0.1)  # 2,000 resamples
+    assert frame.loc["refused where not", "difference"] == "+0"
+    assert "400 held-out prompts" in full_results.said(found)
+    one_sided = cast("Results", SimpleNamespace(full={"gates": full["gates"]}, control=found.control))
+    assert full_results.differences(one_sided).empty
+
+
+def test_the_prompts_share_of_label_f1():
+    """The mean is F1; the spread is that of the bootstrap, which asks nothing of the formula."""
+    generator = np.random.default_rng(3)
+    labels = generator.choice(["ALLOW", "DENY", "REFUSE"], size=200, p=[0.5, 0.3, 0.2])
+    said = np.where(generator.random(200) < 0.7, labels, "ESCALATION")
+    values = full_results.f1_by_prompt(pd.DataFrame({"label": labels, "decision": said}))
+    assert values.mean() == pytest.approx(macro_f1(confusion(labels.tolist(), said.tolist())))
+    draws = resamples(200, 2000, 0)
+    low, high = macro_f1_interval(labels.tolist(), said.tolist(), draws)
+    error = values.std(ddof=1) / math.sqrt(200)
+    assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.1)  # 2,000 draws know it within 2%
