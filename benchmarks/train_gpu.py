@@ -142,7 +142,8 @@ def run_stacks(options: argparse.Namespace, names: Any, stacks: dict[str, Any], 
             continue
         environment = dict(os.environ)
         if card is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(card)
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = seen[card]
         launch = workers.launcher(2) if card is None else []
         command = [sys.executable, *launch, __file__, "--one", name]
         command += ["--config", str(options.config), "--scratch", str(options.scratch)]
