@@ -54,11 +54,8 @@ def parts(options: argparse.Namespace) -> dict[str, tuple[float, Callable[[], An
     """What is to be measured here, the most telling first: name -> (seconds it needs, function)."""
     root, small = options.root, options.rehearse
     found: dict[str, tuple[float, Callable[[], Any]]] = {
-        "errors of linears": (30, lambda: linear_errors(root, 64 if small else 512)),
-        "held-out loss before the first step": (
-            30,
-            lambda: losses(root, *((64, 2) if small else (512, 130))),
-        ),
+        "errors of linears": (30, lambda: linear_errors(root, 512)),
+        "held-out loss before the first step": (30, lambda: losses(root, 512, 2 if small else 130)),
     }
     if options.config is None:
         return found
