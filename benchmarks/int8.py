@@ -178,13 +178,12 @@ def main() -> None:
     work = Work(kept, options.seconds)
     for other in options.merge:
         work.done |= json.loads((other / "int8.json").read_text(encoding="utf-8"))
+    if torch.cuda.is_available():
+        work.part("card", 0, lambda: f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, (needs, measure) in parts(options).items():
         if name.startswith(chosen):
             work.part(name, needs, measure)
     if not options.rehearse:
-        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-        if options.config is not None:
-            work.done["card"] = card
         write_claims("int8", work.done, claims(work.done))
 
 
