@@ -101,6 +101,24 @@ def test_token_rate_and_size_are_judged_before_a_body_has_come(tmp_path, engine,
     assert not engine.prompts
 
 
+@pytest.mark.parametrize("line", ["GET /healthz", "POST /think", "PUT /nothing"])
+def test_a_body_whose_head_tells_no_size_or_a_small_one_has_a_limit_too(tmp_path, engine, line):
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running(tmp_path, engine) as (client, _), connect(client) as connection:
+        connection.sendall(head.encode() + (b"10000\r\n" + b"x" * 0x10000 + b"\r\n") * 2)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+    assert not engine.prompts
+
+
+def test_an_error_names_no_field_that_the_client_made_up(tmp_path, engine):
+    body = {"user_id": "taro", "query": "問", "秘密の問": 1, "options": {"秘密の問": 1}}
+    with running(tmp_path, engine) as (client, _):
+        response = client.post("/think", json=body)
+    assert response.status_code == 422
+    assert "秘密" not in response.text
+    assert "body.options: " in response.text
+
+
 def test_the_rate_is_an_address_s(tmp_path, engine):
     assert rate_key("2001:db8:1:2::1") == rate_key("2001:db8:1:2:ffff::9") != rate_key("2001:db8:1:3::1")
     assert rate_key("fe80::1%eth0") == "fe80::/64"

@@ -55,7 +55,7 @@ class Door:
 
         try:
             self._judge(scope)
-            await self._app(scope, await _with_body(receive), reply)
+            await self._app(scope, await self._with_body(receive), reply)
         except AnswerError as error:
             await answer_response(error, request_id)(scope, receive, reply)
         except _GoneError:
@@ -81,32 +81,41 @@ class Door:
         if asks and not length:
             raise AnswerError(411, "length", "a Content-Length header is needed")
         if length and int(length) > self._largest:
-            raise AnswerError(413, "too_long", f"the body is over {self._largest} bytes")
+            raise self._too_long()
+
+    async def _with_body(self, receive: Receive) -> Receive:
+        """Read the whole body, for which the connection has a time limit; return what gives it once more.
+
+        Raises:
+            AnswerError: 413; a chunked body's header tells no size, or another one.
+        """
+        body: list[bytes] = []
+        more, size = True, 0
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            body.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            size += len(body[-1])
+            if size > self._largest:
+                raise self._too_long()
+
+        async def again() -> Message:
+            if body:
+                whole = b"".join(body)
+                body.clear()
+                return {"type": "http.request", "body": whole, "more_body": False}
+            return await receive()
+
+        return again
+
+    def _too_long(self) -> AnswerError:
+        return AnswerError(413, "too_long", f"the body is over {self._largest} bytes")
 
 
 class _GoneError(Exception):
     """The client went before its request was here."""
-
-
-async def _with_body(receive: Receive) -> Receive:
-    """Read the whole body, for which the connection has a time limit; return what gives it once more."""
-    body: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _GoneError
-        body.append(message.get("body", b""))
-        more = message.get("more_body", False)
-
-    async def again() -> Message:
-        if body:
-            whole = b"".join(body)
-            body.clear()
-            return {"type": "http.request", "body": whole, "more_body": False}
-        return await receive()
-
-    return again
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -123,9 +132,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # The input itself is left out: an error is no place for what somebody asked.
-        places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
-        return error_response(422, "invalid", "; ".join(places), request.state.request_id)
+        # The input itself is left out, names of unknown fields too: an error is no place for what was asked.
+        places = [(e["loc"][: -1 if e["type"] == "extra_forbidden" else None], e) for e in error.errors()[:5]]
+        text = "; ".join(f"{'.'.join(map(str, place))}: {e['msg']}" for place, e in places)
+        return error_response(422, "invalid", text, request.state.request_id)
 
 
 def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:
