@@ -284,6 +284,7 @@ def test_system_turns_are_taken_by_setting_alone(tmp_path, engine):
         {"logprobs": True},
         {"temperature": 2.5},
         {"stop": [""]},
+        {"response_format": {"type": "json_object"}},
         {"tools": [TOOL], "tool_choice": "required"},
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
     ],

@@ -34,6 +34,12 @@ class StreamOptions(_Open):
     include_usage: bool | None = None
 
 
+class ResponseFormat(_Open):
+    """Of an answer."""
+
+    type: Literal["text"]
+
+
 class ChatQuestion(_Open):
     """A chat; the service's own limits are its subclass's."""
 
@@ -51,6 +57,7 @@ class ChatQuestion(_Open):
     # Another value would ask for what is not given: an error is better than another answer.
     n: Annotated[int, Field(ge=1, le=1), Whole] | None = None
     logprobs: Annotated[Literal[False], _Truth] | None = None
+    response_format: ResponseFormat | None = None
     # `tools` may be offered, and none is ever used: that is the model's choice, unless it is told to.
     tool_choice: Literal["auto", "none"] | None = None
 
