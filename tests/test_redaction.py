@@ -128,7 +128,20 @@ FRAGMENTS += [
     "\ufff4",
     "%253c",
 ]
-FRAGMENTS += ["&#38;", "<analysis>", "思考過程", "<h2>", "__", "𝈶", "Ꭲhink"]
+FRAGMENTS += [
+    "\r",
+    "\u2028",
+    "Price",
+    "thing",
+    ",",
+    "&#38;",
+    "<analysis>",
+    "思考過程",
+    "<h2>",
+    "__",
+    "𝈶",
+    "Ꭲhink",
+]
 ENGLISH_FRAGMENTS += ["Decision: ALLOW\n", "Decision", ": DENY"]
 
 
