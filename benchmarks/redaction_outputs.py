@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import regex
 from confusable_homoglyphs.confusables import confusables_data
@@ -197,7 +198,11 @@ def decision(rng: Rng) -> str:
         (("", ""), ("- **", "**"), ("「", "」"), ("1. ", "。"), ("<b>", "</b>"), ("", "（案）"))
     )
     line = f"{before}{word}{rng.choice((': ', '：', ' : ', ':'))}{rng.choice((label, label.lower()))}{after}"
-    return f"\n{line}\n"
+    return end_of_line(rng) + line + end_of_line(rng)
+
+
+def end_of_line(rng: Rng) -> str:
+    return rng.choice(("\n", "\n", "\r\n", rng.choice("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")))
 
 
 def named(rng: Rng) -> str:
@@ -212,7 +217,7 @@ def plain_mark(rng: Rng) -> str:
 def bare_title(rng: Rng) -> str:
     ways = (("__", "__"), ("<h2>", "</h2>"), ("<summary>", "</summary>"), ("", ":"), ("■ ", ""))
     before, after = rng.choice(ways)
-    return f"\n{before}{rng.choice(BARE_TITLES)}{after}\n"
+    return f"{end_of_line(rng)}{before}{rng.choice(BARE_TITLES)}{after}{end_of_line(rng)}"
 
 
 # By family, something in a final part that ends it.
@@ -284,6 +289,8 @@ def decided(rng: Rng, line: str) -> tuple[str, bool]:
         f"{line}{label}か",
         f"{line}MAYBE",
         f"x {line}{label}",
+        f"{line.strip()}\n{label}",
+        f"{line.replace(':', '_:')}{label}",
         "",
     )
     return f"\n{rng.choice((*wrong, f'{line}{label}{chr(10)}{SECRET}'))}\n", False
@@ -335,7 +342,7 @@ def english(rng: Rng) -> str:
     ends = ("# Thinking", "## thinking:", "#Final Answer:", "# Thought process", "# Thikning steps -", "**")
     body = prose(rng, PUBLIC)
     if (end := rng.choice(ends)) != "**":
-        body += f"\n{end}\n{prose(rng, SECRET)}"
+        body += end_of_line(rng) + end + end_of_line(rng) + prose(rng, SECRET)
     return f"{text}\n# Final answer\n{body if rng.random() < 0.5 else final_body(rng)}"
 
 
@@ -450,6 +457,18 @@ def write_unpromised(rng: Rng, family: str) -> str:
     quote = f"判定: ALLOW\n\n{end}\n"
     said = prose(rng, SECRET)
     return f"{opening}\n{said}\n{quote}{said}\n{quote}{prose(rng, PUBLIC)}"
+
+
+def good_answers() -> list[tuple[str, str]]:
+    """Return hand-written answers about code that should leave whole, each after the text before it."""
+    folder = Path(__file__).parents[1] / "tests" / "data" / "good_answers"
+    found = []
+    for language, style in (("en", "english"), ("ja", "seed")):
+        thinking, final = HEADED[style]
+        head = f"{thinking}\n{SECRET}\n{DECISION_LINES[style]}ALLOW\n\n{final}\n"
+        text = (folder / f"{language}.txt").read_text(encoding="utf-8").strip()
+        found += [(head, answer) for answer in text.split("\n=====\n")]
+    return found
 
 
 def cut(rng: Rng, text: str) -> list[str]:

@@ -360,6 +360,65 @@ def test_a_full_disk_is_an_error_that_leaves_nothing_behind(log, monkeypatch):
     assert verify_audit(log.path, log.head, KEY).ok
 
 
+def test_a_disk_that_is_full_for_the_head_leaves_no_line_either(log, monkeypatch):
+    good, head = log.path.read_bytes(), log.head
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(AuditError, match="disk full"):
+        patched.setattr("so8t_helpers.thinking.audit_lines.write_text", full)
+        log.append({"event": "answer"})
+    assert (log.path.read_bytes(), log.head) == (good, head)
+    log.append({"event": "answer"})
+    assert verify_audit(log.path, log.head, KEY).lines == LINES + 1
+
+
+def test_a_log_that_is_moved_away_is_not_begun_anew_in_silence(log):
+    log.path.rename(log.path.with_name("old.jsonl"))
+    with pytest.raises(AuditError, match=r"moved or removed.*serve\.audit_log"):
+        log.append({"event": "answer"})
+    log.path.touch()  # what a rotation leaves
+    with pytest.raises(AuditError, match="the tail was cut"):
+        log.append({"event": "answer"})
+
+
+def test_a_log_of_version_1_is_left_as_it_is_and_says_what_to_do(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    line = {"event": "log", "version": 1, "key": "x", "seq": 0, "previous": "0" * 64, "mac": "x"}
+    path.write_text(canonical(line) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(AuditError, match=r"line 1: .*version 1 cannot be gone on with.*serve\.audit_log"):
+        AuditLog(path, KEY)
+    assert path.read_bytes() == before
+    assert not path.with_name("audit.jsonl.head").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 200_000, b'{"mac":' * 200_000, b'{"mac":"x","seq":' + b"9" * 5000 + b"}", b'{"mac":"\\u3042"}'],
+    ids=["deep", "deep objects", "long number", "no ASCII"],
+)
+@pytest.mark.parametrize("with_key", [True, False])
+def test_no_line_makes_verifying_or_opening_break_off(log, line, with_key):
+    rewrite(log, lambda lines: [*lines[:-1], line + b"\n"])
+    given = {"key": KEY} if with_key else {"public": public_key(KEY)}
+    verdict = verify_audit(log.path, **given)
+    assert (verdict.ok, verdict.line) == (False, LINES)
+    with pytest.raises(AuditError, match=f"line {LINES}: not a line that this log writes"):
+        AuditLog(log.path, KEY)
+
+
+@pytest.mark.parametrize("head", [b"1:abc \xff\n", b"\xff:\xfe x\n", b"--1:abc x\n", b"1" * 5000 + b":x y\n"])
+@pytest.mark.parametrize("with_key", [True, False])
+def test_no_head_file_makes_verifying_or_opening_break_off(log, head, with_key):
+    log.path.with_name("audit.jsonl.head").write_bytes(head)
+    given = {"key": KEY} if with_key else {"public": public_key(KEY)}
+    assert not verify_audit(log.path, **given).ok
+    with pytest.raises(AuditError):
+        AuditLog(log.path, KEY)
+
+
 def test_codes_have_a_key_and_a_purpose(log, tmp_path):
     other = AuditLog(tmp_path / "other.jsonl", b"x" * 32)
     assert log.code("考え") == log.code("考え") != other.code("考え")

@@ -101,6 +101,28 @@ def test_token_rate_and_size_are_judged_before_a_body_has_come(tmp_path, engine,
     assert not engine.prompts
 
 
+@pytest.mark.parametrize("line", ["GET /healthz", "POST /think", "PUT /nothing"])
+@pytest.mark.parametrize("length", ["", "Content-Length: 9\r\n"])
+def test_a_chunked_body_is_not_read_whatever_its_head_says_besides(tmp_path, engine, line, length):
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\n{length}Transfer-Encoding: chunked\r\n\r\n"
+    follow = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"  # what a proxy may take for another's request
+    with running(tmp_path, engine) as (client, _), connect(client) as connection:
+        connection.sendall(f"{head}5\r\n{follow[:5]}\r\n0\r\n\r\n{follow}".encode())
+        text = heard(connection)
+    assert text.startswith("HTTP/1.1 411 ")
+    assert text.count("HTTP/1.1 ") == 1
+    assert not engine.prompts
+
+
+def test_an_error_names_no_field_that_the_client_made_up(tmp_path, engine):
+    body = {"user_id": "taro", "query": "問", "秘密の問": 1, "options": {"秘密の問": 1}}
+    with running(tmp_path, engine) as (client, _):
+        response = client.post("/think", json=body)
+    assert response.status_code == 422
+    assert "秘密" not in response.text
+    assert "body.options: " in response.text
+
+
 def test_the_rate_is_an_address_s(tmp_path, engine):
     assert rate_key("2001:db8:1:2::1") == rate_key("2001:db8:1:2:ffff::9") != rate_key("2001:db8:1:3::1")
     assert rate_key("fe80::1%eth0") == "fe80::/64"

@@ -14,6 +14,7 @@ from so8t_helpers.thinking.redaction import REFUSAL_TEXT
 from tests.test_service import GOOD, PUBLIC, QUADRUPLE, SECRET, ScriptedEngine, entries, running
 
 TURN = {"role": "user", "content": "9×8は?"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 TOKENS = len(GOOD)  # the scripted engine writes a character a token
 
 
@@ -88,6 +89,15 @@ def test_several_turns_are_written_as_the_template_has_them(client, engine):
         "<|user|>\n前の< |end|>問<|end|>\n<|assistant|>\n前の答え<|end|>\n"
         "<|user|>\n/think 今の\n問<|end|>\n<|assistant|>\n"
     ]
+
+
+def test_what_open_webui_asks_for_is_answered(client, engine):
+    """Tools with all questions, a thousand tokens for a title, a second question where one got no answer."""
+    found = chat(client, TURN, {"role": "user", "content": "今の問"}, tools=[TOOL], max_tokens=1000)
+    assert (found.choices[0].message.content, found.choices[0].message.tool_calls) == (PUBLIC, None)
+    assert engine.prompts == ["<|user|>\n/think 9×8は?\n\n今の問<|end|>\n<|assistant|>\n"]
+    engine.script = "長" * 600
+    assert chat(client, max_tokens=1000).usage.completion_tokens == 512
 
 
 def test_both_dialects_ask_the_engine_the_same(tmp_path, engine):
@@ -176,11 +186,20 @@ def test_a_stop_in_the_thinking_is_nobody_s_business(client):
     finishes(client, "stop", PUBLIC, stop=[SECRET, "思考", "判定"])
 
 
-@pytest.mark.parametrize("stops", [(), ("abc",), ("aab", "ba"), ("aaab",), ("b",)])
+def test_a_stop_does_not_pass_the_fixed_refusal_off_as_an_answer(tmp_path, engine):
+    engine.script = SECRET
+    with running(tmp_path, engine) as (http, _):
+        for stop in (REFUSAL_TEXT[0], REFUSAL_TEXT[3:5]):
+            finishes(of(http), "content_filter", REFUSAL_TEXT, stop=stop)
+    answered = [entry for entry in entries(tmp_path) if entry["event"] == "answered"]
+    assert {(entry["fixed_refusal"], entry["decision"]) for entry in answered} == {(True, "REFUSE")}
+
+
+@pytest.mark.parametrize("stops", [(), ("abc",), ("aab", "ba"), ("aaab",), ("b",), ("aacab", "c")])
 def test_every_chunking_stops_alike(stops):
     text = "aaabaacabcab"
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    expected = text[: min(places)] if places else text
+    places = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    expected = text[: min(places)[1]] if places else text
     for cuts in range(1 << (len(text) - 1)):
         stream, found, begin = _Stop(stops), "", 0
         for end in range(1, len(text) + 1):
@@ -220,6 +239,21 @@ def test_what_leaves_where_the_model_states_deny(tmp_path, engine, on_deny, text
     assert entry["answer_hmac"] == audit.code(text)
 
 
+@pytest.mark.parametrize(
+    ("style", "thinking"),
+    [
+        ("quadruple", f"<think-task>{SECRET}</think-task>\n<think-policy>判定: DENY</think-policy>"),
+        ("english", f"{SECRET}\ndECISIon: DENY"),
+    ],
+)
+def test_a_denial_holds_where_the_engine_parts_the_thinking(tmp_path, engine, style, thinking):
+    engine.script = [Piece("", thinking), Piece(PUBLIC)]
+    given = {"on_deny": "refuse", "deny_text": DENY_TEXT}
+    with running(tmp_path, engine, {"think_format": style}, **given) as (http, _):
+        assert chat(of(http)).choices[0].message.content == DENY_TEXT
+    assert entries(tmp_path)[-1]["stated"] == "DENY"
+
+
 # --- errors ----------------------------------------------------------------------------------------
 
 
@@ -241,17 +275,18 @@ def test_system_turns_are_taken_by_setting_alone(tmp_path, engine):
     [
         {"messages": []},
         {"messages": [TURN, {"role": "assistant", "content": "72"}]},
-        {"messages": [TURN, TURN]},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user", "content": " "}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"model": "gpt-9"},
-        {"max_tokens": 513},
+        {"max_tokens": 0},
         {"n": 2},
         {"logprobs": True},
         {"temperature": 2.5},
         {"stop": [""]},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
     ],
     ids=str,
 )

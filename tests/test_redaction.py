@@ -1,6 +1,7 @@
 import difflib
 import importlib.util
 import random
+import re
 import sys
 import time
 import unicodedata
@@ -127,7 +128,20 @@ FRAGMENTS += [
     "\ufff4",
     "%253c",
 ]
-FRAGMENTS += ["&#38;", "<analysis>", "思考過程", "<h2>", "__", "𝈶", "Ꭲhink"]
+FRAGMENTS += [
+    "\r",
+    "\u2028",
+    "Price",
+    "thing",
+    ",",
+    "&#38;",
+    "<analysis>",
+    "思考過程",
+    "<h2>",
+    "__",
+    "𝈶",
+    "Ꭲhink",
+]
 ENGLISH_FRAGMENTS += ["Decision: ALLOW\n", "Decision", ": DENY"]
 
 
@@ -325,6 +339,8 @@ def test_good_outputs_give_their_answer(text):
         "Vec<Thing>、<thin>、List<Finale>、<strong>太字</strong>、decide、判断",
         "次を見ます。\n判定: 合格\n思考過程を書く。",
         "C:\\users\\taro、\\u0041、50%、a<5、x <y、[note]、{final}、(think)",
+        "Array<Thunk<T>>、cast<Thing*>(p)、Consumer<Thing, U>、<finalName>、List<FinalState>",
+        "< final\n---\n> new",
         "改行\n\n\n終わり",
     ],
 )
@@ -346,6 +362,36 @@ def test_ordinary_answers_pass_unchanged(answer):
 )
 def test_ordinary_english_answers_pass_unchanged(answer):
     assert final_only(f"{THOUGHT_IN_ENGLISH}\n# Final answer\n{answer}") == answer
+
+
+def test_good_answers_about_code_are_seldom_cut_short():
+    """Written by hand, half of them English. What is still cut: `<s>`, `<Think>`, `## 最終回答率`."""
+    good = outputs.good_answers()
+    cut = [answer for head, answer in good if final_only(head + answer) != answer]
+    assert len(good) == 176
+    assert len(cut) <= 8
+    assert all(re.search(r"<s>|<Think>|## 最終回答率", answer) for answer in cut)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("<final_answer>", "<FinalAnswer>", "<final-respons>", "<finalThoughts>", "<finalx>"),
+        *("<thin?>", "<thin*>", "<thin\ufffd>", "<think,", "< think\n>", "<\nthink>", "<think\n公開>"),
+    ],
+)
+def test_what_is_near_a_mark_or_what_is_said_of_one_still_ends_an_answer(mark):
+    assert final_only(f"{POLICY}<final>公開{mark}秘密") == "公開"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_line_may_end_in_every_way_that_a_page_knows(end):
+    for mark in ("思考ステップ", "思考過程:", "判定: ALLOW", "Decision: DENY"):
+        text = f"{POLICY}<final>公開{end}{mark}{end}秘密"
+        assert final_only(text) == streamed(text) == "公開", mark
+    text = f"{THOUGHT_IN_ENGLISH}\n# Final answer\n公開{end}# Thinking{end}秘密"
+    assert final_only(text) == streamed(text) == "公開"
+    assert final_only(f"# 思考ステップ{end}秘密{end}判定: ALLOW{end}# 最終回答\n公開") == "公開"
 
 
 # --- what models do wrong ---------------------------------------------------------------------------------

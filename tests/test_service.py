@@ -71,8 +71,8 @@ class ScriptedEngine:
 
 
 @contextlib.contextmanager
-def running(tmp_path, engine, **serve_settings):
-    settings = merge(Settings(), {"serve": {"port": 0, **serve_settings}})
+def running(tmp_path, engine, dataset=None, **serve_settings):
+    settings = merge(Settings(), {"dataset": dataset or {}, "serve": {"port": 0, **serve_settings}})
     audit = AuditLog(tmp_path / "audit.jsonl", KEY)
     server = http_server(create_app(settings, engine, audit, "ab" * 32), settings.serve)
     with Listener("127.0.0.1", 0) as listener:
@@ -276,6 +276,20 @@ def test_no_answer_without_its_audit_entry(tmp_path, engine, monkeypatch):
         monkeypatch.setattr(audit, "append", lambda entry: (_ for _ in ()).throw(OSError("disk full")))
         assert ask(client).status_code == 500
         monkeypatch.undo()
+
+
+def test_a_log_that_cannot_be_written_is_told_to_the_operator_and_nothing_to_the_asker(
+    tmp_path, engine, caplog
+):
+    with running(tmp_path, engine) as (client, audit):
+        away = audit.path.with_name("away.jsonl")
+        audit.path.rename(away)
+        response = ask(client)
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "audit")
+        assert str(audit.path) not in response.text
+        away.rename(audit.path)
+    assert not engine.prompts
+    assert f"{audit.path}: it was moved or removed" in caplog.text
 
 
 # --- limits ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from so8t_helpers.phi3.template import of_tokenizer
@@ -198,6 +198,42 @@ def test_decision(thinking, label):
 )
 def test_each_format_has_its_own_line_of_the_decision(thinking, style, label):
     assert decision_of(thinking, style) == label
+
+
+NESTED = "<think-task>判定: ALLOW\n</think-task>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# 思考ステップ\n考え\n{NESTED}\n判定: DENY\n\n# 最終回答\n答え",
+        "# Thinking\nso\ndECISIon: DENY\n\n# Final answer\nno",
+        f"<think-policy>判定: DENY</think-policy>{NESTED}<think-policy>良し</think-policy><final>答え",
+        f"<think-policy>判定: ALLOW</think-policy>{NESTED}<think-policy>判定: DENY</think-policy><final>答え",
+        f"<think-policy>判定: DENY{NESTED}</think-policy><final>答え",
+        "<think-policy>判定: ALLOW</think-policy># 思考ステップ\n判定: DENY\n\n# 最終回答\n答え",
+    ],
+)
+def test_the_decision_is_the_one_that_the_answer_was_opened_with(text):
+    parsed = parse(text)
+    assert parsed.final
+    assert parsed.decision == "DENY"
+
+
+_AROUND = st.text(" \t\r\n_*:。、-/[](x", max_size=3)
+
+
+@given(st.lists(_AROUND, min_size=6, max_size=6), st.sampled_from(LABELS), st.booleans())
+@example(["", "_", "", "", "", ""], "DENY", False)
+@example(["", "", "\n", "", "", ""], "DENY", False)
+@example(["", "", "_", "", "", ""], "DENY", False)
+def test_no_answer_under_a_heading_is_without_the_label_that_opened_it(around, label, english):
+    a, b, c, d, e, f = around
+    opening, word, final = ("# Thinking", "Decision", "# Final answer") if english else (
+        "# 思考ステップ", "判定", "# 最終回答",
+    )  # fmt: skip
+    parsed = parse(f"{opening}\n{a}\n{f}{word}{b}:{c}{label}{d}\n{e}{final}\n答え")
+    assert parsed.final is None or parsed.decision == label
 
 
 @pytest.mark.parametrize(("text", "style"), [(SEED, "seed"), (QUADRUPLE, "quadruple"), (ENGLISH, "english")])

@@ -7,6 +7,7 @@ mark as the model wrote it, and releases the final part while it is being writte
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -18,7 +19,10 @@ from so8t_helpers.service.draft import Answer, AnswerError, Draft, Question
 from so8t_helpers.service.metrics import Metrics
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog
+from so8t_helpers.thinking.audit_key import AuditError
 from so8t_helpers.thinking.audit_lines import canonical
+
+log = logging.getLogger("so8t.serve")
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # Tokens that the chat template itself and the think command need, with room to spare.
@@ -131,13 +135,20 @@ class Answering:
             entry["before_hmac"] = self.audit.code(canonical({"turns": before}))
         if self.settings.serve.log_queries:
             entry |= {"query": query, **({"before": before} if before else {})}
-        self.audit.append(entry)
+        self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        try:
+            self.audit.append(entry)
+        except AuditError as error:
+            log.error("the audit log: %s", error)  # it quotes nothing of the entry
+            raise AnswerError(500, "audit", "the audit log cannot be written") from error
 
     def _audit_outcome(self, question: Question, draft: Draft, started: float) -> None:
         ended, answered = time.monotonic(), draft.outcome == "answered"
         decision = draft.decision if answered else None
         self.metrics.answer(draft.outcome, decision, ended - started, draft.tokens, draft.refused)
-        self.audit.append(
+        self._write(
             {
                 "event": "answered" if answered else "not answered",
                 "outcome": draft.outcome,

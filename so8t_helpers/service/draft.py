@@ -11,7 +11,7 @@ from typing import Literal, cast
 from so8t_helpers.engines.base import Engine, Piece
 from so8t_helpers.engines.host import parted_style
 from so8t_helpers.settings import Settings
-from so8t_helpers.thinking.format import decision_of, parse
+from so8t_helpers.thinking.format import parse, rejoin
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT, StreamingFinal, longest_shared
 
 Decision = Literal["ALLOW", "ESCALATION", "DENY", "REFUSE"]
@@ -195,12 +195,14 @@ class Draft:
             # The thinking is over where a final part begins: what it decided on is known before any leaves.
             self._begun = True
             parted = "".join(self._parted)
-            self.stated = decision_of(parted, self._style) if parted else parse("".join(self._text)).decision
+            written = rejoin(parted, text, self._style) if parted else "".join(self._text)
+            self.stated = parse(written).decision
             if self.stated == "DENY" and self._serve.on_deny != "answer":
                 self.denied = True
                 self._send(self._serve.deny_text)
         if not self.denied:
-            self._send(self._stop.feed(text))
+            # The fixed refusal is whole: an asker's stop is for what the model writes.
+            self._send(text if text == REFUSAL_TEXT else self._stop.feed(text))
 
     def _send(self, text: str) -> None:
         if text:
@@ -220,10 +222,11 @@ class _Stop:
         if self.met:
             return ""
         text = self._held + text
-        found = [place for stop in self._texts if (place := text.find(stop)) >= 0]
+        # Of several the one that is whole first, as every chunking finds it.
+        found = [(place + len(stop), place) for stop in self._texts if (place := text.find(stop)) >= 0]
         if found:
             self.met, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         # From each place on, could the rest be the beginning of one of them?
         longest = max(map(len, self._texts), default=1)
         first = max(0, len(text) - longest + 1)

@@ -78,8 +78,10 @@ class Door:
         if asks and (wait := self._rate.wait(rate_key((scope["client"] or ("",))[0]))):
             raise AnswerError(429, "rate_limit", "too many requests from this address", wait)
         length = headers.get("content-length", "")
-        if asks and not length:
-            raise AnswerError(411, "length", "a Content-Length header is needed")
+        # A chunked body tells no size; with a Content-Length beside it, a proxy may see another request here.
+        if "transfer-encoding" in headers or (asks and not length):
+            close = {"Connection": "close"}
+            raise AnswerError(411, "length", "a Content-Length header alone is needed", headers=close)
         if length and int(length) > self._largest:
             raise AnswerError(413, "too_long", f"the body is over {self._largest} bytes")
 
@@ -123,9 +125,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # The input itself is left out: an error is no place for what somebody asked.
-        places = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
-        return error_response(422, "invalid", "; ".join(places), request.state.request_id)
+        # The input itself is left out, names of unknown fields too: an error is no place for what was asked.
+        places = [(e["loc"][: -1 if e["type"] == "extra_forbidden" else None], e) for e in error.errors()[:5]]
+        text = "; ".join(f"{'.'.join(map(str, place))}: {e['msg']}" for place, e in places)
+        return error_response(422, "invalid", text, request.state.request_id)
 
 
 def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:

@@ -63,18 +63,21 @@ def add_openai(app: FastAPI, answering: Answering, needs_token: list[Any]) -> No
 
 
 def _asked(body: ChatQuestion, serve: ServeSettings) -> Asked:
-    turns = []
+    turns: list[dict[str, str]] = []
     for message in body.messages:
         role = "system" if message.role == "developer" else message.role
         content = message.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        turns.append({"role": role, "content": text})
+        if turns and turns[-1]["role"] == role:  # as after a question that got no answer
+            turns[-1]["content"] += f"\n\n{text}"
+        else:
+            turns.append({"role": role, "content": text})
     stops = body.stop or []
     return Asked(
         "openai",
         body.user or "",
         turns,
-        body.max_completion_tokens or body.max_tokens or serve.max_new_tokens,
+        min(body.max_completion_tokens or body.max_tokens or serve.max_new_tokens, serve.max_new_tokens),
         body.temperature or 0.0,
         body.seed or 0,
         (stops,) if isinstance(stops, str) else tuple(stops),

@@ -34,6 +34,12 @@ class StreamOptions(_Open):
     include_usage: bool | None = None
 
 
+class ResponseFormat(_Open):
+    """Of an answer."""
+
+    type: Literal["text"]
+
+
 class ChatQuestion(_Open):
     """A chat; the service's own limits are its subclass's."""
 
@@ -41,8 +47,9 @@ class ChatQuestion(_Open):
     messages: list[Any]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Whole] | None = None
-    max_completion_tokens: Annotated[int, Whole] | None = None
+    # Most that are wanted: the service's own limit holds besides.
+    max_tokens: Annotated[int, Field(ge=1), Whole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), Whole] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] | None = None
     stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
@@ -50,12 +57,13 @@ class ChatQuestion(_Open):
     # Another value would ask for what is not given: an error is better than another answer.
     n: Annotated[int, Field(ge=1, le=1), Whole] | None = None
     logprobs: Annotated[Literal[False], _Truth] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = None
+    # `tools` may be offered, and none is ever used: that is the model's choice, unless it is told to.
+    tool_choice: Literal["auto", "none"] | None = None
 
 
 def chat_model(limits: ServeSettings, model: str) -> type[ChatQuestion]:
     """Return the request body with a service's limits in it, so that the description states them."""
-    limit = Annotated[int, Field(ge=1, le=limits.max_new_tokens), Whole] | None
     text = Annotated[str, Field(min_length=1, max_length=limits.max_query_chars, pattern=r"\S")]
     kind: Any = Literal["text"]
     part = create_model("TextPart", __base__=_Open, type=(kind, ...), text=(text, ...))
@@ -71,8 +79,6 @@ def chat_model(limits: ServeSettings, model: str) -> type[ChatQuestion]:
         __doc__="A chat whose last turn is the user's. Fields that are not named are ignored.",
         model=(name, ...),
         messages=(Annotated[list[message], Field(min_length=1, max_length=64)], ...),
-        max_tokens=(limit, None),
-        max_completion_tokens=(limit, None),
     )
 
 

@@ -12,7 +12,7 @@ _REASONS = {
     400: "The body is no text.",
     401: "No valid bearer token.",
     408: "The request did not come in time.",
-    411: "No Content-Length.",
+    411: "No Content-Length, or a Transfer-Encoding.",
     413: "Body or question too long.",
     421: "Not a loopback name.",
     422: "Not a valid question.",

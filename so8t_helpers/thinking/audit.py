@@ -82,8 +82,8 @@ class AuditLog:
             if first.endswith(b"\n"):
                 problem = line_problem(parse_line(first[:-1]), 1, NO_LINE, self._key)
                 if problem:
-                    hint = "bring the key that wrote it, or start a new log"
-                    raise AuditError(f"{path}: line 1: {problem}; {hint}")
+                    hint = "" if "version" in problem else "; bring the key that wrote it, or start a new log"
+                    raise AuditError(f"{path}: line 1: {problem}{hint}")
             elif not sibling(path, "head").is_file():
                 write_head(path, -1, NO_LINE, self._key)  # before the first line: a log without one is cut
             self._catch_up()
@@ -150,10 +150,16 @@ class AuditLog:
         """Take in what another process wrote, and mend a last line that a killed one left half written.
 
         Raises:
-            AuditError: the tail was cut, or the last line was edited.
+            AuditError: the tail was cut, the last line was edited, or the file has gone.
         """
-        if self.path.stat().st_size == self._size:
-            return
+        try:
+            if self.path.stat().st_size == self._size:
+                return
+        except FileNotFoundError as error:
+            raise AuditError(
+                f"{self.path}: it was moved or removed while it was written to; stop the service, bring it "
+                "back, and name another file in serve.audit_log to begin a new log"
+            ) from error
         with self.path.open("ab+") as file:
             end, raw, torn = last_line(file)
             try:
@@ -203,13 +209,13 @@ class AuditLog:
                     if file.write(data) != len(data):
                         raise OSError("short write")
                     _flush(file)
+                    write_head(self.path, seq + 1, line["mac"], self._key)
                 except OSError:
                     file.truncate(before)
                     raise
         except OSError as error:
             raise AuditError(f"{self.path}: could not be written ({error}); is the disk full?") from error
         self._last, self._size = (seq + 1, line["mac"]), before + len(data)
-        write_head(self.path, *self._last, self._key)
 
 
 def verify_audit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,9 +26,10 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(raw)
         same = isinstance(line, dict) and canonical(line).encode("ascii") == raw
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if same and isinstance(line.get("mac"), str) else None
+    # Other text than ASCII `hmac.compare_digest` does not compare.
+    return line if same and isinstance(line.get("mac"), str) and line["mac"].isascii() else None
 
 
 def line_problem(line: dict[str, Any] | None, number: int, previous: str, key: bytes | None) -> str | None:
@@ -38,7 +40,10 @@ def line_problem(line: dict[str, Any] | None, number: int, previous: str, key: b
     if line is None:
         return "not a line that this log writes: edited"
     if number == 1 and line.get("version") != 2:
-        return "not the first line of a log, or one by an earlier version: verify it with that"
+        return (
+            "not the first line of a log of version 2; one of version 1 cannot be gone on with: keep it, "
+            "verify it with the so8t that wrote it, and name a new file in serve.audit_log"
+        )
     if key is not None:
         if number == 1 and line.get("key") != key_name(key):
             return f"written with another key ({line.get('key')}); this one is {key_name(key)}"
@@ -79,7 +84,7 @@ def parse_head(head: str) -> tuple[int, str]:
         AuditError: it is none.
     """
     seq, colon, mac = head.strip().partition(":")
-    if not colon or not seq.lstrip("-").isdecimal():
+    if not colon or not re.fullmatch("-?[0-9]{1,18}", seq):
         raise AuditError(f"head {head!r}: expected NUMBER:CODE as the service and the report print it")
     return int(seq), mac
 
@@ -107,7 +112,7 @@ def read_head(path: Path, key: bytes | None) -> tuple[int, str]:
     if not file.is_file():
         raise AuditError(f"the head file {file} is missing: without it a cut tail cannot be seen; {remedy}")
     parts = file.read_text("ascii", errors="replace").split()
-    if len(parts) != 2:
+    if len(parts) != 2 or not parts[1].isascii():
         raise AuditError(f"{file}: expected a head and its code (older versions wrote no code); {remedy}")
     if key is not None and not hmac.compare_digest(parts[1], hmac_code(key, "head", parts[0])):
         raise AuditError(f"{file}: its code does not fit: edited, or of another key; {remedy}")

@@ -79,6 +79,8 @@ class _Folding(dict[int, str]):
 
 
 _FOLDING = _Folding({ord("ſ"): "F"})  # its compatible form is s, and yet it looks like an f
+# Whatever may end a line where a text is shown; these are the ends that `str.splitlines` knows.
+_FOLDING |= dict.fromkeys(map(ord, "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "\n")
 
 
 def fold(text: str) -> str:

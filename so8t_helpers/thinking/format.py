@@ -109,8 +109,12 @@ def parse(text: str) -> Parsed:
     scanner = Scanner()
     pieces = [*scanner.feed(text), *scanner.close()]
     parts: dict[str, str] = {}
+    before = ""
     for part, piece in pieces:
-        parts[part] = parts.get(part, "") + piece
+        # What comes back to a part begins a line of its own there: a decision is told by its line.
+        apart = "\n" if part in parts and part != before else ""
+        parts[part] = parts.get(part, "") + apart + piece
+        before = part
     final = parts.pop("final").strip() if "final" in parts else None
     parts.pop("outside", None)
     private = {name: piece.strip() for name, piece in parts.items()}
@@ -122,7 +126,7 @@ def parse(text: str) -> Parsed:
     else:
         filled, again = all((task, safety, policy)), ThinkText("quadruple", answer, "", task, safety, policy)
     well_formed = filled and bool(answer) and join(again) == text.strip()
-    decision = decision_of(thinking, scanner.style)
+    decision = scanner.decision or decision_of(policy, scanner.style) or decision_of(thinking, scanner.style)
     return Parsed(scanner.style, thinking, final, well_formed, decision, task, safety, policy)
 
 

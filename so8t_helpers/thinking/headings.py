@@ -204,7 +204,8 @@ def decision_line(folded: str, at_end: bool, line: str) -> Marker | More | None:
         return None
     whole = (newline or (at_end and not cut)) and not (line.strip() or rest.strip(" \t\r.。"))
     name, length = "seed" if found.group(1) else "english", found.end() + len(rest)
-    if whole and found.group().islower() and folded[:length] == plain[:length]:
+    plainly = found.group().islower() and folded[:length] == plain[:length]
+    if whole and plainly and not {"_", "\n"} & {*found.group()}:
         return Marker("decision", name, True, length)
     return Marker("decision", name, False, 1)
 

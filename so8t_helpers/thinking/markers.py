@@ -61,8 +61,14 @@ _EXACT_TAGS = frozenset((*_TAG_OF.values(), *_WHOLE_NAMES))
 # Words that are one slip from a name, or go on after one, and mean what they say: `Vec<Thing>`.
 ORDINARY = {
     *("chink", "finale", "finalise", "finalist", "finalize", "finally", "finals"),
-    *("thank", "thick", "thin", "thing", "thinker"),
+    *("seasoning", "thank", "thick", "thin", "thing", "thinker", "thinning", "though", "thunk"),
 }
+# What makes a mark of a word that goes on after `final`: `<final_answer>`, but not `<finalPrice>`.
+_FINAL_WHAT = (
+    *("analysis", "answer", "assistant", "block", "channel", "conclusion", "content", "decision", "draft"),
+    *("final", "message", "note", "output", "part", "reason", "reply", "response", "result", "section"),
+    *("solution", "step", "summary", "tag", "text", "think", "thought", "verdict"),
+)
 # One of the first two letters of a name stays within these even after one slip.
 _EARLY_LETTERS = frozenset("tfrhie")
 
@@ -160,6 +166,8 @@ def _tag(folded: str, start: int, at_end: bool, bracket: str) -> Marker | More |
         return None
     if not closed and any(c.isspace() for c in lead):
         return None  # `i < final_count` is arithmetic
+    if lead[:1].isspace() and "\n" in name.strip():
+        return None  # `< old` and, some lines on, `> new` are a difference
     plain = lead.count("/") < 2 and ":" not in lead
     exact = bracket == "<" and terminator == ">" and word in _EXACT_TAGS and plain
     close = "/" in lead
@@ -192,10 +200,12 @@ def _meant_name(letters: str, name: str) -> str | None:
     """Return the known tag that a name is or was meant to be, None for any other tag."""
     words = name.split(maxsplit=1)
     first = _NOT_LETTERS.sub("", words[0]) if words else ""
-    if words and words[0] in ORDINARY:
+    if words and (words[0] in ORDINARY or _pointed(words[0])):
         return None
     if first in _WHOLE_NAMES:
         return "think"
+    if _goes_on(first):
+        return None
     for known in _NAMES:
         if letters.startswith(known) and known != "think":
             return _TAG_OF[known]
@@ -204,6 +214,21 @@ def _meant_name(letters: str, name: str) -> str | None:
         if abs(len(first) - len(known)) <= allowed and slips(first, known) <= allowed:
             return _TAG_OF[known]
     return "think" if letters.startswith("think") else None
+
+
+def _pointed(word: str) -> bool:
+    """Say whether this is a type as in `<Thing*>` or `<Thing, U>`; `<thin*>` may be half a mark."""
+    return word[-1] in ",*" and word[:-1] in ORDINARY and not any(n.startswith(word[:-1]) for n in _NAMES)
+
+
+def _goes_on(word: str) -> bool:
+    """Say whether a word goes on after `final` as no mark does: far from it, and from what is said of one."""
+    rest = word.removeprefix(FINAL_TAG)
+    if rest == word or len(rest) < 3:
+        return False
+    return not any(
+        slips(rest[: len(what) + extra], what) <= 1 for what in _FINAL_WHAT for extra in (-1, 0, 1)
+    )
 
 
 def _control_token(folded: str, start: int, at_end: bool) -> Marker | More | None:

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from so8t_helpers.thinking.folding import fold
 from so8t_helpers.thinking.markers import CANDIDATE, find_marker
-from so8t_helpers.thinking.spelling import FINAL_TAG, LINE_START, THINK_TAGS, WINDOW, Marker, More
+from so8t_helpers.thinking.spelling import FINAL_TAG, LABELS, LINE_START, THINK_TAGS, WINDOW, Marker, More
 
 _GLANCE = 16
 # Only headings and decisions mind what stands before them on their line.
@@ -41,15 +42,18 @@ class Scanner:
         state: "outside" (thinking included), "final" or "ended".
         cut: a mark that is neither its closing one nor a control token ended the final part.
         kinds: of the marks so far, see `Marker`.
+        decision: the label in the line that a final part under a heading was opened by, else None.
     """
 
     def __init__(self, style: str | None = None) -> None:
         self.style = style
         self.kinds: set[str] = set()
+        self.decision: str | None = None
         self.state = "outside"
         self.cut = False
         self._held = ""
         self._open: list[str] = []
+        self._stated: str | None = None  # the label in the last exact line of a decision
         self._ready = ""  # the name of the final mark that may stand here
         # The current line: what earlier chunks hold of it (the first `LINE_START` characters count), and
         # where it goes on in this one. A closing mark begins a line too.
@@ -63,9 +67,9 @@ class Scanner:
         if self._ready and not chunk.isspace():
             self._ready = ""
         # Most chunks hold nothing that even looks like a mark: the short way to what `_scan` would do.
-        newline = chunk.rfind("\n")
-        if newline >= 0:
-            self._line = chunk[newline + 1 :]
+        last = _last_line(chunk)
+        if len(last) < len(chunk):
+            self._line = last
         elif len(self._line) < LINE_START:
             self._line += chunk
         return [(self._part(), chunk)]
@@ -98,6 +102,9 @@ class Scanner:
             taken = start + marker.length
             if marker.kind == "decision":
                 pieces.append((self._part(), text[start:taken]))
+                if marker.exact:
+                    stated = fold(text[start:taken]).upper()
+                    self._stated = next(label for label in LABELS if label in stated)
             found = CANDIDATE.search(text, taken)
         self._take(text[taken:end], pieces)
         self._line, self._line_from = self._line_before(text, end)[:LINE_START], 0
@@ -125,10 +132,10 @@ class Scanner:
     def _line_before(self, text: str, end: int) -> str:
         """What stands on the line before `text[end]`; of a long one, `LINE_START` characters or more."""
         start = max(self._line_from, end - LINE_START)
-        newline = text.rfind("\n", start, end)
-        if newline >= 0:
-            return text[newline + 1 : end]
-        return text[start:end] if start > self._line_from else self._line + text[start:end]
+        last = _last_line(text[start:end])
+        if len(last) < end - start:
+            return last
+        return last if start > self._line_from else self._line + last
 
     def _apply(self, marker: Marker, start: int) -> None:
         self.kinds.add(marker.kind)
@@ -149,6 +156,7 @@ class Scanner:
         elif kind == "final" and marker.exact and ready == name and self._is_all(name):
             self._open = []
             self.state = "final"
+            self.decision = None if name == FINAL_TAG else self._stated
 
     def _close(self, name: str, end: int) -> None:
         if name in self._open:
@@ -159,6 +167,11 @@ class Scanner:
     def _is_all(self, name: str) -> bool:
         """Say whether no thinking is open but the one that a final mark of this name closes."""
         return not self._open if name == FINAL_TAG else set(self._open) == {name}
+
+
+def _last_line(text: str) -> str:
+    """Return what stands after the last end of a line, of whatever kind."""
+    return f"{text}|".splitlines()[-1][:-1]
 
 
 def contains_markers(text: str, style: str | None = None, besides: Collection[str] = ()) -> bool:
