@@ -13,6 +13,7 @@ pages are compared. Results go to results/study_equal.json.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ from so8t_helpers.study import results, stage  # noqa: E402
 from so8t_helpers.study.plan import load_study  # noqa: E402
 from tests.small_study import rows, small_base, small_study  # noqa: E402
 
-SEEDS, PLANTED = 6, 10  # seeds of a study; repetitions with a third arm
+SEEDS, PLANTED = 6, 5  # seeds of a study; repetitions with a third arm
 EQUAL: dict[str, Any] = {
     "two at once": {"training.batch_size": 2, "training.gradient_accumulation": 1},
     "one after another": {"training.batch_size": 1, "training.gradient_accumulation": 2},
@@ -56,12 +57,18 @@ def repetition(base: Path, folder: Path, number: int) -> dict[str, Any]:
         seed=number * (SEEDS + 1),
         seeds=SEEDS,
         trials=1,
-        set={"so8t.enabled": False, "pet.enabled": False, "lora.dropout": 0.3, "training.eval_steps": 10**6},
+        set={
+            "so8t.enabled": False,
+            "pet.enabled": False,
+            "lora.dropout": 0.3,
+            "training.max_steps": 3,
+            "training.eval_steps": 10**6,  # a look at the start and one at the end
+        },
         arms={name: {"hypothesis": "no difference", "set": some} for name, some in chosen.items()},
         endpoints={"main": "heldout.loss"},
     )
     write_jsonl(folder / "data" / "train.jsonl", rows(10_000 + 1000 * number, 100))
-    write_jsonl(folder / "data" / "eval.jsonl", rows(10_500 + 1000 * number, 30))
+    write_jsonl(folder / "data" / "eval.jsonl", rows(10_500 + 1000 * number, 16))
     found = stage.carry_out(load_study(str(path), {"model": {"quantization": "none"}}))
     by_arm = {c.arm: c for c in results.compare(found)}
     shutil.rmtree(folder)
@@ -85,6 +92,7 @@ def repeat(root: Path, count: int) -> list[dict[str, Any]]:
     base = root / "base"
     if not base.is_dir():
         small_base(base)
+    gc.freeze()  # every arm ends with a collection, which would walk through all modules
     for number in range(len(done), count):
         started = time.perf_counter()
         shutil.rmtree(root / "repetition", ignore_errors=True)

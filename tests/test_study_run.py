@@ -18,6 +18,7 @@ import yaml
 from bs4 import BeautifulSoup
 from scipy.stats import ttest_1samp
 
+from benchmarks.study_equal import without_times
 from so8t_helpers.run.files import write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, SettingsError, merge
 from so8t_helpers.study import results, statistics, what_if
@@ -271,14 +272,6 @@ def test_equal_arms_of_real_trainings_are_not_told_apart_and_a_planted_effect_is
     found = statistics.paired_difference(fast, slow, counts)
     assert max(found.p, found.exact_p) < 0.05
     assert found.high < 0, "five times the rate learns more in so few steps"
-
-
-def without_times(page: Path) -> str:
-    """The page but for dates and the table of costs."""
-    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-    (costs,) = [t for t in soup.find_all("table") if t.caption and t.caption.get_text() == "Time and memory"]
-    costs.decompose()
-    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "DATE", str(soup))
 
 
 def test_a_study_killed_again_and_again_gives_the_same_page(base: Path, tmp_path: Path):
