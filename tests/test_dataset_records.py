@@ -265,6 +265,14 @@ def test_personal_data_is_masked_everywhere_it_stands(judge):
     assert row["check"]["value"] == "[メールアドレス]"
 
 
+def test_names_are_masked_where_the_setting_asks_for_it(judge):
+    text = {"instruction": "山田太郎さんの席はどこですか", "reasoning": "山田さんは三階にいる。"}
+    assert judge(**text)["question"] == text["instruction"]
+    row = judge(**text, settings={"personal_names": "cues"})
+    assert row["question"] == "[氏名]さんの席はどこですか"
+    assert "[氏名]さんは三階" in row["thinking"]
+
+
 def test_ready_quadruple_parts_are_masked_too(judge):
     output = QUADRUPLE.replace("安全。", "宛先はtaro@example.com。")
     for style in think_format.STYLES:

@@ -63,9 +63,10 @@ BROUGHT_BY = {
     "starlette": "fastapi",
     "h11": "uvicorn",
     "triton": "torch",  # on Linux alone
-    "ray": "so8t-workbench",  # extras, these three
+    "ray": "so8t-workbench",  # extras, these four
     "mlflow-skinny": "so8t-workbench",
     "wandb": "so8t-workbench",
+    "ja-ginza": "so8t-workbench",
 }
 
 

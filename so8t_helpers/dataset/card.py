@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from so8t_helpers.dataset.chunks import ChunkResult
-from so8t_helpers.dataset.personal_data import NOT_COVERED
+from so8t_helpers.dataset.personal_data.limits import not_covered
 from so8t_helpers.dataset.policy.harm import PURPOSE
 from so8t_helpers.dataset.quarantine import REASONS
 from so8t_helpers.dataset.reading import InputFile
@@ -104,7 +104,7 @@ def describe(
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
         "classifier": classifier,
-        "not_covered": NOT_COVERED,
+        "not_covered": not_covered(settings.personal_names),
         "inputs": [
             {
                 "name": file.name,

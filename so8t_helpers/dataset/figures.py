@@ -95,7 +95,7 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
         "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
         "held out": f"{chosen.eval_share:.0%} of the questions",
         "too long": chosen.overlong,
-        "personal data": chosen.personal_data,
+        "personal data": f"{chosen.personal_data}; names of people: {chosen.personal_names}",
         "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
         "duplicates": f"the same question{alike}" if chosen.deduplicate else "kept",
     }

@@ -17,6 +17,7 @@ import orjson
 from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
+from so8t_helpers.dataset.personal_data.names import finder
 from so8t_helpers.dataset.policy.detector import Detector
 from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
 from so8t_helpers.dataset.policy.licence import canonical
@@ -96,6 +97,7 @@ class Sampler:
         self.settings = plan.settings
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words.categories)
+        self.names = finder(plan.settings.personal_names)
         self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.dialect, plan.tokenizer, plan.limit, plan.length_share)
@@ -151,7 +153,8 @@ class Sampler:
                 besides = _MARKS_OUTSIDE_ANSWERS.get(name, ("decision", "token"))
                 if contains_markers(getattr(record, name) or "", self.settings.think_format, besides):
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
-        if candidate.worth & PERSONAL and self.settings.personal_data != "off":
+        worth = candidate.worth & PERSONAL or self.names  # names have no sign that a cheap scan could find
+        if worth and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
         candidate.harm = record.flagged or candidate.harm
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
@@ -169,7 +172,7 @@ class Sampler:
             source = "from its labels"
             if self.thoughts is not None and _says_only_its_label(candidate):
                 text = self.thoughts.get(record) or ""
-                reasoning = personal_data.mask(text, personal_data.find(text))
+                reasoning = personal_data.mask(text, personal_data.find(text, self.names))
                 source = "a teacher's" if reasoning else source
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
         question = normalise_question(record.question, unchanged)
@@ -231,18 +234,21 @@ class Sampler:
     def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:
         """Mask personal data in place; return the kinds found."""
         kinds: list[str] = []
-        if not personal_data.looks(normalised):
+        if not (self.names or personal_data.looks(normalised)):
             return kinds
         for name in TEXT_FIELDS:
             value = getattr(record, name) or ""
-            if found := personal_data.find(value):
+            if found := personal_data.find(value, self.names):
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))
         if kinds and self.settings.personal_data == "quarantine":
             raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
         if kinds and record.check:
             value = record.check["value"]
-            record.check = {**record.check, "value": personal_data.mask(value, personal_data.find(value))}
+            record.check = {
+                **record.check,
+                "value": personal_data.mask(value, personal_data.find(value, self.names)),
+            }
         return kinds
 
 

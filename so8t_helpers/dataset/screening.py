@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -31,20 +32,14 @@ class Screen:
 
     def __init__(self, words: Iterable[str]):
         self._classes = _personal_classes().copy()
-        pairs, triples = set(), set()
-        for word in words:
-            if len(word) == 1:
-                self._classes[_codes(word)] |= _WORD
-            else:
-                first, second, *rest = _codes(word[:3]).tolist()
-                self._classes[first] |= _WORD_FIRST
-                self._classes[second] |= _WORD_SECOND
-                if rest:
-                    triples.add(first << 32 | second << 16 | rest[0])
-                else:
-                    pairs.add(first << 16 | second)
-        self._pairs = np.array(sorted(pairs), dtype=np.uint64)
-        self._triples = np.array(sorted(triples), dtype=np.uint64)
+        single = {word for word in words if len(word) == 1}
+        self._classes[_codes("".join(single))] |= _WORD
+        # Bit of a class -> the pairs and triples that the words it stands for begin with.
+        self._mixed = np.zeros(_OUTSIDE + 1, dtype=bool)  # see `_mix`
+        self._known = {
+            _WORD: self._beginnings(set(words) - single),
+            _SIGN: self._beginnings(personal_data.WORDS),
+        }
 
     def __call__(self, texts: list[str]) -> tuple[list[int], list[str]]:
         """Return for each text which of MARKS, PERSONAL and WORDS to search it for, and its normalised form.
@@ -63,15 +58,43 @@ class Screen:
         seen[:-1] |= paired & _FIRST
         # Some hundred words have many first and second characters: which go together is looked up.
         maybe = np.flatnonzero(paired & _WORD_FIRST)
+        maybe = maybe[self._mixed.take(_mix(points[maybe], points[maybe + 1]))]
         pairs = points[maybe].astype(np.uint64) << np.uint64(16) | points[maybe + 1]
         triples = pairs << np.uint64(16) | points[maybe + 2]
-        known = np.isin(pairs, self._pairs) | np.isin(triples, self._triples)
-        seen[maybe[known]] |= _WORD
+        for bit, (known_pairs, known_triples) in self._known.items():
+            known = _among(pairs, known_pairs) | _among(triples, known_triples)
+            seen[maybe[known]] |= bit
         seen[: 1 - _RUN] |= (classes[: 1 - _RUN] & _DIGIT) & (_in_a_row(classes & _NO_LETTER) << 1)
         seen = np.bitwise_or.reduceat(seen, starts)
         personal = (seen & (_SIGN | _FIRST | _DIGIT)) != 0
         words = (seen & _WORD) != 0
         return (marks * MARKS + personal * PERSONAL + words * WORDS).tolist(), texts
+
+    def _beginnings(self, words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the words of two characters and the first three of all others, as numbers; note classes."""
+        pairs, triples = set(), set()
+        for word in words:
+            first, second, *rest = _codes(word[:3]).tolist()
+            self._classes[first] |= _WORD_FIRST
+            self._classes[second] |= _WORD_SECOND
+            self._mixed[_mix(first, second)] = True
+            if rest:
+                triples.add(first << 32 | second << 16 | rest[0])
+            else:
+                pairs.add(first << 16 | second)
+        return np.array(sorted(pairs), dtype=np.uint64), np.array(sorted(triples), dtype=np.uint64)
+
+
+def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which values are among the sorted `known` ones: faster than np.isin where these are many."""
+    if not known.size:
+        return np.zeros(len(values), dtype=bool)
+    return known[np.searchsorted(known, values).clip(max=known.size - 1)] == values
+
+
+def _mix(first: Any, second: Any) -> Any:
+    """Return one number of 16 bits for two characters: most pairs of no word are passed over by it alone."""
+    return (first * 31 ^ second) & _OUTSIDE
 
 
 def _in_a_row(ones: np.ndarray) -> np.ndarray:
@@ -112,7 +135,7 @@ def _personal_classes() -> np.ndarray:
     every = "".join(chr(code) for code in range(_OUTSIDE))
     table[_codes("".join(personal_data.NO_LETTER.findall(every)))] |= _NO_LETTER
     table[_codes("0123456789")] |= _DIGIT | _FIRST
-    table[_codes(".")] |= _SECOND
+    table[_codes(personal_data.AFTER_DIGIT)] |= _SECOND
     table[_codes(personal_data.SIGNS)] |= _SIGN
     table[_codes("".join(word[0] for word in personal_data.BEGINNINGS))] |= _FIRST
     table[_codes("".join(word[1] for word in personal_data.BEGINNINGS))] |= _SECOND
@@ -121,4 +144,4 @@ def _personal_classes() -> np.ndarray:
 
 
 def _codes(characters: str) -> np.ndarray:
-    return np.minimum([ord(character) for character in characters], _OUTSIDE)
+    return np.minimum(np.array([*map(ord, characters)], dtype=np.int64), _OUTSIDE)

@@ -12,6 +12,7 @@ from so8t_helpers.dataset.assemble import assemble
 from so8t_helpers.dataset.card import describe
 from so8t_helpers.dataset.chunks import ChunkResult, first_pass
 from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_classifier
+from so8t_helpers.dataset.personal_data.names import check_installed
 from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.reading import Chunk, check_whole, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
@@ -50,6 +51,7 @@ def check(settings: Settings) -> None:
     check_whole(inspect(find_files(named, "dataset.inputs")))
     find_files(chosen.nsfw_training, "dataset.nsfw_training")
     _word_lists(Stage(settings, STAGE))
+    check_installed(chosen.personal_names)
     if chosen.nsfw_model is not None:
         model_folder(chosen)
     if chosen.teacher:

@@ -72,6 +72,7 @@ class DatasetSettings(Section):
     system_prompt: str | None = None
     overlong: Literal["cut", "quarantine"] = "cut"
     personal_data: Literal["mask", "quarantine", "off"] = "mask"
+    personal_names: Literal["off", "cues", "ner"] = "off"  # people's too: by words beside them, by GiNZA
     licences: list[str] = ["MIT", "Apache-2.0", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "self-made"]
     default_licence: str | None = None
     robots_dir: str | None = None  # holds <host>.txt files; null: robots/ in the folder of the first input

@@ -11,7 +11,7 @@ from stdnum import luhn
 Accept = Callable[[re.Match[str], str], bool]
 
 _PHONE_WORDS = re.compile(
-    r"電話|携帯|連絡先|内線|ファックス|ケータイ|スマホ|tel|fax|phone|mobile|call|☎|📞", re.IGNORECASE
+    r"電話|携帯|連絡先|内線|ファックス|ケータイ|スマホ|tel|fax|phone|mobile|cell|call|☎|📞", re.IGNORECASE
 )
 _OTHER_NUMBER = re.compile(
     r"(?:注文|伝票|会員|管理|追跡|受付|商品|型番|品番|口座|予約|整理|製造|シリアル|識別|登録|学籍|社員|社員証)"
@@ -52,6 +52,8 @@ def is_phone(match: re.Match[str], text: str) -> bool:
         return False
     if raw.startswith("+"):
         return 9 <= len(digits) <= 14
+    if raw[0] not in "0(":  # as in America: the text must say what it is
+        return _PHONE_WORDS.search(before) is not None
     mobile = re.match(r"0[5789]0[1-9]", digits) is not None and not digits.startswith("0800")
     lengths = (11,) if mobile else (10, 11) if digits.startswith("0800") else (10,)
     if len(digits) not in lengths or digits.startswith("00"):
@@ -82,3 +84,10 @@ def is_secret(match: re.Match[str], text: str) -> bool:
     value = match.group("value")
     mixed = re.search(r"[0-9]", value) and re.search(r"[A-Za-z]", value)
     return bool(mixed) or re.search(r"[!#$%&*]", value) is not None
+
+
+def says_at(match: re.Match[str], text: str) -> bool:
+    """A sign in an e-mail address's @ place: the text says so, or it is spelled out."""
+    return (
+        "_at_" in match.group() or re.search(r"[@]|アット", text[match.end() : match.end() + 30]) is not None
+    )
