@@ -3,8 +3,8 @@
 In a real model a few features are tens of times as large as the middle one, for all tokens (Dettmers et al.
 2022, LLM.int8, found so above 6 billion parameters; SmolLM2 has 135 million and shows it). One scale a token
 costs SmolLM2 0.026 nats before training; with the 16 largest features apart 0.005, with 32 0.004 and after
-training 0.002, with 64 0.003 (benchmarks/results/int8.json). One scale for 128 features and nothing apart cost
-0.008, and two thirds of the speed.
+training 0.002, with 64 0.003 (benchmarks/results/int8.json). One scale for 128 features, with nothing apart,
+cost 0.008 and a third of the products' speed.
 """
 
 from __future__ import annotations
