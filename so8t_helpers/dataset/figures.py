@@ -89,7 +89,7 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
     unlicensed = chosen.default_licence or "to quarantine"
     alike = f", or one that is alike by {near:g} or more" if near else ""
     rows = {
-        "records": ", ".join(chosen.inputs),
+        "records": ", ".join(one if isinstance(one, str) else one.path for one in chosen.inputs),
         "think format": f"{chosen.think_format}, asked for by {chosen.think_command or 'nothing'}",
         "without thinking": f"{chosen.plain_share:.0%} of the samples",
         "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
@@ -122,8 +122,9 @@ def classifier(card: Card) -> pd.DataFrame:
 
 
 def inputs(card: Card) -> pd.DataFrame:
-    """The input files: name, size, compression, encoding, hash."""
-    return pd.DataFrame(card["inputs"]).assign(sha256=lambda rows: rows["sha256"].str[:16] + "…")
+    """The input files: name, size, format, compression, encoding, hash."""
+    files = pd.DataFrame(card["inputs"]).drop(columns="entry")
+    return files.assign(sha256=files["sha256"].str[:16] + "…")
 
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:
