@@ -28,7 +28,7 @@ _Messages = list[dict[str, Any]]
 
 @dataclass(slots=True)
 class Said:
-    """What a record says; `history`: the turns before the question, the user's and the assistant's in turn."""
+    """What a record says; `history`: turns before the question, the user's and the assistant's in turn."""
 
     question: str
     answer: str

@@ -110,7 +110,7 @@ def inspect(paths: list[Path], said: list[InputEntry] | None = None) -> list[Inp
     of_each = said or [InputEntry(path=str(path)) for path in paths]
     for path, name, entry in zip(paths, _short_names(paths), of_each, strict=True):
         packing = packing_of(path)
-        with reading(path, packing), open_bytes(path, packing) as file:
+        with reading(path, f"a whole {packing} file"), open_bytes(path, packing) as file:
             sample = file.read(SAMPLE_BYTES)
         if len(sample) == SAMPLE_BYTES:  # a cut inside a character would make the last line invalid
             sample = sample[: sample.rfind(b"\n") + 1] or sample

@@ -121,7 +121,8 @@ def _sheet(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
             f"{file.path}: openpyxl reads Excel's files and is not installed; pip install "
             "'so8t-workbench[excel]', or save the sheet as CSV"
         ) from error
-    book = load_workbook(source, read_only=True, data_only=True)
+    opened = stack.enter_context(source.open("rb"))
+    book = load_workbook(opened, read_only=True, data_only=True)
     stack.callback(book.close)
     rows = book.worksheets[0].iter_rows(values_only=True)
     yield from _by_name(file, (list(row) for row in rows if any(cell is not None for cell in row)))
