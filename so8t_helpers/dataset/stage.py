@@ -164,6 +164,7 @@ def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], inputs: Path)
         fetch_robots(chunks, folder, settings.dataset.robots_agent)
     elif chosen:
         _robots_folder(settings)
+    stage.look_for(str(folder / "*.txt"))
     for path in sorted(folder.glob("*.txt")):
         stage.read_file(f"robots/{path.name}", path)
     return folder if folder.is_dir() else None

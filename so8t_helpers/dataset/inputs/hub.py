@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,17 @@ def fetched(settings: Settings, entry: InputEntry, fetch: bool) -> Path | None:
         datasets = _library(entry)
         if not fetch:
             return None
-        rows = _rows(datasets, name, entry)
-        with atomic_path(path) as scratch, scratch.open("wb") as out:
-            for row in rows:
-                out.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A cache of its own: from a common one the library takes another revision where the network fails.
+        # It is the library that holds its files open; what it does not let go stays there, hidden.
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=".fetch-", ignore_cleanup_errors=True
+        ) as cache:
+            rows = _rows(datasets, name, entry, cache)
+            with atomic_path(path) as scratch, scratch.open("wb") as out:
+                for row in rows:
+                    out.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            del rows
     return path
 
 
@@ -66,16 +74,16 @@ def _library(entry: InputEntry) -> Any:
     except ImportError as error:
         raise SettingsError(
             f"dataset.inputs: {entry.path}: the library `datasets` fetches it and is not installed; "
-            "pip install 'so8t-workbench[hub-data]'"
+            "pip install 'so8t-workbench[datasets]'"
         ) from error
     return datasets
 
 
-def _rows(datasets: Any, name: str, entry: InputEntry) -> Any:
+def _rows(datasets: Any, name: str, entry: InputEntry, cache: str) -> Any:
     """Load one split; code of a repository is never run: the library does not from version 4 on."""
     try:
         return datasets.load_dataset(
-            name, entry.subset, split=entry.split or "train", revision=entry.revision
+            name, entry.subset, split=entry.split or "train", revision=entry.revision, cache_dir=cache
         )
     except Exception as error:  # of the network, of the hub, of the library
         said = " ".join(str(error).split())[:300]
