@@ -14,9 +14,11 @@ from typing import Any
 import openpyxl
 import pyarrow as pa
 import pytest
+import yaml
 import zstandard
 from pyarrow import parquet
 
+from so8t_helpers.dataset.fields import given_by
 from so8t_helpers.dataset.inputs.files import check_whole, input_files, inspect
 from so8t_helpers.dataset.inputs.tables import as_lines, check_heads
 from so8t_helpers.dataset.quarantine import RejectedError
@@ -354,6 +356,27 @@ def test_an_entry_says_what_its_columns_and_labels_mean(tmp_path: Path):
     assert [one.label for one in read(tmp_path, whole) if isinstance(one, Record)] == ["ALLOW"] * 5
 
 
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        ("{0: ALLOW, 1: REFUSE}", [(0, 1), ("0", "1"), (0.0, 1.0), (" 0 ", "1.0")]),
+        ("{no: ALLOW, yes: REFUSE}", [(False, True), ("no", "Yes"), ("False", "TRUE")]),
+        ("{false: ALLOW, true: REFUSE}", [(False, True), ("false", "True"), ("No", "yes")]),
+        ("{安全: ALLOW, Unsafe: REFUSE}", [("安全", "unsafe"), (" 安全", "UNSAFE")]),
+    ],
+)
+def test_a_labels_value_is_found_however_yaml_and_the_file_write_it(labels: str, values: list[Any]):
+    entry = InputEntry(path="x", labels=yaml.safe_load(labels))
+    for pair in values:
+        rows = [{"question": "首都は", "answer": "東京", "label": value} for value in pair]
+        assert [normalise(row, given_by(entry)).label for row in rows] == ["ALLOW", "REFUSE"]
+
+
+def test_a_number_typed_into_a_sheet_is_a_text(tmp_path: Path):
+    as_sheet(tmp_path / "in.xlsx", [{"question": "六かける七は", "answer": 42, "label": "ALLOW"}])
+    assert said(read(tmp_path, tmp_path / "in.xlsx")) == [("六かける七は", "42", "ALLOW")]
+
+
 def test_a_number_is_no_label_until_its_entry_says_what_it_means(tmp_path: Path):
     for value in (0, "1", 2.0, 3):
         with pytest.raises(RejectedError, match=r"labels: \{0: ALLOW, 1: ESCALATION, 2: DENY, 3: REFUSE\}"):
@@ -476,4 +499,4 @@ def test_entries_survive_the_way_through_a_runs_params(tmp_path: Path):
     again = load_settings(tmp_path / "params.yaml")
     assert again.dataset.inputs == settings.dataset.inputs
     assert isinstance(again.dataset.inputs[0], InputEntry)
-    assert again.dataset.inputs[0].labels == {"0": "ALLOW", "yes": "DENY"}
+    assert again.dataset.inputs[0].labels == {"0": "ALLOW", "true": "DENY"}

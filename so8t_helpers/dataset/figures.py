@@ -94,6 +94,7 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
         "without thinking": f"{chosen.plain_share:.0%} of the samples",
         "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
         "held out": f"{chosen.eval_share:.0%} of the questions",
+        "several turns": f"all kept, {chosen.dialogue_answers} answer trained",
         "too long": chosen.overlong,
         "personal data": chosen.personal_data,
         "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
@@ -123,7 +124,7 @@ def classifier(card: Card) -> pd.DataFrame:
 
 def inputs(card: Card) -> pd.DataFrame:
     """The input files: name, size, format, compression, encoding, hash."""
-    files = pd.DataFrame(card["inputs"]).drop(columns="entry")
+    files = pd.DataFrame(card["inputs"]).drop(columns="entry", errors="ignore")
     return files.assign(sha256=files["sha256"].str[:16] + "…")
 
 

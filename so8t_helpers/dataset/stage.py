@@ -21,6 +21,7 @@ from so8t_helpers.dataset.inputs.files import (
     input_files,
     inspect,
 )
+from so8t_helpers.dataset.inputs.hub import HUB
 from so8t_helpers.dataset.inputs.tables import as_lines, check_heads
 from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.quarantine import REMEDIES
@@ -94,7 +95,8 @@ def build(settings: Settings) -> Built:
     with open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
         _check_rest(settings)
         files = _inputs(settings, fetch=True)
-        stage.look_for(*(entry.path for entry in entries(settings)), *settings.dataset.nsfw_training)
+        local = [entry.path for entry in entries(settings) if not entry.path.startswith(HUB)]
+        stage.look_for(*local, *settings.dataset.nsfw_training)
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
         hashes = HashCache(hashes_path(settings))

@@ -47,7 +47,8 @@ def data_name(name: str) -> str:
 
 
 def _is_data(name: str) -> bool:
-    return data_name(name).endswith(DATA) and name not in _DESCRIPTIONS
+    own_work = name in _DESCRIPTIONS or (name.startswith("cache-") and name.endswith(".arrow"))
+    return data_name(name).endswith(DATA) and not own_work
 
 
 def _hidden(file: Path, folder: Path) -> bool:

@@ -11,13 +11,19 @@ from so8t_helpers.settings.types import Place, Section
 PLAIN, ENTRY = "plain", "entry"  # what stands for the two kinds among the parts of an error's place
 
 
+# YAML reads these as a truth where they stand without quotes; a file may hold the word.
+_TRUTHS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+
 def value_key(value: Any) -> str | None:
-    """Return how a label's value is looked up in `labels`: as text, 1.0 like 1; None: it is no scalar."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() if isinstance(value, str | int | float) else None
+    """Return how a label's value is looked up in `labels`; None: it is no scalar.
+
+    That is its text in lower case; 1.0 is 1, and yes is true.
+    """
+    if not isinstance(value, str | int | float):
+        return None
+    text = str(value).strip().lower()
+    return _TRUTHS.get(text, text.removesuffix(".0"))
 
 
 def _text_keys(labels: Any) -> Any:

@@ -117,8 +117,10 @@ def _json_kind(text: str, name: str) -> str | None:
     objects, by_line = sum(map(_is_object, lines)), name.endswith((".jsonl", ".ndjson"))
     if lines[0].startswith("["):  # an array's objects end with a comma, all but the last
         return "jsonl" if objects > 1 else "json"
+    if lines[0] == "{" and lines[1:] and lines[1].startswith('"'):
+        return "json"
     if lines[0].startswith("{"):
-        return "jsonl" if by_line or (objects and len(lines) > 1 and lines[0] != "{") else "json"
+        return "jsonl" if by_line or (objects and len(lines) > 1) else "json"
     return "jsonl" if any(line.startswith(("{", "[")) for line in lines) else None
 
 

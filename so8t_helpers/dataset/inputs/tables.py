@@ -125,7 +125,9 @@ def _sheet(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
     book = load_workbook(opened, read_only=True, data_only=True)
     stack.callback(book.close)
     rows = book.worksheets[0].iter_rows(values_only=True)
-    yield from _by_name(file, (list(row) for row in rows if any(cell is not None for cell in row)))
+    filled = (row for row in rows if any(cell is not None for cell in row))
+    # Who types 42 into a sheet may mean an answer: a number is a text, as in CSV.
+    yield from _by_name(file, ([None if cell is None else str(cell) for cell in row] for row in filled))
 
 
 def _by_name(file: InputFile, rows: Iterator[list[Any]]) -> Iterator[Any]:
