@@ -7,6 +7,7 @@ import datetime
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -415,7 +416,7 @@ UNREAD: dict[str, tuple[bytes, str]] = {
     "text.txt": (TEXT, r"text\.txt: looks like plain text.*- \{path: .*text\.txt, format: csv, columns: \["),
     "table.txt": (b"a\tb\n1\t2\n", r"looks like a table with tabs .*format: tsv"),
     "commas.txt": (b"a,b\n1,2\n", r"looks like a table with commas .*format: csv"),
-    "unknown.csv": (b"x,y\n1,2\n", r"none of its columns is known \('x', 'y'\); .*columns: \{question: "),
+    "unknown.csv": (b"x,y z\n", r"none of its columns is known \('x', 'y z'\); .*question: x, answer: y z\}"),
     "book.pdf": (b"%PDF-1.7\n%\xe2\xe3", r"book\.pdf: a PDF document \(it begins with b'%PDF-1\.7"),
     "old.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 9, r"an old Office file.*save it as \.xlsx"),
     "records.zip": (b"PK\x03\x04" + bytes(60), "a zip archive.*unpack it"),
@@ -445,6 +446,23 @@ def test_every_file_that_is_not_read_has_one_clear_error(tmp_path: Path, name: s
     with pytest.raises((SettingsError, StageError), match=says) as caught:
         read(tmp_path, tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("table.txt", "首都は\t東京\tALLOW\n"),
+        ("commas.txt", "首都は,東京,ALLOW\n"),
+        ("unknown.csv", "1: 問,返し,判断\n首都は,東京,ALLOW\n"),
+        ("a name, with # signs.csv", "x,y,z\n首都は,東京,ALLOW\n"),
+    ],
+)
+def test_the_line_of_yaml_in_an_error_has_the_file_read(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path, tmp_path / name)
+    (line,) = re.findall(r"`- (.*?)`", str(caught.value))
+    assert said(read(tmp_path, yaml.safe_load(line))) == [("首都は", "東京", "ALLOW")]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset import thinking
 from so8t_helpers.dataset.inputs import packing
@@ -85,6 +86,7 @@ def test_every_row_of_every_format_is_walked_back_to_its_record(tmp_path: Path, 
     assert {entry["format"] for entry in built.card["inputs"]} == {
         *("jsonl", "json", "csv", "tsv", "parquet", "arrow", "xlsx")
     }
+    assert list(plots.inputs(built.card)["name"]) == [entry["name"] for entry in built.card["inputs"]]
     verified = walk_back(settings.run_dir)
     assert verified.broken is None, verified.broken
     # One value changed, its file's hash put right: the row's own hash tells.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -154,5 +155,15 @@ def _not_read(path: Path, sample: bytes, text: str, entry: InputEntry) -> str:
 
 def suggestion(path: Path, entry: InputEntry, *more: str) -> str:
     """Return the line of YAML that would have a file read."""
-    said = [f"path: {path if '*' in entry.path or Path(entry.path).name != path.name else entry.path}", *more]
+    own = "*" not in entry.path and Path(entry.path).name == path.name
+    said = [f"path: {quoted(entry.path if own else path.as_posix())}", *more]
     return f"to have it read, write in dataset.inputs: `- {{{', '.join(said)}}}`"
+
+
+def quoted(text: str) -> str:
+    """Return a text as YAML has it within braces."""
+    return (
+        text
+        if re.fullmatch(r"[^\W\d_][\w./ -]*(?<! )|/[\w./-]+", text)
+        else json.dumps(text, ensure_ascii=False)
+    )

@@ -18,7 +18,7 @@ import orjson
 from so8t_helpers.dataset.fields import Given, are_known
 from so8t_helpers.dataset.inputs import json_values
 from so8t_helpers.dataset.inputs.files import InputFile, whole
-from so8t_helpers.dataset.inputs.kinds import BINARY, TABLES, suggestion
+from so8t_helpers.dataset.inputs.kinds import BINARY, TABLES, quoted, suggestion
 from so8t_helpers.dataset.inputs.packing import open_bytes
 from so8t_helpers.run.files import remove
 from so8t_helpers.settings import SettingsError
@@ -173,10 +173,14 @@ def _check_names(file: InputFile, names: list[str]) -> None:
         if column not in names and column.partition(".")[0] not in names:
             raise SettingsError(f"{file.path}: has no column {column!r}; it has {_listed(names)}")
     if not are_known(names, given):
-        line = suggestion(file.path, file.entry, "columns: {question: …, answer: …, label: …}")
-        plain = "; a table without names in its first line: `columns: [question, answer, label]`"
+        which = zip(("question", "answer", "label"), names, strict=False)
+        columns = ", ".join(f"{field}: {quoted(name[:40])}" for field, name in which)
+        line = suggestion(file.path, file.entry, f"columns: {{{columns}}}")
+        plain = "; for a table without names in its first line `columns: [question, answer, label]`"
         also = plain if file.format not in {"parquet", "arrow"} else ""
-        raise SettingsError(f"{file.path}: none of its columns is known ({_listed(names)}); {line}{also}")
+        raise SettingsError(
+            f"{file.path}: none of its columns is known ({_listed(names)}); {line} (by their order){also}"
+        )
 
 
 def _listed(names: list[str]) -> str:
