@@ -62,7 +62,7 @@ class DatasetSettings(Section):
     robots_agent: str = "so8t-workbench"
     robots_fetch: bool = False  # adds missing ones
     nsfw_words: list[str] = []  # files of category<TAB>word
-    nsfw_training: list[str] = []  # labelled JSONL for a classifier
+    nsfw_training: list[str] = []  # labelled records for a classifier, in files as `inputs` are
     nsfw_model: str | None = None  # a text-classification folder
     nsfw_model_labels: list[str] = ["nsfw", "unsafe", "toxic", "harmful", "LABEL_1"]
     nsfw_threshold: Share | None = None
