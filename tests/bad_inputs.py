@@ -270,5 +270,19 @@ BAD = [
         r"r\.jsonl\.zst",
         dataset__inputs=["HERE/r.jsonl.zst"],
     ),
+    _file(
+        "01",
+        text("r.csv", "x,y\n1,2\n"),
+        r"r\.csv: none of its columns is known",
+        dataset__inputs=["HERE/r.csv"],
+    ),
+    _file("01", text("r.pdf", "%PDF-1.7"), r"r\.pdf: a PDF document", dataset__inputs=["HERE/r.pdf"]),
+    _set("01", "dataset.inputs", [{"path": "HERE/records.jsonl", "formt": "csv"}], r"inputs\.0\.format`\?"),
+    _set(
+        "01",
+        "dataset.inputs",
+        [{"path": "HERE/records.jsonl", "labels": {"0": "maybe"}}],
+        r"records\.jsonl: 'maybe' is none of ALLOW",
+    ),
     _file("01", packed("r.jsonl.gz", _damaged, 1.0), r"r\.jsonl\.gz", dataset__inputs=["HERE/r.jsonl.gz"]),
 ]

@@ -1,8 +1,8 @@
 """A hub on this machine: its HTTP as `huggingface_hub` speaks it, with repositories as files on disk.
 
 Repositories are created private or public; large files come first, through git-LFS's batch call and addresses
-signed for one object, each checked by its SHA-256; commits come as NDJSON; what is there is listed, resolved
-and downloaded by branch or commit. Nothing of the workbench is known here.
+signed for one object, each checked by its SHA-256; commits come as NDJSON; what is there, of models and data
+sets alike, is listed, resolved and downloaded by branch or commit. Nothing of the workbench is known here.
 """
 
 from __future__ import annotations
@@ -221,10 +221,10 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in commit["files"]]
         self.reply({"id": name, "sha": commit["oid"], "private": repo["private"], "siblings": siblings})
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, under: str = "") -> None:
         self.may(name)
         files = self.hub.at(name, revision)["files"]
-        self.reply([_listed(path, entry) for path, entry in files.items()])
+        self.reply([_listed(path, entry) for path, entry in files.items() if path.startswith(under)])
 
     # What goes into a repository.
 
@@ -347,13 +347,16 @@ ROUTES = [
     (("GET",), rf"/api/models/{_NAME}", Handler.info),
     (("GET",), rf"/api/models/{_NAME}/revision/{_REVISION}", Handler.info),
     (("GET",), rf"/api/models/{_NAME}/tree/{_REVISION}/?", Handler.tree),
+    (("GET",), rf"/api/datasets/{_NAME}", Handler.info),
+    (("GET",), rf"/api/datasets/{_NAME}/revision/{_REVISION}", Handler.info),
+    (("GET",), rf"/api/datasets/{_NAME}/tree/{_REVISION}/?(?P<under>.*)", Handler.tree),
     (("POST",), rf"/api/models/{_NAME}/preupload/{_REVISION}", Handler.preupload),
     (("POST",), rf"/api/models/{_NAME}/commit/{_REVISION}", Handler.commit),
     (("POST",), rf"/{_NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (("POST",), rf"/{_NAME}\.git/info/lfs/objects/verify", Handler.verify),
     (("PUT",), _OBJECT, Handler.put),
     (("GET", "HEAD"), _OBJECT, Handler.get),
-    (("GET", "HEAD"), rf"/{_NAME}/resolve/{_REVISION}/(?P<path>.+)", Handler.resolve),
+    (("GET", "HEAD"), rf"(?:/datasets)?/{_NAME}/resolve/{_REVISION}/(?P<path>.+)", Handler.resolve),
 ]
 
 

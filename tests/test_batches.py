@@ -43,6 +43,22 @@ def test_a_sequence_marks_documents_positions_and_padding():
     assert packed.counts() == (8, 3, 4)  # PET sees three places of the first document, one of the second
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published tokenizer is not here")
+@pytest.mark.parametrize("every", [False, True])
+def test_of_a_dialogue_the_last_answer_is_trained_or_every_one(every: bool):
+    tokenizer = load_tokenizer(REAL)
+    said = [("system", "短く"), ("user", "首都は"), ("assistant", "東京です。")]
+    said += [("user", "人口は"), ("assistant", "約1400万人です。")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    row = {"id": "a", "messages": messages} | ({"trained": batches.EVERY_ANSWER} if every else {})
+    (found,) = batches.tokenize([row], tokenizer, 200)
+    parts = np.split(found.targets, np.flatnonzero(np.diff(found.targets == batches.IGNORE)) + 1)
+    trained = [tokenizer.decode(part) for part in parts if part[0] != batches.IGNORE]
+    # What is trained is each answer with its end, and nothing of a question.
+    wanted = [f"{content}<|end|>" for role, content in said if role == "assistant"]
+    assert [text.strip() for text in trained] == wanted[0 if every else 1 :]
+
+
 def test_joined_sequences_keep_their_documents_apart():
     parts = [
         batches.build_sequence([sample(4, 10)], 6, 0, 2),

@@ -22,6 +22,8 @@ from so8t_helpers import settings as so8t_settings
 from so8t_helpers.dataset import assemble, duplicates, reading
 from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
+from so8t_helpers.dataset.inputs.files import inspect
+from so8t_helpers.dataset.inputs.kinds import BOM
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.phi3.tokenizer_files import read_tokenizer
@@ -165,7 +167,7 @@ def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
 def test_same_bytes_with_one_and_two_processes(tmp_path, base, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_BYTES", 20_000)
     source = write(tmp_path / "in.jsonl", [*many(300), b"{", *many(10)])
-    assert len(reading.split(reading.inspect([source]))) > 3
+    assert len(reading.split(inspect([source]))) > 3
     one = dataset_stage.build(profile(tmp_path, base, [source], "one", workers=1))
     monkeypatch.setattr(assemble, "BLOCK_BYTES", 3_000)
     two = dataset_stage.build(profile(tmp_path, base, [source], "two", workers=2))
@@ -181,7 +183,7 @@ def test_compressed_files_and_encodings_give_the_same_samples(tmp_path, base):
     zst = tmp_path / "packed.jsonl.zst"
     zst.write_bytes(zstandard.compress(plain.read_bytes()) + zstandard.compress(b""))
     bom = tmp_path / "bom.jsonl"
-    bom.write_bytes(reading.BOM + plain.read_bytes())
+    bom.write_bytes(BOM + plain.read_bytes())
     japanese = [
         {**record(n), "instruction": f"{n}番目の駅はどこですか。路線の図を見て答えてください。"}
         for n in range(30)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from so8t_helpers.dataset import records, thinking
+from so8t_helpers.dataset.fields import FIELDS
+from so8t_helpers.dataset.labels import parse_label
 from so8t_helpers.dataset.quarantine import Quarantined, RejectedError
-from so8t_helpers.dataset.records import parse_label
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.evaluate.judge import is_correct
 from so8t_helpers.settings import PROJECT_ROOT, DatasetSettings
@@ -41,10 +42,11 @@ def normal(**data):
 @pytest.mark.parametrize(
     ("label", "values"),
     [
-        ("ALLOW", ["ALLOW", "allow", " Allow ", "許可", "ＡＬＬＯＷ", 0, "0", 0.0, "[ALLOW]", "安全"]),
-        ("ESCALATION", ["escalate", "Escalation", "エスカレーション", "ｴｽｶﾚｰｼｮﾝ", 1, "要確認"]),
-        ("DENY", ["deny", "DENIED", "不許可", "禁止", 2, "「否認」"]),
-        ("REFUSE", ["refuse", "Refused", "拒否", "お断り", 3, "3"]),
+        ("ALLOW", ["ALLOW", "allow", " Allow ", "許可", "ＡＬＬＯＷ", "[ALLOW]", "安全"]),
+        ("ESCALATION", ["escalate", "Escalation", "エスカレーション", "ｴｽｶﾚｰｼｮﾝ", "要確認"]),
+        ("DENY", ["deny", "DENIED", "不許可", "禁止", "「否認」"]),
+        ("REFUSE", ["refuse", "Refused", "拒否", "お断り"]),
+        (None, [0, "0", 1, "3", 0.0]),
         (None, ["maybe", "", 4, -1, 0.5, True, False, None, [], {"label": "ALLOW"}, "許可しない"]),
     ],
 )
@@ -115,7 +117,7 @@ def test_a_decision_in_other_words_gives_way_to_the_formats_own():
             thinking.build(other, style, other.reasoning, None)
 
 
-@pytest.mark.parametrize("key", records.FIELDS["reasoning"])
+@pytest.mark.parametrize("key", FIELDS["reasoning"])
 def test_reasoning_under_its_usual_names(key):
     assert (
         normal(instruction="首都は", output="東京です。", **{key: "日本の首都。"}).reasoning == "日本の首都。"

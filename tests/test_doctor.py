@@ -30,7 +30,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("doctor")
     small_folder(folder / "base")
     (folder / "records.jsonl").write_text('{"instruction": "1+1?", "output": "2"}\n', encoding="utf-8")
-    (folder / "wide.jsonl").write_text('{"instruction": "1+1?", "output": "2"}\n', encoding="utf-16")
+    (folder / "page.jsonl").write_text("<!DOCTYPE html>\n<title>Not found</title>\n", encoding="utf-8")
     for name in ("empty", "other", "bare", "quantised"):
         (folder / name).mkdir()
     (folder / "other" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
@@ -82,7 +82,7 @@ def test_fp16_without_a_card_is_a_problem_to_doctor_and_stops_a_run_before_it_be
     ("stage", "section", "keys", "message"),
     [
         ("01", "dataset", {"inputs": ["nothing.jsonl"]}, "dataset.inputs: no file matches 'nothing.jsonl'"),
-        ("01", "dataset", {"inputs": ["HERE/wide.jsonl"]}, "UTF-16 is not read"),
+        ("01", "dataset", {"inputs": ["HERE/page.jsonl"]}, "page.jsonl: an HTML or XML page"),
         (
             "01",
             "dataset",
@@ -106,6 +106,7 @@ def test_fp16_without_a_card_is_a_problem_to_doctor_and_stops_a_run_before_it_be
         ("03", "bake", {"adapter_dir": "HERE/gone"}, "bake.adapter_dir: no folder"),
         ("03", "bake", {"adapter_dir": "HERE/empty"}, "missing input 02_train/adapter/adapter_config.json"),
         ("03", "training", {"dataset_dir": "HERE/empty"}, "missing input 01_dataset/eval.jsonl"),
+        ("02", "dataset", {"eval_share": 1.0}, "dataset.eval_share: 1 holds every sample out"),
         ("03", "dataset", {"eval_share": 0.0}, "dataset.eval_share: 0 leaves no held-out text"),
         ("03", "model", {"base": "HERE/quantised"}, "this base is quantised"),
         ("04", "gguf", {"model_dir": "HERE/gone"}, "gguf.model_dir: no folder"),

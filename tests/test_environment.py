@@ -48,7 +48,6 @@ def test_each_dependency_is_pinned_within_its_range(requirement: Requirement):
 # Declared, and no import says so.
 USED_WITHOUT_IMPORT = {
     "protobuf": "transformers and gguf read SentencePiece's models with it",
-    "pyarrow": "pandas writes and reads metrics.parquet with it",
     "matplotlib-fontja": "its font file is read; an import would change matplotlib's font for all",
     "jupyterlab": "run.py lab starts it",
     "ipykernel": "the kernel that papermill and JupyterLab start",
@@ -63,7 +62,9 @@ BROUGHT_BY = {
     "starlette": "fastapi",
     "h11": "uvicorn",
     "triton": "torch",  # on Linux alone
-    "ray": "so8t-workbench",  # extras, these four
+    "ray": "so8t-workbench",  # extras, these six
+    "datasets": "so8t-workbench",
+    "openpyxl": "so8t-workbench",
     "mlflow-skinny": "so8t-workbench",
     "wandb": "so8t-workbench",
     "ja-ginza": "so8t-workbench",

@@ -49,7 +49,9 @@ class Rows:
         """Return a row's normalised question, read from its chunk's file."""
         with part(self.work, "rows", self.chunk_of(row).index).open("rb") as file:
             file.seek(int(self.index["offset"][row]))
-            return normalise_question(orjson.loads(file.readline())["question"])
+            kept = orjson.loads(file.readline())
+        before = [turn["content"] for turn in kept["messages"][:-2] if turn["role"] != "system"]
+        return normalise_question("\n".join((*before, kept["question"])))
 
 
 class _Output:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from so8t_helpers.dataset.chunks import ChunkResult
+from so8t_helpers.dataset.inputs.files import InputFile
 from so8t_helpers.dataset.personal_data.limits import not_covered
 from so8t_helpers.dataset.policy.harm import PURPOSE
 from so8t_helpers.dataset.quarantine import REASONS
-from so8t_helpers.dataset.reading import InputFile
 from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.run.files import HashCache
 from so8t_helpers.settings import DatasetSettings
@@ -110,8 +110,10 @@ def describe(
                 "name": file.name,
                 "sha256": hashes.sha256(file.path),
                 "bytes": file.path.stat().st_size,
+                "format": file.format,
                 "compression": file.compression,
                 "encoding": "utf-8-sig" if file.bom else file.encoding,
+                "entry": file.entry.model_dump(exclude_defaults=True),
             }
             for file in files
         ],

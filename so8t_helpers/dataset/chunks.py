@@ -68,7 +68,8 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
         for lines in _batches(chunk):
             entries: list[tuple[int, ...]] = []  # the fields of INDEX
             questions: list[str] = []
-            outcomes = sampler.batch(lines, chunk.file.encoding, chunk.file.name)
+            file = chunk.file
+            outcomes = sampler.batch(lines, file.line_encoding, file.name, file.given)
             for (line, _), outcome in zip(lines, outcomes, strict=True):
                 if isinstance(outcome, Quarantined):
                     bad.write(outcome.entry(chunk.file.name, line))

@@ -89,11 +89,12 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
     unlicensed = chosen.default_licence or "to quarantine"
     alike = f", or one that is alike by {near:g} or more" if near else ""
     rows = {
-        "records": ", ".join(chosen.inputs),
+        "records": ", ".join(one if isinstance(one, str) else one.path for one in chosen.inputs),
         "think format": f"{chosen.think_format}, asked for by {chosen.think_command or 'nothing'}",
         "without thinking": f"{chosen.plain_share:.0%} of the samples",
         "missing thinking": f"written by {chosen.teacher}" if chosen.teacher else "from the record's labels",
         "held out": f"{chosen.eval_share:.0%} of the questions",
+        "several turns": f"all kept, {chosen.dialogue_answers} answer trained",
         "too long": chosen.overlong,
         "personal data": f"{chosen.personal_data}; names of people: {chosen.personal_names}",
         "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
@@ -122,8 +123,9 @@ def classifier(card: Card) -> pd.DataFrame:
 
 
 def inputs(card: Card) -> pd.DataFrame:
-    """The input files: name, size, compression, encoding, hash."""
-    return pd.DataFrame(card["inputs"]).assign(sha256=lambda rows: rows["sha256"].str[:16] + "…")
+    """The input files: name, size, format, compression, encoding, hash."""
+    files = pd.DataFrame(card["inputs"]).drop(columns="entry", errors="ignore")
+    return files.assign(sha256=files["sha256"].str[:16] + "…")
 
 
 def quarantined(directory: Path, most: int = 3) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,12 @@ class Fitter:
                 command, answer = self.settings.think_command, join(parts) if clean else build(parts)
         except ValueError as error:  # a mark that only came about where two parts were joined
             raise RejectedError("format_markers", str(error)) from None
-        turns = {"system": system, "user": user_turn(record.question, command), "assistant": answer}
-        messages = [{"role": role, "content": said} for role, said in turns.items() if said]
+        turns = [*record.history, user_turn(record.question, command), answer]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [
+            {"role": role, "content": said}
+            for role, said in zip(cycle(("user", "assistant")), turns, strict=False)
+        ]
         text = self.dialect.render(messages)
         count = always or not self.lengths.surely_within(text, self.limit)
         return Fitted(parts, messages, text, self.lengths.count(text, self.limit) if count else 0)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers.dataset import teacher
+from so8t_helpers.dataset.inputs.files import inspect
+from so8t_helpers.dataset.inputs.tables import as_lines
 from so8t_helpers.dataset.policy import ngrams, robots
 from so8t_helpers.dataset.policy.harm import normalised
 from so8t_helpers.dataset.quarantine import RejectedError
-from so8t_helpers.dataset.reading import Chunk, inspect, read_lines, split
+from so8t_helpers.dataset.reading import Chunk, read_lines, split
 from so8t_helpers.dataset.records import labelled_text, normalise, parse_json
 from so8t_helpers.dataset.sample import Plan, Sampler
 from so8t_helpers.settings import Settings, SettingsError
@@ -22,7 +24,7 @@ def fetch_robots(chunks: list[Chunk], folder: Path, agent: str) -> None:
     for chunk in chunks:
         for _, raw in read_lines(chunk):
             try:
-                url = normalise(parse_json(raw, chunk.file.encoding)).url
+                url = normalise(parse_json(raw, chunk.file.line_encoding), chunk.file.given).url
             except RejectedError:
                 continue
             if url and (name := robots.file_name(url)) not in seen:
@@ -39,7 +41,8 @@ def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
         record
         for chunk in chunks
         for _, raw in read_lines(chunk)
-        if (record := sampler.needs_teacher(raw, chunk.file.encoding)) and thoughts.get(record) is None
+        if (record := sampler.needs_teacher(raw, chunk.file.line_encoding, chunk.file.given))
+        and thoughts.get(record) is None
     )
     first = next(missing, None)
     if first is None:  # the engine need not be opened
@@ -53,17 +56,19 @@ def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
             thoughts.put(zip(batch, (teacher.usable(answer.text) for answer in answers), strict=True))
 
 
-def train_classifier(settings: Settings, paths: list[Path], output: Path) -> dict[str, Any]:
+def train_classifier(settings: Settings, paths: list[Path], output: Path, work: Path) -> dict[str, Any]:
     """Train the n-gram classifier from the user's labelled records; return its figures.
+
+    `work` is a folder for what lies there only meanwhile.
 
     Raises:
         SettingsError: a line without text or without a label of its own, or too few records.
     """
     texts, unsafe = [], []
-    for chunk in split(inspect(paths)):
+    for chunk in split(as_lines(inspect(paths), work / "nsfw_training")):
         for line, raw in read_lines(chunk):
             try:
-                text, flag = labelled_text(raw, chunk.file.encoding)
+                text, flag = labelled_text(raw, chunk.file.line_encoding)
             except RejectedError as error:
                 raise SettingsError(f"{chunk.file.path}:{line}: {error.detail}") from error
             texts.append(normalised(text))

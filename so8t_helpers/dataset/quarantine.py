@@ -34,6 +34,20 @@ REASONS = {
     "duplicate": "the same question as an earlier record",
     "near_duplicate": "nearly the same question as an earlier record",
 }
+# What helps where a reason has kept every line out.
+REMEDIES = {
+    "licence_missing": "give each record a `licence`, or its entry in dataset.inputs `licence:`, or set "
+    "dataset.default_licence (self-made for records of your own)",
+    "licence_not_allowed": "name the licence in dataset.licences, if it is one that you may use",
+    "missing_label": "give each record a `label`, or its entry in dataset.inputs `label:`, such as "
+    "{path: …, label: ALLOW}",
+    "unknown_label": "say in the entry in dataset.inputs what the values mean, such as "
+    "{path: …, labels: {0: ALLOW, 1: REFUSE}}",
+    "unknown_shape": "say in the entry in dataset.inputs which column is which, such as "
+    "{path: …, columns: {question: …, answer: …}}",
+    "empty_answer": "records need an answer; say in the entry in dataset.inputs which column it is, such as "
+    "{path: …, columns: {answer: …}}",
+}
 
 
 class RejectedError(Exception):

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from so8t_helpers.dataset.fields import Given, Picked, column_of, pick, text_of
+from so8t_helpers.dataset.labels import NUMBERS, parse_label
 from so8t_helpers.dataset.quarantine import RejectedError
+from so8t_helpers.dataset.shapes import Said, read_shape, split_thought
 from so8t_helpers.dataset.worked import split_solution
-from so8t_helpers.thinking.format import LABELS, contains_markers, parse
+from so8t_helpers.settings.inputs import value_key
+from so8t_helpers.thinking.format import contains_markers, parse
 from so8t_helpers.thinking.language import language_of
 from so8t_helpers.thinking.spelling import ENGLISH_THINKING
 
-FIELDS: dict[str, tuple[str, ...]] = {
-    "question": ("instruction", "prompt", "question", "query", "指示", "質問"),
-    "given": ("input", "context", "入力"),
-    "answer": ("output", "answer", "response", "completion", "出力", "回答"),
-    "reasoning": (
-        *("reasoning", "thinking", "rationale", "thought", "chain_of_thought", "reasoning_content", "cot"),
-        *("思考", "理由"),
-    ),
-    "label": ("label", "decision", "safety_label", "safety_judgment", "four_class_label", "判定", "ラベル"),
-    "flag": ("nsfw", "is_nsfw", "nsfw_label", "unsafe", "is_unsafe", "harmful", "flagged", "toxic"),
-    "messages": ("messages", "conversations"),
-    "text": ("text",),
-    "topic": ("title", "keyword"),
-    "system": ("system", "system_prompt"),
-    "task": ("task", "task_type"),
-    "domain": ("domain", "category", "field"),
-    "licence": ("licence", "license"),
-    "url": ("url", "source_url"),
-    "check": ("check",),
-}
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
 _TRUE_WORDS = {"true", "yes", "1", "nsfw", "unsafe", "harmful", "toxic"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u2028\u2029\ufeff]")
-_Picked = dict[str, tuple[str, Any]]
-# Records of one file have few sets of keys: what each set can fill, and from which keys, is worked out once.
-_layouts: dict[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] = {}
-_MOST_LAYOUTS, _LONGEST_KEYS = 1000, 1000
 
 
 @dataclass(slots=True)
@@ -66,6 +45,10 @@ class Record:
     safety: str = ""
     policy: str = ""
     language: str = "ja"  # of question and answer as they came, see `language_of`
+    # The turns before the question, the user's and the assistant's in turn.
+    history: tuple[str, ...] = ()
+    group: str | None = None  # a key: records that have the same one stay on one side of the split
+    source: str | None = None  # where the entry of its file says that it comes from
 
 
 def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
@@ -97,21 +80,19 @@ def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
     return data
 
 
-def normalise(data: dict[str, Any]) -> Record:
-    """Turn an object of a known shape into a `Record`: fields by the names in `FIELDS`, or chat `messages`.
+def normalise(data: dict[str, Any], given: Given | None = None) -> Record:
+    """Turn an object of a known shape (see `shapes`) into a `Record`, fields by the names in `FIELDS`.
 
-    A worked problem (see `worked`) has its reasoning and its check in the answer, and is allowed.
+    A worked problem (see `worked`) has its reasoning and its check in the answer, and is allowed. `given` is
+    what the record's file is said to be.
 
     Raises:
         RejectedError: unknown shape, wrong type, empty part, unknown label.
     """
-    picked = _pick(data)
-    system, reasoning = _text(picked, "system"), _text(picked, "reasoning")
-    if "messages" in picked:
-        system, question, answer, own = _from_messages(picked["messages"][1])
-        reasoning = reasoning or own
-    else:
-        question, answer = _from_fields(picked)
+    picked = pick(data if given is None else given.renamed(data))
+    said = read_shape(picked)
+    thought, answer = split_thought(said.answer)
+    reasoning = text_of(picked, "reasoning") or said.reasoning or thought
     check = _check(picked)
     if not reasoning and (worked := split_solution(answer)) is not None:
         reasoning, answer = worked
@@ -127,35 +108,63 @@ def normalise(data: dict[str, Any]) -> Record:
             raise RejectedError("broken_format", "the answer has think markers but is not well formed")
         answer, reasoning = ready.final, ready.task or ready.thinking
         safety, policy = ready.safety, ready.policy
-    if not question:
+    if not said.question:
         raise RejectedError("empty_question", "the record has no question")
     if not answer:
         raise RejectedError("empty_answer", "the record has no answer")
-    if "label" not in picked:
-        raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
-    label = parse_label(picked["label"][1])
-    if label is None:
-        key = picked["label"][0]
-        raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE")
-    task, domain, licence, url = (
-        _text(picked, name) or None for name in ("task", "domain", "licence", "url")
+    system, task, domain, licence, url = (
+        text_of(picked, name) or None for name in ("system", "task", "domain", "licence", "url")
     )
     return Record(
-        question,
-        answer,
-        label,
-        reasoning,
-        system or None,
-        task,
-        domain,
-        licence,
-        url,
-        check,
-        _flag(picked),
-        safety,
-        policy,
-        language_of(question, answer),
+        question=said.question,
+        answer=answer,
+        label=_label(picked, given),
+        reasoning=reasoning,
+        system=said.system or system,
+        task=task,
+        domain=domain,
+        licence=licence or (given.licence if given else None),
+        url=url,
+        check=check,
+        flagged=_flag(picked),
+        safety=safety,
+        policy=policy,
+        language=language_of(said.question, answer),
+        history=said.history,
+        group=_group(data, picked, said, given),
+        source=given.source if given else None,
     )
+
+
+def _label(picked: Picked, given: Given | None) -> str:
+    """Return the label: the record's own, as the entry of its file says that its values are to be read."""
+    key, value = picked.get("label", ("label", None))
+    if given is not None and given.labels is not None:
+        name = value_key(value)
+        value = given.label if name is None else given.labels.get(name)
+        if value is None and name is not None:
+            raise RejectedError("unknown_label", f"a `{key}` that `labels` of its entry does not name")
+    elif given is not None and given.label is not None:
+        value = given.label
+    if value is None:
+        raise RejectedError("missing_label", "expected `label`: ALLOW, ESCALATION, DENY or REFUSE")
+    if (label := parse_label(value)) is None:
+        number = type(value) in {int, float} or (type(value) is str and value.strip().isdigit())
+        hint = f"; it is a number: {NUMBERS}" if number else ""
+        raise RejectedError("unknown_label", f"`{key}` is none of ALLOW, ESCALATION, DENY, REFUSE{hint}")
+    return label
+
+
+def _group(data: dict[str, Any], picked: Picked, said: Said, given: Given | None) -> str | None:
+    """Return what other records may share: the entry's column, its article, its dialogue's opening."""
+    if given is not None and given.group is not None:
+        value = column_of(data, given.group)
+        return None if value is None else str(value)
+    if "group" in picked:
+        return str(picked["group"][1])
+    if said.topic:
+        return said.topic
+    return "\n".join(said.history[:2]) or None
 
 
 def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
@@ -164,87 +173,18 @@ def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
     Raises:
         RejectedError: not a record, no text, or no flag.
     """
-    picked = _pick(parse_json(raw, encoding))
+    picked = pick(parse_json(raw, encoding))
     if "flag" not in picked:
         raise RejectedError("missing_label", "expected a flag such as `nsfw`: true or false")
-    text = "\n".join(filter(None, (_text(picked, name) for name in ("question", "given", "text", "answer"))))
+    text = "\n".join(
+        filter(None, (text_of(picked, name) for name in ("question", "given", "text", "answer")))
+    )
     if not text:
         raise RejectedError("unknown_shape", "expected `text`, or `instruction` with `output`")
     return text, _flag(picked) is not None
 
 
-def _pick(data: dict[str, Any]) -> _Picked:
-    """Return field -> (key, value): of several names of one field, the first in `FIELDS` that has a value."""
-    keys = tuple(data)
-    layout = _layouts.get(keys)
-    if layout is None:
-        found = ((field, tuple(key for key in names if key in data)) for field, names in FIELDS.items())
-        layout = tuple((field, held) for field, held in found if held)
-        if len(_layouts) < _MOST_LAYOUTS and sum(map(len, keys)) < _LONGEST_KEYS:
-            _layouts[keys] = layout
-    picked: _Picked = {}
-    for field, candidates in layout:
-        for key in candidates:
-            if (value := data[key]) is not None and value != "":
-                picked[field] = (key, value)
-                break
-    return picked
-
-
-def _from_fields(picked: _Picked) -> tuple[str, str]:
-    question, answer = _text(picked, "question"), _text(picked, "answer")
-    if question:
-        given = _text(picked, "given")
-        return (f"{question}\n{given}" if given else question), answer
-    if "text" in picked:
-        topic = _text(picked, "topic")
-        if not topic:
-            raise RejectedError("unknown_shape", "`text` needs `title` or `keyword` to make a question")
-        return f"「{topic}」について説明してください。", answer or _text(picked, "text")
-    if answer:
-        return "", answer
-    expected = "`instruction` with `output`, `messages`, or `text` with `title` or `keyword`"
-    raise RejectedError("unknown_shape", f"expected {expected}")
-
-
-def _from_messages(messages: Any) -> tuple[str, str, str, str]:
-    """Return a chat's system text ("" where it has none), question, answer and reasoning ("" likewise)."""
-    if type(messages) is not list or not all(type(m) is dict for m in messages):
-        raise RejectedError("wrong_type", "`messages` must be a list of objects")
-    roles, texts, reasoning = [], [], ""
-    for message in messages:
-        role = message.get("role", message.get("from"))
-        roles.append({"human": "user", "gpt": "assistant"}.get(role, role) if type(role) is str else "")
-        texts.append(_as_text("content", message.get("content", message.get("value")) or ""))
-        reasoning = _text(_pick(message), "reasoning") or reasoning
-    if roles == ["user", "assistant"]:
-        roles, texts = ["system", *roles], ["", *texts]
-    if roles != ["system", "user", "assistant"]:
-        detail = f"`messages` must be [system,] user, assistant; this one has {len(roles)} turns"
-        raise RejectedError("unknown_shape", detail)
-    return texts[0], texts[1], texts[2], reasoning
-
-
-def _text(picked: _Picked, field: str) -> str:
-    """Return a field's text, "" where the record has none."""
-    key, value = picked.get(field, ("", ""))
-    return value.strip() if type(value) is str else _as_text(key, value)
-
-
-def _as_text(key: str, value: Any) -> str:
-    """Return a value's text, stripped; the text parts of chat contents are joined.
-
-    Raises:
-        RejectedError: for a value that is not text.
-    """
-    if type(value) is list and all(type(v) is dict and type(v.get("text")) is str for v in value):
-        value = "\n".join(v["text"] for v in value)
-    if type(value) is not str:
-        raise RejectedError("wrong_type", f"`{key}` must be text, got {type(value).__name__}")
-    return value.strip()
-
-
-def _flag(picked: _Picked) -> str | None:
+def _flag(picked: Picked) -> str | None:
     """Return the key by which the record itself says that it is unsafe."""
     if "flag" not in picked:
         return None
@@ -253,7 +193,7 @@ def _flag(picked: _Picked) -> str | None:
     return key if said or (type(value) in {int, float} and value >= 0.5) else None
 
 
-def _check(picked: _Picked) -> dict[str, str] | None:
+def _check(picked: Picked) -> dict[str, str] | None:
     if "check" not in picked:
         return None
     value = picked["check"][1]
@@ -279,25 +219,3 @@ def _without_controls(value: Any) -> Any:
     if type(value) is dict:
         return {key: _without_controls(v) for key, v in value.items()}
     return value
-
-
-_SPELLINGS = {
-    "ALLOW": "allow allowed permit permitted safe ok accept 許可 許容 可 安全 承認",
-    "ESCALATION": "escalation escalate escalated エスカレーション エスカレート 要確認 上申 引き継ぎ 保留",
-    "DENY": "deny denied disallow disallowed forbid forbidden block blocked 不許可 禁止 否認 却下 否",
-    "REFUSE": "refuse refused refusal reject rejected 拒否 拒絶 お断り 断る",
-}
-# Numbers follow the order in which the seed names the labels.
-KNOWN: dict[str, str] = {
-    word: label for label, words in _SPELLINGS.items() for word in (*words.split(), label.lower())
-} | {str(number): label for number, label in enumerate(LABELS)}
-
-
-def parse_label(value: Any) -> str | None:
-    """Return the label that `value` spells, or None where it spells none; 0 to 3 follow `LABELS`."""
-    if isinstance(value, str):
-        if value in LABELS:
-            return value
-        return KNOWN.get(unicodedata.normalize("NFKC", value).strip().strip("[]「」<>").lower())
-    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
-    return KNOWN.get(str(int(value))) if whole else None

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
 from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.duplicates import normalise_question
+from so8t_helpers.dataset.fields import Given
 from so8t_helpers.dataset.fitting import Fitter
 from so8t_helpers.dataset.personal_data.names import finder
 from so8t_helpers.dataset.policy.detector import Detector
@@ -107,12 +108,12 @@ class Sampler:
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
-        self, lines: list[tuple[int, bytes | None]], encoding: str, file: str
+        self, lines: list[tuple[int, bytes | None]], encoding: str, file: str, given: Given | None = None
     ) -> list[Sample | Quarantined]:
         """Judge (number, line) pairs, each as if it were alone: screening many at once costs less."""
         digests = [hashlib.sha256(raw).hexdigest() if raw is not None else "" for _, raw in lines]
         pairs = zip(lines, digests, strict=True)
-        outcomes = [_attempt(digest, self._read, raw, encoding) for (_, raw), digest in pairs]
+        outcomes = [_attempt(digest, self._read, raw, encoding, given) for (_, raw), digest in pairs]
         self._screen([outcome for outcome in outcomes if isinstance(outcome, _Candidate)])
         return [
             _attempt(digest, self._sample, outcome, file, line, digest)
@@ -121,20 +122,21 @@ class Sampler:
             for outcome, (line, _), digest in zip(outcomes, lines, digests, strict=True)
         ]
 
-    def needs_teacher(self, raw: bytes | None, encoding: str) -> Record | None:
+    def needs_teacher(self, raw: bytes | None, encoding: str, given: Given | None = None) -> Record | None:
         """Return the record, as policy leaves it, where a teacher is to think for it; None for all others."""
         try:
-            candidate = self._read(raw, encoding)
+            candidate = self._read(raw, encoding, given)
             self._screen([candidate])
             self._judge(candidate)
         except RejectedError:
             return None
         return candidate.record if _says_only_its_label(candidate) else None
 
-    def _read(self, raw: bytes | None, encoding: str) -> _Candidate:
+    def _read(self, raw: bytes | None, encoding: str, given: Given | None) -> _Candidate:
         """Read one line: its shape, licence and source."""
-        record = normalise(parse_json(raw, encoding))
-        return _Candidate(record, self._licence(record), "\n".join(filter(None, _texts_of(record))))
+        record = normalise(parse_json(raw, encoding), given)
+        texts = filter(None, (*_texts_of(record), *record.history))
+        return _Candidate(record, self._licence(record), "\n".join(texts))
 
     def _screen(self, batch: list[_Candidate]) -> None:
         """Find out which of many records may hold marks, personal data or unsafe content."""
@@ -153,6 +155,12 @@ class Sampler:
                 besides = _MARKS_OUTSIDE_ANSWERS.get(name, ("decision", "token"))
                 if contains_markers(getattr(record, name) or "", self.settings.think_format, besides):
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
+            for number, text in enumerate(record.history):
+                besides = () if number % 2 else ("decision", "token")
+                if contains_markers(text, self.settings.think_format, besides):
+                    raise RejectedError(
+                        "format_markers", "an earlier turn holds a marker of the think formats"
+                    )
         worth = candidate.worth & PERSONAL or self.names  # names have no sign that a cheap scan could find
         if worth and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
@@ -175,7 +183,8 @@ class Sampler:
                 reasoning = personal_data.mask(text, personal_data.find(text, self.names))
                 source = "a teacher's" if reasoning else source
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
-        question = normalise_question(record.question, unchanged)
+        asked = "\n".join((*record.history, record.question)) if record.history else record.question
+        question = normalise_question(asked, unchanged)
         # 64 bits that decide split, format and share: the same for the same question.
         hasher = self.hasher.copy()
         hasher.update(question.encode("utf-8", "surrogatepass"))
@@ -189,7 +198,7 @@ class Sampler:
         clean = screened and not candidate.worth & MARKS
         fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
         row_format = "plain" if without_thinking else style
-        row = {
+        row: dict[str, Any] = {
             "id": digest[:16],
             "label": record.label,
             "task": record.task,
@@ -204,6 +213,10 @@ class Sampler:
             "check": record.check,
             "source": {"file": file, "line": line, "sha256": digest, "licence": candidate.licence},
         }
+        if record.source:
+            row["source"]["from"] = record.source
+        if record.history and self.settings.dialogue_answers == "every":
+            row["trained"] = "every answer"
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
             question,
@@ -241,6 +254,11 @@ class Sampler:
             if found := personal_data.find(value, self.names):
                 kinds += [place.kind for place in found]
                 setattr(record, name, personal_data.mask(value, found))
+        for i, said in enumerate(record.history):
+            if found := personal_data.find(said, self.names):
+                kinds += [place.kind for place in found]
+                masked = personal_data.mask(said, found)
+                record.history = (*record.history[:i], masked, *record.history[i + 1 :])
         if kinds and self.settings.personal_data == "quarantine":
             raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
         if kinds and record.check:
@@ -261,6 +279,6 @@ def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> 
 
 
 def _says_only_its_label(candidate: _Candidate) -> bool:
-    """Say whether a teacher may think for a record: it is safe, and nothing but its label tells why."""
+    """Say whether a teacher may think for a record: it is safe, and has no reasoning of its own."""
     record = candidate.record
-    return not (record.reasoning or record.task or record.domain or candidate.harm)
+    return not (record.reasoning or candidate.harm)

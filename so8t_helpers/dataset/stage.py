@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,20 @@ from so8t_helpers.dataset.assemble import assemble
 from so8t_helpers.dataset.card import describe
 from so8t_helpers.dataset.chunks import ChunkResult, first_pass
 from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_classifier
+from so8t_helpers.dataset.inputs.files import (
+    InputFile,
+    check_whole,
+    entries,
+    find_files,
+    input_files,
+    inspect,
+)
+from so8t_helpers.dataset.inputs.hub import HUB
+from so8t_helpers.dataset.inputs.tables import as_lines, check_heads
 from so8t_helpers.dataset.personal_data.names import check_installed
 from so8t_helpers.dataset.policy.detector import model_folder
-from so8t_helpers.dataset.reading import Chunk, check_whole, find_files, input_files, inspect, split
+from so8t_helpers.dataset.quarantine import REMEDIES
+from so8t_helpers.dataset.reading import Chunk, split
 from so8t_helpers.dataset.sample import Plan
 from so8t_helpers.dataset.teacher import cache_path, teacher_path
 from so8t_helpers.phi3.chat import Dialect
@@ -43,12 +55,24 @@ def check(settings: Settings) -> None:
     """Look at what the stage would read, as far as it is here; nothing is made, fetched or written.
 
     Raises:
-        SettingsError: no input, or an input, word list, model or tokenizer that is not there; one in UTF-16.
-        StageError: a word list that is not there.
+        SettingsError: no input, or an input, word list, model or tokenizer that is not there or not read.
+        StageError: a word list that is not there, an input that is cut or damaged.
     """
+    check_whole(_inputs(settings, fetch=False))
+    _check_rest(settings)
+
+
+def _inputs(settings: Settings, fetch: bool) -> list[InputFile]:
+    """Return the input files, their heads looked at."""
+    found = input_files(settings, fetch)
+    files = inspect([path for path, _ in found], [entry for _, entry in found])
+    check_heads(files)
+    return files
+
+
+def _check_rest(settings: Settings) -> None:
+    """Look at all that the stage reads besides its inputs; errors as `check`."""
     chosen = settings.dataset
-    named = [pattern for pattern in chosen.inputs if pattern != "demo"]
-    check_whole(inspect(find_files(named, "dataset.inputs")))
     find_files(chosen.nsfw_training, "dataset.nsfw_training")
     _word_lists(Stage(settings, STAGE))
     check_installed(chosen.personal_names)
@@ -71,21 +95,27 @@ def build(settings: Settings) -> Built:
         StageError: where nothing was kept, or the inputs' lines cannot be read.
     """
     with open_stage(settings, STAGE) as stage, ThreadPoolExecutor(1) as hashing:
-        check(settings)
-        files = inspect(input_files(settings))
+        _check_rest(settings)
+        files = _inputs(settings, fetch=True)
+        local = [entry.path for entry in entries(settings) if not entry.path.startswith(HUB)]
+        stage.look_for(*local, *settings.dataset.nsfw_training)
         for file in files:
             stage.read_file(f"input/{file.name}", file.path)
         hashes = HashCache(hashes_path(settings))
         known = hashing.map(hashes.sha256, [file.path for file in files])  # while their lines are counted
+        work = stage.directory / ".work"
+        remove(work)
+        work.mkdir()
+        files = as_lines(files, work)
         chunks = split(files)
         lines = sum(chunk.lines for chunk in chunks)
-        check_disk(stage.directory, 8 * sum(f.path.stat().st_size for f in files), STAGE)
+        check_disk(stage.directory, 8 * sum((f.lines or f.path).stat().st_size for f in files), STAGE)
         classifier_path = stage.directory / "nsfw_classifier.safetensors"
         remove(classifier_path)
         labelled = find_files(settings.dataset.nsfw_training, "dataset.nsfw_training")
         for path in labelled:
             stage.read_file(f"nsfw_training/{path.name}", path)
-        classifier = train_classifier(settings, labelled, classifier_path) if labelled else None
+        classifier = train_classifier(settings, labelled, classifier_path, work) if labelled else None
         _word_lists(stage)
         base = base_folder(settings)
         plan = Plan(
@@ -101,9 +131,6 @@ def build(settings: Settings) -> Built:
         )
         if plan.thoughts:
             ask_teacher(settings, plan, chunks)
-        work = stage.directory / ".work"
-        remove(work)
-        work.mkdir()
         workers = settings.dataset.workers or os.cpu_count() or 1
         results: list[ChunkResult] = []
         with Progress(settings, STAGE, lines, "lines", "records") as bar:
@@ -114,13 +141,22 @@ def build(settings: Settings) -> Built:
         tally = assemble(settings, stage.directory, chunks, results, work, hashes)
         remove(work)
         if not tally.total("train") + tally.total("eval"):
-            worst = ", ".join(f"{n} {reason}" for reason, n in tally.reasons.most_common(3))
-            raise StageError(f"{STAGE}: none of {lines} lines was kept ({worst}); see quarantine.jsonl")
+            raise StageError(_nothing_kept(lines, tally.reasons))
         card = describe(tally, files, stage.directory, hashes, settings.dataset, classifier)
         hashes.save()
         write_json(stage.directory / "card.json", card)
         stage.facts = {f"{name} lines": number for name, number in card["lines"].items()}
     return Built(settings.run_dir / STAGE, card)
+
+
+def _nothing_kept(lines: int, reasons: Counter[str]) -> str:
+    """Say why there is no sample, and what would help against the commonest reason."""
+    if not lines:
+        return f"{STAGE}: the files of dataset.inputs hold no line"
+    (first, _), *_ = worst = reasons.most_common(3)
+    counts = ", ".join(f"{number} {reason}" for reason, number in worst)
+    remedy = f"; {REMEDIES[first]}" if first in REMEDIES else ""
+    return f"{STAGE}: none of {lines} lines was kept ({counts}){remedy}; see quarantine.jsonl"
 
 
 def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], inputs: Path) -> Path | None:
@@ -132,6 +168,7 @@ def _robots(settings: Settings, stage: Stage, chunks: list[Chunk], inputs: Path)
         fetch_robots(chunks, folder, settings.dataset.robots_agent)
     elif chosen:
         _robots_folder(settings)
+    stage.look_for(str(folder / "*.txt"))
     for path in sorted(folder.glob("*.txt")):
         stage.read_file(f"robots/{path.name}", path)
     return folder if folder.is_dir() else None

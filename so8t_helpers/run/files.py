@@ -258,7 +258,8 @@ def read_jsonl(path: Path, *keys: str) -> list[dict[str, Any]]:
                 raise StageError(f"{path}, line {number}: has no key `{missing[0]}`; {again}")
             rows.append(row)
     if keys and not rows:
-        raise StageError(f"{path}: holds no row; {again}")
+        none = "holds no row (all were quarantined, or dataset.eval_share leaves it none)"
+        raise StageError(f"{path}: {none}; {again}")
     return rows
 
 

@@ -26,6 +26,7 @@ from so8t_helpers.run.files import (
     write_yaml,
 )
 from so8t_helpers.run.machine import machine_errors
+from so8t_helpers.run.patterns import changed, matching
 from so8t_helpers.settings import Settings, SettingsError, resolve
 
 STAGE_TITLES = {
@@ -102,6 +103,8 @@ class Stage:
     name: str
     # Files read, by a stable label ("01_dataset/train.jsonl", "base/config.json").
     inputs: dict[str, Path] = field(default_factory=dict)
+    # The files that a path, glob or folder of a setting named.
+    patterns: dict[str, list[str]] = field(default_factory=dict)
     # Key figures for the index of reports, e.g. {"train records": 1320}.
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -117,6 +120,10 @@ class Stage:
         self.check_made(label, path)
         self.inputs[label] = path
         return path
+
+    def look_for(self, *patterns: str) -> None:
+        """Remember which files the patterns name: with another one among them the stage is stale."""
+        self.patterns |= {pattern: [str(path) for path in matching(pattern)] for pattern in patterns}
 
     def check_made(self, label: str, path: Path) -> None:
         """Raise StageError: a file under a stage's label ("04_gguf/x.gguf") is not as that stage left it."""
@@ -160,6 +167,7 @@ def _write_manifest(stage: Stage, started: float) -> None:
     manifest = {
         "stage": name,
         "inputs": inputs,
+        "patterns": stage.patterns,
         "outputs": outputs,
         "settings": stage_settings(settings, name),
         "facts": stage.facts,
@@ -202,6 +210,9 @@ def stale_reason(settings: Settings, name: str) -> str | None:
     for key, value in stage_settings(settings, name).items():
         if value != manifest["settings"].get(key):
             return f"setting {key} changed"
+    for pattern, before in manifest.get("patterns", {}).items():
+        if other := changed(pattern, before):
+            return f"of {pattern} {other}"
     return artefact_fault(settings, name)
 
 

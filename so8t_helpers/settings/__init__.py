@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from so8t_helpers.settings.inputs import ENTRY, PLAIN, InputEntry
 from so8t_helpers.settings.sections import (
     PROJECT_ROOT,
     BakeSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "EvalSettings",
     "GateSettings",
     "GgufSettings",
+    "InputEntry",
     "LoraSettings",
     "ModelSettings",
     "PetSettings",
@@ -115,14 +117,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(item: Any) -> str:
     """One line for one pydantic error: key, what was expected, what to do."""
-    location = [part for part in item["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in item["loc"])
+    parts = [str(part) for part in item["loc"] if part not in {PLAIN, ENTRY}]
+    key = ".".join(parts)
     if item["type"] == "extra_forbidden":
         parent: Any = Settings
-        for part in location[:-1]:
-            parent = parent.model_fields[part].annotation
-        near = difflib.get_close_matches(location[-1], parent.model_fields, n=1, cutoff=0.0)
-        return f"unknown key `{key}`; did you mean `{'.'.join([*location[:-1], *near])}`?"
+        for part in item["loc"][:-1]:
+            if not (isinstance(part, int) or part == PLAIN):
+                parent = InputEntry if part == ENTRY else parent.model_fields[part].annotation
+        near = difflib.get_close_matches(parts[-1], parent.model_fields, n=1, cutoff=0.0)
+        return f"unknown key `{key}`; did you mean `{'.'.join([*parts[:-1], *near])}`?"
     as_text = isinstance(item["input"], str) and item["type"] in {"float_type", "int_type"}
     hint = " (YAML reads 1e-4 as text: write 1.0e-4, without quotes)" if as_text else ""
     return f"`{key}`: {item['msg'].lower()}, got {item['input']!r}{hint}"

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from so8t_helpers.settings.inputs import Input
+from so8t_helpers.settings.types import (
+    AtOnce,
+    Count,
+    HttpUrl,
+    NamePart,
+    NonNegative,
+    Place,
+    Positive,
+    Section,
+    Share,
+)
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-AtOnce = Annotated[int, Field(ge=1, le=1024)]  # threads, processes, requests; no machine has more
-Place = Annotated[str, Field(min_length=1)]  # "" would be the project's own folder
-# Part of a file's name that is looked up: nothing that leads elsewhere or stands for several.
-NamePart = Annotated[str, Field(pattern=r"^\w[\w .+-]{0,79}$")]
-
-
-def _http_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        good = False
-    if not good:
-        raise ValueError("must be the address of a server, such as http://127.0.0.1:11434")
-    return url
-
-
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors; types are never converted (YAML's `1e-4` is a text)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -62,14 +45,15 @@ class CacheSettings(Section):
 
 
 class DatasetSettings(Section):
-    """01_dataset. `inputs` are paths or globs of JSONL files; the word "demo" makes our own records."""
+    """01_dataset. `inputs` are files, globs, folders (docs/data.md); "demo" makes our own records."""
 
-    inputs: Annotated[list[Place], Field(min_length=1)] = ["demo"]
+    inputs: Annotated[list[Input], Field(min_length=1)] = ["demo"]
     think_format: Literal["seed", "quadruple", "both", "english"] = "seed"
     think_command: str = "/think"
     plain_share: Share = 0.1
     eval_share: Share = 0.1
     system_prompt: str | None = None
+    dialogue_answers: Literal["last", "every"] = "last"  # which answers of several turns are trained
     overlong: Literal["cut", "quarantine"] = "cut"
     personal_data: Literal["mask", "quarantine", "off"] = "mask"
     personal_names: Literal["off", "cues", "ner"] = "off"  # people's too: by words beside them, by GiNZA
@@ -79,7 +63,7 @@ class DatasetSettings(Section):
     robots_agent: str = "so8t-workbench"
     robots_fetch: bool = False  # adds missing ones
     nsfw_words: list[str] = []  # files of category<TAB>word
-    nsfw_training: list[str] = []  # labelled JSONL for a classifier
+    nsfw_training: list[str] = []  # labelled records for a classifier, in files as `inputs` are
     nsfw_model: str | None = None  # a text-classification folder
     nsfw_model_labels: list[str] = ["nsfw", "unsafe", "toxic", "harmful", "LABEL_1"]
     nsfw_threshold: Share | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.train.pet import valid_positions
 
 _Item = TypeVar("_Item")
 IGNORE = -100  # target of a token that carries no loss
+EVERY_ANSWER = "every answer"  # what 01_dataset writes under `trained` into such a row
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class PackedSequence:
 def tokenize(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> list[Document]:
     """Tokenise dataset rows (`messages` whose last is the assistant's).
 
-    The prompt's tokens must be a prefix of the whole sample's: the loss mask rests on it.
+    That turn carries the loss, and the assistant's earlier ones too in a row that says so. A prompt's tokens
+    must be a prefix of the whole sample's: the loss mask rests on it.
 
     Raises:
         SettingsError: a sample that is longer than `length` or whose prompt is no prefix.
@@ -76,8 +79,24 @@ def tokenize(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) -> lis
             )
         targets = np.full(last, IGNORE, dtype=np.int64)
         targets[len(prefix) - 1 : last - 1] = ids[len(prefix) : last]
+        if row.get("trained") == EVERY_ANSWER:
+            for begin, stop in _earlier_answers(row, tokenizer, dialect, ids):
+                targets[begin - 1 : stop - 1] = ids[begin:stop]
         samples.append(Document(np.array(ids[:last], dtype=np.int64), targets))
     return samples
+
+
+def _earlier_answers(
+    row: dict[str, Any], tokenizer: Any, dialect: Dialect, ids: list[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield where the answers before a dialogue's last one begin, and where the token after their end is."""
+    end = tokenizer.convert_tokens_to_ids(dialect.end)
+    turns = row["messages"]
+    for number, turn in enumerate(turns[:-1]):
+        if turn["role"] == "assistant":
+            prompt = dialect.render(turns[:number], add_generation_prompt=True)
+            begin = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            yield begin, ids.index(end, begin) + 1
 
 
 def best_fit(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:

@@ -65,7 +65,7 @@ def check(settings: Settings) -> None:
     check_adapters(settings, check_folder(base)[0] if (base := check_base(settings)) else None)
     look_at_machine(settings)
     check_cards(settings)
-    check_held_out(settings.training, settings.training.eval_steps is not None)
+    check_held_out(settings, settings.training.eval_steps is not None)
 
 
 def train(settings: Settings) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from so8t_helpers.run.files import atomic_path, write_jsonl
-from so8t_helpers.settings import Settings, SettingsError, TrainingSettings
+from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.so8.rotation import principal_angles
 from so8t_helpers.train import heldout
 from so8t_helpers.train.adapters import Adapters
@@ -31,8 +31,11 @@ _SHARE = 0.02  # of the training's time that writing may take under "auto"
 _PROBE = 3  # tokens whose time tells what a round of answers will take
 
 
-def check_held_out(training: TrainingSettings, there: bool) -> None:
-    """Raise SettingsError where a setting cannot do without held-out samples, and none are there."""
+def check_held_out(settings: Settings, there: bool) -> None:
+    """Raise SettingsError where all samples are held out, or none and a setting cannot do without."""
+    training = settings.training
+    if settings.dataset.eval_share == 1.0 and training.dataset_dir is None:
+        raise SettingsError("dataset.eval_share: 1 holds every sample out, and leaves none to train on")
     needing = "training.keep: best" if training.keep == "best" else "training.patience"
     if not there and (training.keep == "best" or training.patience):
         raise SettingsError(
@@ -67,7 +70,7 @@ class Watch:
         self.trackers: Trackers | None = None
         self.steps: frozenset[int] = frozenset()
         there = self.training.eval_steps is not None and bool(eval_rows)
-        check_held_out(self.training, there)
+        check_held_out(settings, there)
         if not there:
             return
         # In the order of a hash, so that any beginning is a fair sample.

@@ -6,12 +6,13 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from so8t_helpers.dataset.reading import matching
+from so8t_helpers.dataset.inputs.files import entries
 from so8t_helpers.gguf.types import bytes_per_weight
 from so8t_helpers.phi3.source import hub_cache, imported_bytes, local_base
 from so8t_helpers.run.files import check_disk
 from so8t_helpers.run.machine import check_place
 from so8t_helpers.run.origin import llama_source
+from so8t_helpers.run.patterns import matching
 from so8t_helpers.run.stage import STAGES, manifest_path, stage_input
 from so8t_helpers.settings import Settings, resolve
 
@@ -139,6 +140,6 @@ def _base_place(settings: Settings) -> Path:
 
 def _input_bytes(settings: Settings) -> float:
     """Return the size of the input files, the demo's as they will be."""
-    patterns = settings.dataset.inputs
-    files = [file for pattern in patterns if pattern != "demo" for file in matching(pattern)]
-    return float(2_000_000 * patterns.count("demo") + sum(file.stat().st_size for file in files))
+    files = [file for entry in entries(settings) for file in matching(entry.path)]
+    demo = 2_000_000 * settings.dataset.inputs.count("demo")
+    return float(demo + sum(file.stat().st_size for file in files))

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from so8t_helpers.dataset.reading import inspect, read_lines, split
+from so8t_helpers.dataset.inputs.files import inspect
+from so8t_helpers.dataset.inputs.tables import as_lines
+from so8t_helpers.dataset.reading import read_lines, split
 from so8t_helpers.run.files import read_json, reading, sha256_file
 from so8t_helpers.run.origin import FILE, GGUF_KEY, hashes
 from so8t_helpers.run.stage import MANIFEST, STAGES, maker, manifest_in
-from so8t_helpers.settings import SettingsError
+from so8t_helpers.settings import InputEntry, SettingsError
 from so8t_helpers.thinking.audit import verify_audit
 
 
@@ -178,21 +181,25 @@ class _Walk:
                 for row in map(json.loads, rows):
                     source = row["source"]
                     named[source["file"]][source["line"]] = bytes.fromhex(source["sha256"])
+        said = {file["name"]: file.get("entry") for file in read_json(folder / "card.json").get("inputs", [])}
         for name, lines in named.items():
             entry = manifest["inputs"].get(f"input/{name}")
             if entry is None or not Path(entry["path"]).is_file():
                 yield Link(f"{name}: input file", False, "not among 01_dataset's inputs, or gone")
                 return
-            yield _lines_link(name, Path(entry["path"]), lines)
+            path = Path(entry["path"])
+            how = InputEntry(**(said.get(name) or {"path": str(path)}))
+            yield _lines_link(name, path, how, lines)
 
 
-def _lines_link(name: str, path: Path, lines: dict[int, bytes]) -> Link:
+def _lines_link(name: str, path: Path, how: InputEntry, lines: dict[int, bytes]) -> Link:
     count = len(lines)
-    for chunk in split(inspect([path])):
-        for number, raw in read_lines(chunk):
-            expected = lines.pop(number, None)
-            if expected is not None and (raw is None or hashlib.sha256(raw).digest() != expected):
-                return Link(f"{name}: input lines", False, f"line {number} is not the one that was read")
+    with tempfile.TemporaryDirectory() as work:
+        for chunk in split(as_lines(inspect([path], [how]), Path(work))):
+            for number, raw in read_lines(chunk):
+                expected = lines.pop(number, None)
+                if expected is not None and (raw is None or hashlib.sha256(raw).digest() != expected):
+                    return Link(f"{name}: input lines", False, f"line {number} is not the one that was read")
     if lines:
         return Link(f"{name}: input lines", False, f"has no line {min(lines)}, which a row names")
     return Link(f"{name}: input lines", True, f"{count} lines are those that the rows name")
