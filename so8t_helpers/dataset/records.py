@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "licence": ("licence", "license"),
     "url": ("url", "source_url"),
     "check": ("check",),
+    "group": ("group", "group_id"),
 }
 TEXT_FIELDS = ("question", "answer", "reasoning", "safety", "policy", "system", "task", "domain")
 CHECK_KINDS = ("exact", "contains", "number", "refusal")
@@ -66,6 +67,8 @@ class Record:
     safety: str = ""
     policy: str = ""
     language: str = "ja"  # of question and answer as they came, see `language_of`
+    group: str | None = None  # a key: records that have the same one stay on one side of the split
+    context: str = ""  # the end of `question`, where it was given apart
 
 
 def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
@@ -109,9 +112,9 @@ def normalise(data: dict[str, Any]) -> Record:
     system, reasoning = _text(picked, "system"), _text(picked, "reasoning")
     if "messages" in picked:
         system, question, answer, own = _from_messages(picked["messages"][1])
-        reasoning = reasoning or own
+        context, reasoning = "", reasoning or own
     else:
-        question, answer = _from_fields(picked)
+        question, answer, context = _from_fields(picked)
     check = _check(picked)
     if not reasoning and (worked := split_solution(answer)) is not None:
         reasoning, answer = worked
@@ -155,6 +158,8 @@ def normalise(data: dict[str, Any]) -> Record:
         safety,
         policy,
         language_of(question, answer),
+        str(picked["group"][1]) if "group" in picked else None,
+        context,
     )
 
 
@@ -191,18 +196,19 @@ def _pick(data: dict[str, Any]) -> _Picked:
     return picked
 
 
-def _from_fields(picked: _Picked) -> tuple[str, str]:
+def _from_fields(picked: _Picked) -> tuple[str, str, str]:
+    """Return question, answer and context: what the question is about, and ends with."""
     question, answer = _text(picked, "question"), _text(picked, "answer")
     if question:
         given = _text(picked, "given")
-        return (f"{question}\n{given}" if given else question), answer
+        return (f"{question}\n{given}" if given else question), answer, given
     if "text" in picked:
         topic = _text(picked, "topic")
         if not topic:
             raise RejectedError("unknown_shape", "`text` needs `title` or `keyword` to make a question")
-        return f"「{topic}」について説明してください。", answer or _text(picked, "text")
+        return f"「{topic}」について説明してください。", answer or _text(picked, "text"), ""
     if answer:
-        return "", answer
+        return "", answer, ""
     expected = "`instruction` with `output`, `messages`, or `text` with `title` or `keyword`"
     raise RejectedError("unknown_shape", f"expected {expected}")
 

@@ -6,6 +6,7 @@ It depends on the line and the plan alone, be it in one process, in several or o
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -15,8 +16,8 @@ from typing import TypeVar
 import orjson
 
 from so8t_helpers.dataset import personal_data
-from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
+from so8t_helpers.dataset.likeness import APART, exactly, normalise_question
 from so8t_helpers.dataset.policy.detector import Detector
 from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
 from so8t_helpers.dataset.policy.licence import canonical
@@ -59,9 +60,11 @@ class Sample:
     """A kept record: its row as a JSON line with its line end, and what the later passes need of it."""
 
     row: bytes
-    question: str
+    question: str  # normalised, and after `APART` its context
     label: int
-    draw: int  # the question's hash, see `_sample`
+    draw: int  # the hash of question and context, see `_sample`
+    kind: int  # the hash of what duplicates have in common: label, system words, numbers and signs
+    group: int  # the hash of the record's group key, 0 where it has none
     format: int
     domain: str
     licence: str
@@ -102,6 +105,7 @@ class Sampler:
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
+        self.flags: Counter[tuple[str, str]] = Counter()  # (label, why a record is unsafe or "") -> records
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
@@ -154,6 +158,7 @@ class Sampler:
         if candidate.worth & PERSONAL and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
         candidate.harm = record.flagged or candidate.harm
+        self.flags[record.label, candidate.harm or ""] += 1
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
             detail = f"flagged as {candidate.harm}, but labelled {record.label}"
             raise RejectedError("unsafe_label", detail)
@@ -171,20 +176,20 @@ class Sampler:
                 text = self.thoughts.get(record) or ""
                 reasoning = personal_data.mask(text, personal_data.find(text))
                 source = "a teacher's" if reasoning else source
-        unchanged = candidate.normalised is candidate.joined and not candidate.masked
-        question = normalise_question(record.question, unchanged)
+        parts = _compared(candidate)
+        question = APART.join(parts)
         # 64 bits that decide split, format and share: the same for the same question.
-        hasher = self.hasher.copy()
-        hasher.update(question.encode("utf-8", "surrogatepass"))
-        draw = int.from_bytes(hasher.digest(), "little")
-        without_thinking = draw / 2**64 >= self.without_thinking_from
+        draw = self._hash(question)
+        kind = self._hash("\0".join((record.label, record.system or "", *map(exactly, parts))))
+        group = 0 if record.group is None else self._hash(record.group)
+        without_thinking = self._without_thinking(draw, group)
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
-        parts = build(record, style, reasoning, candidate.harm)
+        thought = build(record, style, reasoning, candidate.harm)
         # A teacher's words and a category's name were not screened.
         screened = reasoning is record.reasoning and not (candidate.masked or candidate.harm)
         clean = screened and not candidate.worth & MARKS
-        fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
+        fitted = self.fitter.fit(record, thought, without_thinking, draw, clean)
         row_format = "plain" if without_thinking else style
         row = {
             "id": digest[:16],
@@ -206,16 +211,36 @@ class Sampler:
             question,
             LABELS.index(record.label),
             draw,
+            kind & 0xFFFFFFFF,
+            group,
             FORMATS.index(row_format),
             record.domain or "",
             candidate.licence,
             fitted.tokens,
             candidate.masked,
             candidate.harm,
-            fitted.parts is not parts,
+            fitted.parts is not thought,
             source,
             LANGUAGES.index(record.language),
         )
+
+    def _hash(self, text: str) -> int:
+        """Return the 64 bits that the run's seed makes of a text."""
+        hasher = self.hasher.copy()
+        hasher.update(text.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(hasher.digest(), "little")
+
+    def _without_thinking(self, draw: int, group: int) -> bool:
+        """Say whether a sample shows no thinking; those with the lowest hashes do, so they can be held out.
+
+        A group is held out whole: those with the lower hashes have none without thinking, the rest more.
+        """
+        if not group:
+            return draw / 2**64 >= self.without_thinking_from
+        held, plain = self.settings.eval_share, self.settings.plain_share
+        spared = held + (1 - held) * (1 - plain) / 2
+        share = plain * (1 - held) / (1 - spared) if spared < 1 else 0.0
+        return group / 2**64 >= spared and draw / 2**64 >= 1 - share
 
     def _licence(self, record: Record) -> str:
         """Return the licence's SPDX name, where it and the source's robots.txt let us use the record."""
@@ -252,6 +277,19 @@ def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> 
         return step(*arguments)
     except RejectedError as rejected:
         return Quarantined(rejected.reason, rejected.detail, digest)
+
+
+def _compared(candidate: _Candidate) -> list[str]:
+    """Return a record's question and, where it has one, its context, normalised."""
+    record = candidate.record
+    unchanged = candidate.normalised is candidate.joined and not candidate.masked
+    context = record.context
+    if context and candidate.masked:
+        context = personal_data.mask(context, personal_data.find(context))
+    if not context or not record.question.endswith(context):
+        return [normalise_question(record.question, unchanged)]
+    asked = record.question[: -len(context)]
+    return [normalise_question(asked, unchanged), normalise_question(context, unchanged)]
 
 
 def _says_only_its_label(candidate: _Candidate) -> bool:
