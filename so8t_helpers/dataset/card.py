@@ -148,8 +148,8 @@ def _unsafe(flags: Counter[tuple[str, str]], classifier: dict[str, Any] | None) 
         "judged": judged,
         "flagged": table,
         "warnings": [
-            f"{share:.0%} of the {what}: harmless text is taken for unsafe; raise `dataset.nsfw_threshold`, or "
-            "train on more harmless records like these"
+            f"{share:.0%} of the {what}: harmless text is taken for unsafe. Raise `dataset.nsfw_threshold`, "
+            "add harmless records like these to `dataset.nsfw_training`, or take words off your list."
             for what, share in shares.items()
             if share > MOST_HARMLESS_FLAGGED
         ],

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from so8t_helpers.dataset.duplicates import ALIKE_BANDS, KEPT, band_keys, banding, signatures
+from so8t_helpers.dataset.duplicates import compared
 from so8t_helpers.dataset.likeness import APART
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk, read_lines
@@ -61,7 +61,6 @@ def part(work: Path, kind: str, index: int) -> Path:
 def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
     result = ChunkResult(chunk.lines)
-    bands = banding(sampler.settings.near_duplicate_threshold)
     sampler.flags.clear()
     offset = text_offset = 0
     with (
@@ -108,11 +107,11 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
             known = np.array(entries, dtype=INDEX)
             index.write(known.tobytes())
             if sampler.settings.deduplicate and questions:
-                signature = signatures(questions)
-                # Near-duplicates are looked for among records of one kind, what is alike among all.
-                near = band_keys(signature, *bands) ^ known["kind"][:, None]
-                keys.write(np.hstack([near, band_keys(signature, *ALIKE_BANDS)]).tobytes())
-                low.write(signature[:, :KEPT].astype(np.uint8).tobytes())
+                threshold = sampler.settings.near_duplicate_threshold
+                for file, content in zip(
+                    (keys, low), compared(questions, known["kind"], threshold), strict=True
+                ):
+                    file.write(content.tobytes())
             result.kept += len(entries)
         result.flags.update(sampler.flags)
     return result

@@ -15,11 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from so8t_helpers.dataset.likeness import NGRAM, alike
+from so8t_helpers.dataset.likeness import APART, NGRAM, alike
 
 TABLES, BINS = 4, 64
 PERMUTATIONS = TABLES * BINS
 KEPT = 128  # minima kept, as their low byte, to estimate a pair's similarity
+# From here on two records are too alike to be on two sides of the split. Where the estimate is lower by two
+# standard errors they are taken for such a pair: to keep some more together costs nothing.
+ALIKE, ALIKE_ESTIMATE = 0.5, 0.4
+ALIKE_BANDS = (64, 4)  # 98% of the pairs at 0.5 share a band, 10% of those at 0.2
 _rng = np.random.default_rng(20240229)
 # Hash functions x -> a x modulo 2^32 (Dietzfelbinger's multiply-shift), with odd a: one for each table.
 _MULTIPLIERS = _rng.integers(0, 2**32, TABLES, dtype=np.uint32) | np.uint32(1)
@@ -65,29 +69,54 @@ def signatures(texts: list[str]) -> np.ndarray:
     least hash; so a text costs four hash functions, not 256. A bin that stays empty takes what the first
     other bin has that is not, in an order of its own (Shrivastava's optimal densification, 2017).
     """
+    return _filled(_least(texts))
+
+
+def compared(texts: list[str], kinds: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return what records are compared by: normalised texts (see `alike`) and their kinds, (n,) uint32.
+
+    Returns:
+        keys: (n, bands) uint32. In the first of `banding(threshold)` bands those of one kind agree whose
+            question and context, each by itself, are alike; in the `ALIKE_BANDS` after them all that are
+            alike as a whole.
+        low: (n, KEPT) uint8, the low bytes of the whole's signature.
+    """
+    least = _least([text.partition(APART)[0] for text in texts])
+    near = band_keys(_filled(least), *banding(threshold)) ^ kinds[:, None]
+    if parted := [i for i, text in enumerate(texts) if APART in text]:
+        context = _least([texts[i].partition(APART)[2] for i in parted])
+        near[parted] ^= band_keys(_filled(context), *banding(threshold)) * np.uint32(3)
+        least[parted] = np.minimum(least[parted], context)  # a set's minima are the lesser of its parts'
+    whole = _filled(least)
+    return np.hstack([near, band_keys(whole, *ALIKE_BANDS)]), whole[:, :KEPT].astype(np.uint8)
+
+
+def _least(texts: list[str]) -> np.ndarray:
+    """Return the least hash in each bin, `_EMPTY` where it has none: (len(texts), TABLES, BINS) uint32."""
     hashes, starts = shingles(texts)
     own = np.repeat(np.arange(len(texts)) * BINS, np.diff(starts, append=len(hashes)))
-    signature = np.empty((len(texts), TABLES, BINS), dtype=np.uint32)
+    kept = np.empty((len(texts), TABLES, BINS), dtype=np.uint32)
     for table in range(TABLES):
         hashed = hashes * _MULTIPLIERS[table]
         least = np.full(len(texts) * BINS, _EMPTY)
         np.minimum.at(least, own + (hashed >> _BIN_SHIFT), hashed)
-        signature[:, table] = _filled(least.reshape(-1, BINS))
-    return signature.reshape(len(texts), PERMUTATIONS)
+        kept[:, table] = least.reshape(-1, BINS)
+    return kept
 
 
 def _filled(least: np.ndarray) -> np.ndarray:
-    """Fill the empty bins of (texts, BINS) uint32 from those that are not."""
-    filled = least.copy()
-    text, empty = np.nonzero(least == _EMPTY)
+    """Fill the empty bins of (texts, TABLES, BINS) from those that are not: (texts, 256) uint32."""
+    flat = least.reshape(-1, BINS)
+    filled = flat.copy()
+    text, empty = np.nonzero(flat == _EMPTY)
     for attempt in range(BINS):
         if not len(text):
             break
-        found = least[text, _PROBES[empty, attempt]]
+        found = flat[text, _PROBES[empty, attempt]]
         filled[text, empty] = found
         still = found == _EMPTY
         text, empty = text[still], empty[still]
-    return filled
+    return filled.reshape(len(least), PERMUTATIONS)
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -117,10 +146,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 # An estimate from `KEPT` minima has a standard error of 0.05 at most (short texts); beyond three it decides.
 MARGIN = 0.15
-# From here on two records are too alike to be on two sides of the split. Where the estimate is lower by two
-# standard errors they are taken for such a pair: to keep some more together costs nothing.
-ALIKE, ALIKE_ESTIMATE = 0.5, 0.42
-ALIKE_BANDS = (64, 4)  # 98% of the pairs at 0.5 share a band, 10% of those at 0.2
 MOST_LINKS, FEWEST_LINKS = 32, 2**24  # comparisons for links: for each row, and for all however few they are
 # Comparisons in one band, per row: more means a band that (nearly) all rows share, which says nothing.
 MOST_COMPARISONS = 300
@@ -262,7 +287,7 @@ def _nearly_equal(
     unsure = np.abs(estimate - threshold) < MARGIN
     # The estimate is of question and context together: where there are both, it is no more than a hint.
     for i in np.flatnonzero(unsure | (near & (files.parted[a] | files.parted[b]))):
-        near[i] = alike(text_of(int(a[i])), text_of(int(b[i]))) >= threshold
+        near[i] = alike(text_of(int(a[i])), text_of(int(b[i])), threshold)
     return near
 
 

@@ -66,6 +66,7 @@ def jaccard(a: str, b: str) -> float:
     return len(x & y) / len(x | y) if x or y else 1.0
 
 
-def alike(a: str, b: str) -> float:
-    """Return how alike two records are: the less alike of their questions and of their contexts."""
-    return min(map(jaccard, *((*text.split(APART, 1), "")[:2] for text in (a, b))))
+def alike(a: str, b: str, threshold: float) -> bool:
+    """Say whether both the questions of two records and their contexts are alike by `threshold` or more."""
+    parts = zip(a.partition(APART), b.partition(APART), strict=True)
+    return all(jaccard(one, other) >= threshold for one, other in parts)

@@ -141,7 +141,7 @@ def _first_with(keys: np.ndarray) -> np.ndarray:
 
 
 def _connected(of: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return the clusters that `of` becomes when the pairs' rows come together: each row's first one, (N,)."""
+    """Return what clusters `of` becomes when the pairs' rows come together: each row's first one, (N,)."""
     from scipy.sparse import coo_array  # noqa: PLC0415  (a tenth of a second that an import need not cost)
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 

@@ -17,8 +17,8 @@ PURPOSE = (
     "ESCALATION and an answer that refuses or escalates. Nothing here is meant for generating such content."
 )
 FINDS = (
-    "The word list finds words, not intent: it passes over most unsafe requests, which name nothing on it, and it "
-    "flags harmless text that does. It is a net under the labels, not a judge of them."
+    "The word list finds words, not intent: it passes over most unsafe requests, which name nothing on it, "
+    "and it flags harmless text that does. It is a net under the labels, not a judge of them"
 )
 MEASURED: list[dict[str, Any]] = []
 SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
