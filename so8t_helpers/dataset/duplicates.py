@@ -81,8 +81,11 @@ def compared(texts: list[str], kinds: np.ndarray, threshold: float) -> tuple[np.
             alike as a whole.
         low: (n, KEPT) uint8, the low bytes of the whole's signature.
     """
-    least = _least([text.partition(APART)[0] for text in texts])
-    near = band_keys(_filled(least), *banding(threshold)) ^ kinds[:, None]
+    asked = [text.partition(APART)[0] for text in texts]
+    number = {text: i for i, text in enumerate(dict.fromkeys(asked))}  # many records ask one thing
+    least, own = _least(list(number)), [number[text] for text in asked]
+    near = band_keys(_filled(least), *banding(threshold))[own] ^ kinds[:, None]
+    least = least[own]
     if parted := [i for i, text in enumerate(texts) if APART in text]:
         context = _least([texts[i].partition(APART)[2] for i in parted])
         near[parted] ^= band_keys(_filled(context), *banding(threshold)) * np.uint32(3)
@@ -146,7 +149,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 # An estimate from `KEPT` minima has a standard error of 0.05 at most (short texts); beyond three it decides.
 MARGIN = 0.15
-MOST_LINKS, FEWEST_LINKS = 32, 2**24  # comparisons for links: for each row, and for all however few they are
+MOST_LINKS, FEWEST_LINKS = 16, 2**22  # comparisons for links: for each row, and for all however few they are
 # Comparisons in one band, per row: more means a band that (nearly) all rows share, which says nothing.
 MOST_COMPARISONS = 300
 _BLOCK, _FEW = 2**16, 2**13
