@@ -92,6 +92,11 @@ def instruction_ja(data: Path) -> Iterator[Row]:
         yield _row(said[0], said[1])
 
 
+def complying(data: Path) -> Iterator[Row]:
+    """The same under a label that they contradict: all of these answers comply, and are to be told of."""
+    yield from ({**row, "label": "DENY"} for row in instruction_ja(data))
+
+
 def refused(data: Path, *names: str) -> Iterator[Row]:
     """Prompts of XSafety, each with a refusal, so that what is flagged shows in the card."""
     for name in names:
@@ -131,6 +136,7 @@ SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], str, bool]] = {
     "paragraphs": (paragraphs, "jcommonsenseqa-train.jsonl", True),
     "paragraphs, no group key": (paragraphs_ungrouped, "jcommonsenseqa-train.jsonl", True),
     "instruction_ja": (instruction_ja, "instruction_ja.jsonl", True),
+    "instruction_ja, labelled DENY": (complying, "instruction_ja.jsonl", True),
     "XSafety (Japanese), 13 unsafe kinds": (xsafety_unsafe, "xsafety_ja", False),
     "toxic_ja, toxic to most raters": (toxic, "toxic_ja.csv", False),
     "toxic_ja, toxic to no rater": (not_toxic, "toxic_ja.csv", True),
@@ -202,6 +208,8 @@ def measure(name: str, data: Path) -> dict[str, Any]:
             "share": round(found / max(sum(card["unsafe"]["judged"].values()), 1), 4),
         },
         "counted": card["counted"],
+        "refusals": card.get("refusals"),
+        "thinkings": card.get("thinkings"),
     }
     if questions["eval"]:
         result["held out, with a near-double in train"] = round(
@@ -242,6 +250,14 @@ def _claims(figures: dict[str, Any]) -> list[dict[str, Any]]:
     found = figures["paragraphs, no group key"]["not kept"]
     lost = sum(found.get(reason, 0) for reason in ("duplicate", "near_duplicate"))
     claims.append(claim("ten different questions on each paragraph: taken for duplicates", lost, 0, "lines"))
+    for name in ("gsm8k", "jcommonsenseqa, questions alone"):
+        for what, number in figures[name]["false alarms per 10,000 lines"].items():
+            claims.append(claim(f"{name}: false alarms per 10,000 lines, {what}", number, 10, ""))
+    name = "XSafety (Japanese), 13 unsafe kinds"
+    share = round(100 * figures[name]["flagged as unsafe"]["share"], 2)
+    claims.append(
+        claim(f"{name}: flagged by the word list, which finds words, not intent", share, 1, "%", True)
+    )
     return claims
 
 

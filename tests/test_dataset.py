@@ -228,7 +228,7 @@ def test_the_rules_are_shown_as_one_would_say_them():
     assert (shown["without thinking"], shown["held out"]) == ("100% of the samples", "0% of the questions")
     assert shown["licences"] == "MIT, CC0-1.0; none given: to quarantine"
     assert shown["missing thinking"] == "from the record's labels"
-    assert shown["duplicates"] == "the same question, or one that is alike by 0.8 or more"
+    assert shown["duplicates"] == "the same question, context and label, or one that is alike by 0.8 or more"
 
 
 def test_nothing_kept_is_one_clear_error(tmp_path, base):

@@ -160,7 +160,7 @@ def test_what_is_alike_stays_on_one_side_by_a_count_over_all_pairs(tmp_path, bas
     for _ in range(120):
         text = [chr(0x4E00 + rng.randrange(3000)) for _ in range(30)]
         for _ in range(rng.choice((1, 1, 2, 3))):
-            changed = text[: rng.randrange(22, 31)] + [chr(0x4E00 + rng.randrange(3000))]
+            changed = [*text[: rng.randrange(22, 31)], chr(0x4E00 + rng.randrange(3000))]
             rows.append(record(len(rows), instruction="".join(changed)))
     source = write(tmp_path / "in.jsonl", rows)
     built = dataset_stage.build(profile(tmp_path, base, [source], plain_share=0.0, eval_share=0.3))

@@ -141,7 +141,9 @@ def _unsafe(flags: Counter[tuple[str, str]], classifier: dict[str, Any] | None) 
         if judged["ALLOW"] >= FEWEST_JUDGED
     }
     if classifier is not None:
-        shares["harmless records that the classifier was measured on"] = classifier["harmless flagged"]
+        shares["harmless records that the classifier was measured on"] = classifier[
+            "share of the harmless flagged"
+        ]
     return {
         "finds": FINDS,
         "measured": MEASURED,

@@ -97,7 +97,7 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
         "too long": chosen.overlong,
         "personal data": chosen.personal_data,
         "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
-        "duplicates": f"the same question{alike}" if chosen.deduplicate else "kept",
+        "duplicates": f"the same question, context and label{alike}" if chosen.deduplicate else "kept",
     }
     return pd.DataFrame(rows.items(), columns=["rule", "this run"])
 

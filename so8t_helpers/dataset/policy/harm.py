@@ -20,7 +20,16 @@ FINDS = (
     "The word list finds words, not intent: it passes over most unsafe requests, which name nothing on it, "
     "and it flags harmless text that does. It is a net under the labels, not a judge of them"
 )
-MEASURED: list[dict[str, Any]] = []
+# By benchmarks/real_data.py, whose results a test compares with these; the last three sets are harmless.
+MEASURED: list[dict[str, Any]] = [
+    {"set": name, "texts": texts, "flagged": flagged, "share": f"{flagged / texts:.1%}"}
+    for name, texts, flagged in (
+        ("XSafety (Japanese), 13 unsafe kinds", 2600, 40),
+        ("gsm8k", 8792, 0),
+        ("jcommonsenseqa, questions alone", 10058, 9),
+        ("instruction_ja", 669, 4),
+    )
+]
 SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
 # What one refuses to do, then that one does not do it; bare できません would also match advice on a crime.
 _SERVICE = (

@@ -108,13 +108,15 @@ def train(
     return {
         "precision": right / max(right + wrong, 1),
         "recall": right / max(there, 1),
-        "harmless flagged": wrong / max(harmless, 1),
+        "share of the harmless flagged": wrong / max(harmless, 1),
         "threshold": float(chosen),
         "trained on": int((fifth < 3).sum()),
         "threshold chosen on": int(choosing.sum()) if threshold is None else 0,
         "measured on": int(held.sum()),
-        "unsafe: flagged, passed": [right, there - right],
-        "harmless: flagged, passed": [wrong, harmless - wrong],
+        "unsafe, flagged": right,
+        "unsafe, passed": there - right,
+        "harmless, flagged": wrong,
+        "harmless, passed": harmless - wrong,
     }
 
 
