@@ -40,7 +40,7 @@ class Tally:
     def __init__(self, limit: int):
         self.reasons: Counter[str] = Counter()
         self.other: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.flags: Counter[tuple[str, str]] = Counter()  # (label, why a record is unsafe or "") -> records
+        self.flags: Counter[tuple[str, str]] = Counter()  # see `Sampler.flags`
         self.lines = 0
         self.split: dict[str, Any] = {}  # see `splitting.Clusters.described`
         self.two_labels: dict[str, Any] = {}

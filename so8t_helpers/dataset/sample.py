@@ -105,7 +105,9 @@ class Sampler:
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
-        self.flags: Counter[tuple[str, str]] = Counter()  # (label, why a record is unsafe or "") -> records
+        self.flags: Counter[tuple[str, str]] = (
+            Counter()
+        )  # (label, as what a record was found unsafe or "") -> records
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
@@ -157,8 +159,8 @@ class Sampler:
                     raise RejectedError("format_markers", f"the {name} holds a marker of the think formats")
         if candidate.worth & PERSONAL and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
-        candidate.harm = record.flagged or candidate.harm
         self.flags[record.label, candidate.harm or ""] += 1
+        candidate.harm = record.flagged or candidate.harm
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
             detail = f"flagged as {candidate.harm}, but labelled {record.label}"
             raise RejectedError("unsafe_label", detail)
