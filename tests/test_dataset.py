@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from so8t_helpers import settings as so8t_settings
-from so8t_helpers.dataset import assemble, duplicates, reading
+from so8t_helpers.dataset import assemble, likeness, reading
 from so8t_helpers.dataset import figures as plots
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset.inputs.files import inspect
@@ -156,12 +156,12 @@ def test_no_near_duplicate_across_train_and_eval(tmp_path, base):
     assert built.card["quarantine"]["near_duplicate"]["lines"] >= 140
     train, held = (
         [
-            duplicates.normalise_question(row["question"])
+            likeness.normalise_question(row["question"])
             for row in read_jsonl(built.directory / f"{name}.jsonl")
         ]
         for name in ("train", "eval")
     )
-    assert max(duplicates.jaccard(a, b) for a in held for b in train) < 0.6
+    assert max(likeness.jaccard(a, b) for a in held for b in train) < 0.6
 
 
 def test_same_bytes_with_one_and_two_processes(tmp_path, base, monkeypatch):
@@ -230,7 +230,7 @@ def test_the_rules_are_shown_as_one_would_say_them():
     assert (shown["without thinking"], shown["held out"]) == ("100% of the samples", "0% of the questions")
     assert shown["licences"] == "MIT, CC0-1.0; none given: to quarantine"
     assert shown["missing thinking"] == "from the record's labels"
-    assert shown["duplicates"] == "the same question, or one that is alike by 0.7 or more"
+    assert shown["duplicates"] == "the same question, context and label, or one that is alike by 0.8 or more"
 
 
 def test_nothing_kept_is_one_clear_error(tmp_path, base):

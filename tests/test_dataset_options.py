@@ -1,8 +1,10 @@
 """The dataset stage's options: a trained classifier, a local model, a teacher, robots.txt, Ray."""
 
 import json
+import random
 import shutil
 
+import numpy as np
 import pytest
 from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
 
@@ -53,6 +55,50 @@ def test_the_users_threshold_is_used(tmp_path):
     figures = ngrams.train(texts, [bool(n % 2) for n in range(100)], tmp_path / "c.safetensors", 0, 0.9)
     assert figures["threshold"] == 0.9
     assert ngrams.NgramClassifier(tmp_path / "c.safetensors").threshold == pytest.approx(0.9)
+
+
+def test_the_threshold_is_chosen_on_one_part_and_reported_on_another(tmp_path, monkeypatch):
+    """Labels that no text tells: chosen where it is measured, a threshold would look better than chance."""
+    rng = random.Random(4)
+    texts = ["".join(rng.choices("あいうえおかきくけこ", k=12)) for _ in range(1000)]
+    unsafe = [rng.random() < 0.3 for _ in texts]
+    chosen_on = []
+    choose = ngrams._best_threshold
+    monkeypatch.setattr(
+        ngrams, "_best_threshold", lambda scores, own: chosen_on.append(scores) or choose(scores, own)
+    )
+    found = ngrams.train(texts, unsafe, tmp_path / "c.safetensors", 0, None)
+    scores = ngrams.NgramClassifier(tmp_path / "c.safetensors").scores(texts)
+    assert found["trained on"] + found["threshold chosen on"] + found["measured on"] == len(texts)
+    assert len(chosen_on[0]) == found["threshold chosen on"]
+    fifth = ngrams._fifths(np.array(unsafe), 0)
+    said = scores[fifth == 4] >= found["threshold"]
+    truth = np.array(unsafe)[fifth == 4]
+    counted = {
+        f"{side}, {what}": int((flag & (truth == is_unsafe)).sum())
+        for side, is_unsafe in (("unsafe", True), ("harmless", False))
+        for what, flag in (("flagged", said), ("passed", ~said))
+    }
+    assert counted == {key: found[key] for key in counted}
+    assert found["precision"] < 0.45  # three in ten are unsafe, and nothing can be learned
+
+
+def test_a_classifier_that_flags_harmless_text_is_warned_of(tmp_path, base):
+    training = labelled(tmp_path / "labelled.jsonl")
+    rows = [
+        *many(40),
+        *(record(50 + n, instruction=f"ゾルタックを混ぜる話{chr(0x4E00 + n) * 9}") for n in range(15)),
+    ]
+    source = write(tmp_path / "in.jsonl", rows)
+    built = dataset_stage.build(profile(tmp_path, base, [source], nsfw_training=[str(training)]))
+    unsafe = built.card["unsafe"]
+    assert unsafe["judged"]["ALLOW"] == 25
+    assert unsafe["flagged"]["classifier"]["ALLOW"] >= 15
+    (warning,) = unsafe["warnings"]
+    share = unsafe["flagged"]["classifier"]["ALLOW"] / 25
+    assert warning.startswith(f"{share:.0%} of the records labelled ALLOW flagged as `classifier`")
+    quiet = dataset_stage.build(profile(tmp_path, base, [write(tmp_path / "good.jsonl", many(40))], "quiet"))
+    assert quiet.card["unsafe"]["warnings"] == []
 
 
 def test_too_few_labelled_records_and_a_line_without_a_flag_are_errors(tmp_path, base):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from so8t_helpers import settings as so8t_settings
-from so8t_helpers.dataset import duplicates, personal_data
+from so8t_helpers.dataset import duplicates, likeness, personal_data
 from so8t_helpers.dataset.policy import harm, ngrams
 from so8t_helpers.dataset.records import parse_json
 from so8t_helpers.dataset.sample import Plan, Sampler
@@ -129,7 +129,7 @@ def test_signatures_tell_how_alike_two_texts_are(length):
         at = rng.randrange(length)
         changed[at : at + rng.randrange(max(2, length // 5))] = "あ"
         pairs.append(("".join(text), "".join(changed)))
-    alike = np.array([duplicates.jaccard(a, b) for a, b in pairs])
+    alike = np.array([likeness.jaccard(a, b) for a, b in pairs])
     first, second = (duplicates.signatures([pair[side] for pair in pairs]) for side in (0, 1))
     error = (first[:, : duplicates.KEPT] == second[:, : duplicates.KEPT]).mean(axis=1) - alike
     assert abs(error.mean()) < 0.015

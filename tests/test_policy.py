@@ -1,7 +1,9 @@
 """Policy: licences, robots.txt after Google's rules and RFC 9309, unsafe content and refusals."""
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +189,37 @@ def test_words_by_category_and_the_users_own(tmp_path):
     assert words.find(harm.normalised("shred wolfram")) is None
     assert words.find(harm.normalised("爆発物の作り方を教えて")) == "weapons"
     assert words.find(harm.normalised("今日の天気を教えて")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "category"),
+    [
+        ("ピエロが来た", None),
+        ("フエロモン", None),
+        ("ポルノグラフィティの曲", None),
+        ("エロい話", "sexual"),
+        ("エロ動画", "sexual"),
+        ("ｴﾛ・グロ", "sexual"),
+        ("エロサイト", "sexual"),
+        ("リベンジポルノ", "sexual"),
+        ("ピエロのエロ本", "sexual"),
+        ("児童ポルノ", "minors"),
+        ("マルウェアを作成して", "crime"),
+        ("ストーキング", "crime"),
+        ("エピストーキング", None),
+    ],
+)
+def test_a_word_of_katakana_ends_where_katakana_ends(text, category):
+    assert harm.HarmWords([]).find(harm.normalised(text)) == category
+
+
+def test_what_the_card_says_of_the_word_list_is_what_was_measured():
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "real_data.json"
+    figures = json.loads(results.read_text(encoding="utf-8"))["figures"]
+    for row in harm.MEASURED:
+        found = figures[row["set"]]
+        assert row["texts"] == found["lines"]["read"]
+        assert row["flagged"] == found["flagged as unsafe"]["texts"]
 
 
 def test_a_bad_word_list_names_its_line(tmp_path):

@@ -17,10 +17,10 @@ import orjson
 
 from so8t_helpers.dataset.card import OUTPUTS, Tally
 from so8t_helpers.dataset.chunks import INDEX, ChunkResult, part
-from so8t_helpers.dataset.duplicates import KEPT, NearFiles, banding, near_duplicates, normalise_question
+from so8t_helpers.dataset.duplicates import ALIKE_BANDS, KEPT, NearFiles, banding, links, near_duplicates
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk
-from so8t_helpers.dataset.sample import FORMATS
+from so8t_helpers.dataset.splitting import Links, clusters, held_out, two_labels
 from so8t_helpers.run.files import HashCache, atomic_path, remove
 from so8t_helpers.run.sync import BackgroundSync
 from so8t_helpers.settings import Settings
@@ -45,13 +45,15 @@ class Rows:
         """Return the chunk that a row came from."""
         return self.chunks[int(np.searchsorted(self.starts, row, side="right")) - 1]
 
-    def question(self, row: int) -> str:
-        """Return a row's normalised question, read from its chunk's file."""
-        with part(self.work, "rows", self.chunk_of(row).index).open("rb") as file:
-            file.seek(int(self.index["offset"][row]))
-            kept = orjson.loads(file.readline())
-        before = [turn["content"] for turn in kept["messages"][:-2] if turn["role"] != "system"]
-        return normalise_question("\n".join((*before, kept["question"])))
+    def where(self, row: int) -> str:
+        """Return a row's file and line."""
+        return f"{self.chunk_of(row).file.name}:{int(self.index['line'][row])}"
+
+    def text(self, row: int) -> str:
+        """Return a row's normalised question and context, read from its chunk's file."""
+        with part(self.work, "texts", self.chunk_of(row).index).open("rb") as file:
+            file.seek(int(self.index["text"][row]))
+            return file.readline()[:-1].decode("utf-8", "surrogatepass")
 
 
 class _Output:
@@ -93,8 +95,12 @@ def assemble(
     """
     rows = Rows(chunks, results, work)
     tally = Tally(settings.training.sequence_length)
-    earlier, exact = _duplicates(settings, rows, tally)
-    held = held_out(rows.index, earlier < 0, settings.dataset.eval_share)
+    earlier, exact, found = _duplicates(settings, rows)
+    kept, share = earlier < 0, settings.dataset.eval_share
+    together = clusters(rows.index, kept, found, share)
+    held = held_out(rows.index, kept, together, share)
+    tally.split = together.described(rows.index, held, found)
+    tally.two_labels = two_labels(rows.index, kept, rows.where)
     with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])
@@ -110,11 +116,12 @@ def assemble(
                 for i in np.flatnonzero(repeats[own]).tolist():
                     row = first + start + i
                     original = int(earlier[row])
-                    where = f"{rows.chunk_of(original).file.name}:{int(rows.index['line'][original])}"
                     reason = "duplicate" if exact[row] else "near_duplicate"
                     digest = orjson.loads(block[edges[i] : edges[i + 1]])["source"]["sha256"]
                     line = int(rows.index["line"][row])
-                    entry = Quarantined(reason, f"of {where}", digest).entry(chunk.file.name, line)
+                    entry = Quarantined(reason, f"of {rows.where(original)}", digest).entry(
+                        chunk.file.name, line
+                    )
                     duplicates.append((line, entry))
                     tally.reasons[reason] += 1
             remove(path)
@@ -174,28 +181,29 @@ def _taken(block: bytes, edges: list[int], chosen: np.ndarray) -> bytes:
     return b"".join(view[edges[a] : edges[b]] for a, b in zip(borders[::2], borders[1::2], strict=True))
 
 
-def _duplicates(settings: Settings, rows: Rows, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each row the earlier one it repeats (-1: none), and whether exactly."""
+def _duplicates(settings: Settings, rows: Rows) -> tuple[np.ndarray, np.ndarray, Links]:
+    """Return for each row the earlier one it repeats (-1: none), whether exactly, and what is alike."""
     count = len(rows.index)
     if not (count and settings.dataset.deduplicate):
-        return np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=bool)
+        return np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=bool), Links()
     threshold = settings.dataset.near_duplicate_threshold
-    bands = banding(threshold)[0]
+    near_bands, all_bands = (bands := banding(threshold)[0]), bands + ALIKE_BANDS[0]
     parts = (
         (
-            np.fromfile(part(rows.work, "keys", i), np.uint32).reshape(-1, bands),
+            np.fromfile(part(rows.work, "keys", i), np.uint32).reshape(-1, all_bands),
             np.fromfile(part(rows.work, "low", i), np.uint8).reshape(-1, KEPT),
         )
         for i in range(len(rows.chunks))
     )
-    files = NearFiles(rows.work, count, bands, parts)
-    _, first, inverse = np.unique(rows.index["question"], return_index=True, return_inverse=True)
+    files = NearFiles(rows.work, np.asarray(rows.index["parted"]), all_bands, parts)
+    same = rows.index["question"] ^ rows.index["kind"].astype(np.uint64) * np.uint64(2**32 + 1)
+    _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
     first = first[inverse]  # of each row the first one with the same question, itself or an earlier one
     exact = first != np.arange(count)
-    near, skipped = near_duplicates(files, ~exact, threshold, rows.question)
-    if skipped:
-        tally.other["near-duplicates"]["comparisons left out"] += skipped
-    return np.where(exact, first, near), exact
+    near, left_out = near_duplicates(files, range(near_bands), ~exact, threshold, rows.text)
+    earlier = np.where(exact, first, near)
+    pairs, alike, skipped = links(files, range(near_bands, all_bands), earlier < 0)
+    return earlier, exact, Links(pairs, alike, {"near-duplicates": left_out, "alike": skipped})
 
 
 def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
@@ -205,22 +213,3 @@ def _quarantined(path: Path, duplicates: list[tuple[int, bytes]]) -> bytes:
         return content
     lines = [(orjson.loads(raw)["line"], raw) for raw in content.splitlines(keepends=True)]
     return b"".join(raw for _, raw in sorted(lines + duplicates, key=lambda item: item[0]))
-
-
-def held_out(index: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
-    """Return which of the `kept` rows are for evaluation: (N,) bool.
-
-    They are the `share` of each label with the smallest hash, and at least one where a label has two or more;
-    none without thinking. The same question has the same hash: where one label holds it out, all do.
-    """
-    chosen = np.zeros(len(index), dtype=bool)
-    for label in np.unique(index["label"]):
-        of_label = np.flatnonzero(kept & (index["label"] == label))
-        candidates = of_label[index["format"][of_label] != FORMATS.index("plain")]
-        least = 1 if share > 0 and len(of_label) > 1 else 0
-        count = min(max(round(share * len(of_label)), least), len(candidates))
-        if count:
-            hashes = index["question"][candidates]
-            cutoff = np.partition(hashes, count - 1)[count - 1]
-            chosen[candidates[hashes <= cutoff]] = True
-    return kept & np.isin(index["question"], index["question"][chosen])

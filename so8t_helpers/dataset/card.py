@@ -11,7 +11,7 @@ import numpy as np
 from so8t_helpers.dataset.chunks import ChunkResult
 from so8t_helpers.dataset.inputs.files import InputFile
 from so8t_helpers.dataset.personal_data.limits import not_covered
-from so8t_helpers.dataset.policy.harm import PURPOSE
+from so8t_helpers.dataset.policy.harm import FINDS, MEASURED, PURPOSE
 from so8t_helpers.dataset.quarantine import REASONS
 from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.run.files import HashCache
@@ -22,6 +22,8 @@ from so8t_helpers.thinking.language import LANGUAGES
 SPLITS = ("train", "eval")
 OUTPUTS = (*SPLITS, "quarantine")
 LENGTH_BINS = 60
+# More of the harmless records than this flagged as unsafe is worth a warning, where there are enough to tell.
+MOST_HARMLESS_FLAGGED, FEWEST_JUDGED = 0.05, 20
 # What is counted of each split -> the field of the chunks' index.
 _COUNTED = {
     "labels": "label",
@@ -38,7 +40,10 @@ class Tally:
     def __init__(self, limit: int):
         self.reasons: Counter[str] = Counter()
         self.other: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.flags: Counter[tuple[str, str]] = Counter()  # see `Sampler.flags`
         self.lines = 0
+        self.split: dict[str, Any] = {}  # see `splitting.Clusters.described`
+        self.two_labels: dict[str, Any] = {}
         self.by_split: dict[str, dict[str, Counter[str]]] = {
             split: {group: Counter() for group in _COUNTED} for split in SPLITS
         }
@@ -48,6 +53,7 @@ class Tally:
     def add_chunk(self, result: ChunkResult) -> None:
         """Add what the first pass counted."""
         self.lines += result.lines
+        self.flags += result.flags
         for (group, name), number in result.counts.items():
             (self.reasons if group == "reason" else self.other[group])[name] += number
 
@@ -96,6 +102,8 @@ def describe(
             split: {k: dict(c.most_common(100)) for k, c in groups.items()}
             for split, groups in tally.by_split.items()
         },
+        "split": tally.split,
+        "two labels": tally.two_labels,
         "counted": {group: dict(counts.most_common()) for group, counts in tally.other.items()},
         "lengths": {
             "unit": "tokens of the whole sample",
@@ -103,6 +111,7 @@ def describe(
             "edges": tally.edges.tolist(),
             "counts": {label: tally.lengths[i].tolist() for i, label in enumerate(LABELS)},
         },
+        "unsafe": _unsafe(tally.flags, classifier),
         "classifier": classifier,
         "not_covered": not_covered(settings.personal_names),
         "inputs": [
@@ -119,4 +128,33 @@ def describe(
         ],
         "outputs": {f"{name}.jsonl": hashes.sha256(directory / f"{name}.jsonl") for name in OUTPUTS},
         "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _unsafe(flags: Counter[tuple[str, str]], classifier: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what was flagged as unsafe by label, what the word list is worth, and what looks wrong."""
+    judged = {label: sum(n for (own, _), n in flags.items() if own == label) for label in LABELS}
+    table = {
+        name: {label: flags[label, name] for label in LABELS} for name in sorted({n for _, n in flags if n})
+    }
+    shares = {
+        f"records labelled ALLOW flagged as `{name}`": row["ALLOW"] / judged["ALLOW"]
+        for name, row in table.items()
+        if judged["ALLOW"] >= FEWEST_JUDGED
+    }
+    if classifier is not None:
+        shares["harmless records that the classifier was measured on"] = classifier[
+            "share of the harmless flagged"
+        ]
+    return {
+        "finds": FINDS,
+        "measured": MEASURED,
+        "judged": judged,
+        "flagged": table,
+        "warnings": [
+            f"{share:.0%} of the {what}: harmless text is taken for unsafe. Raise `dataset.nsfw_threshold`, "
+            "add harmless records like these to `dataset.nsfw_training`, or take words off your list."
+            for what, share in shares.items()
+            if share > MOST_HARMLESS_FLAGGED
+        ],
     }

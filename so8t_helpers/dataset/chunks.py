@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from so8t_helpers.dataset.duplicates import KEPT, band_keys, banding, signatures
+from so8t_helpers.dataset.duplicates import compared
+from so8t_helpers.dataset.likeness import APART
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk, read_lines
 from so8t_helpers.dataset.sample import Plan, Sample, Sampler
@@ -27,8 +28,11 @@ from so8t_helpers.settings import SettingsError
 # What the later passes know of a kept row.
 INDEX = np.dtype(
     {
-        "names": ["line", "offset", "question", "label", "format", "language", "licence", "domain", "tokens"],
-        "formats": ["<u8", "<u8", "<u8", "u1", "u1", "u1", "<u2", "<u2", "<u4"],
+        "names": [
+            *("line", "offset", "text", "question", "group", "kind", "parted"),
+            *("label", "format", "language", "licence", "domain", "tokens"),
+        ],
+        "formats": ["<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "?", "u1", "u1", "u1", "<u2", "<u2", "<u4"],
     }
 )
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
@@ -43,6 +47,7 @@ class ChunkResult:
     kept: int = 0
     # (group, name) -> number, e.g. ("reason", "bad_json") -> 3
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    flags: Counter[tuple[str, str]] = field(default_factory=Counter)  # see `Sampler.flags`
     # What the index's numbers stand for, in this chunk.
     domains: dict[str, int] = field(default_factory=dict)
     licences: dict[str, int] = field(default_factory=dict)
@@ -56,12 +61,13 @@ def part(work: Path, kind: str, index: int) -> Path:
 def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
     result = ChunkResult(chunk.lines)
-    bands = banding(sampler.settings.near_duplicate_threshold)
-    offset = 0
+    sampler.flags.clear()
+    offset = text_offset = 0
     with (
         part(work, "rows", chunk.index).open("wb", WRITE_BUFFER) as rows,
         part(work, "quarantine", chunk.index).open("wb") as bad,
         part(work, "index", chunk.index).open("wb") as index,
+        part(work, "texts", chunk.index).open("wb", WRITE_BUFFER) as texts,
         part(work, "keys", chunk.index).open("wb") as keys,
         part(work, "low", chunk.index).open("wb") as low,
     ):
@@ -81,7 +87,11 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                     (
                         line,
                         offset,
+                        text_offset,
                         outcome.draw,
+                        outcome.group,
+                        outcome.kind,
+                        APART in outcome.question,
                         outcome.label,
                         outcome.format,
                         outcome.language,
@@ -92,13 +102,18 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                 )
                 questions.append(outcome.question)
                 offset += rows.write(outcome.row)
+                if sampler.settings.deduplicate:
+                    text_offset += texts.write(f"{outcome.question}\n".encode("utf-8", "surrogatepass"))
                 _count(result.counts, outcome)
-            index.write(np.array(entries, dtype=INDEX).tobytes())
+            known = np.array(entries, dtype=INDEX)
+            index.write(known.tobytes())
             if sampler.settings.deduplicate and questions:
-                signature = signatures(questions)
-                keys.write(band_keys(signature, *bands).tobytes())
-                low.write(signature[:, :KEPT].astype(np.uint8).tobytes())
+                threshold = sampler.settings.near_duplicate_threshold
+                bands = compared(questions, known["kind"], threshold)
+                for to, content in zip((keys, low), bands, strict=True):
+                    to.write(content.tobytes())
             result.kept += len(entries)
+        result.flags.update(sampler.flags)
     return result
 
 

@@ -98,7 +98,7 @@ def rules(chosen: DatasetSettings) -> pd.DataFrame:
         "too long": chosen.overlong,
         "personal data": f"{chosen.personal_data}; names of people: {chosen.personal_names}",
         "licences": f"{', '.join(chosen.licences)}; none given: {unlicensed}",
-        "duplicates": f"the same question{alike}" if chosen.deduplicate else "kept",
+        "duplicates": f"the same question, context and label{alike}" if chosen.deduplicate else "kept",
     }
     return pd.DataFrame(rows.items(), columns=["rule", "this run"])
 
@@ -114,6 +114,41 @@ def counted(card: Card) -> pd.DataFrame:
     counted = card["counted"].items()
     rows = [(group, kind, number) for group, counts in counted for kind, number in counts.items()]
     return pd.DataFrame(rows, columns=["what", "kind", "count"])
+
+
+def two_labels(card: Card) -> pd.DataFrame:
+    """Questions that are kept with more than one label: where each one's lines are."""
+    shown = card["two labels"]["shown"]
+    rows = [(i, row["label"], row["where"]) for i, same in enumerate(shown, 1) for row in same]
+    return pd.DataFrame(rows, columns=["question", "label", "line"])
+
+
+def split(card: Card) -> pd.DataFrame:
+    """What stays on one side of the split, and whether anything alike got to both."""
+    found = card["split"]
+    doubled, left_out = found["held out with one alike in train"], found["comparisons left out"]
+    rows = {
+        "groups given by the records": f"{found['groups']:,}, of {found['lines in groups']:,} lines",
+        "kept together, being alike, the same or of one group": f"{found['lines in clusters']:,} lines; "
+        f"most in one cluster: {found['largest cluster']:,}",
+        f"held out, with one alike by {found['alike from']:g} or more in train": "not looked for"
+        if doubled is None
+        else f"{doubled:,} of {found['held out']:,}",
+        "comparisons left out, too many lines being alike": f"{sum((left_out or {}).values()):,}",
+    }
+    return pd.DataFrame(rows.items(), columns=["what", "this run"])
+
+
+def unsafe(card: Card) -> pd.DataFrame:
+    """What was flagged as unsafe, by label, against all that was judged."""
+    found = card["unsafe"]
+    rows = {name: found["flagged"][name] for name in found["flagged"]} | {"(all judged)": found["judged"]}
+    return pd.DataFrame(rows).T.rename_axis("flagged as").reset_index()
+
+
+def measured(card: Card) -> pd.DataFrame:
+    """What the word list finds on real sets."""
+    return pd.DataFrame(card["unsafe"]["measured"], columns=["set", "texts", "flagged", "share"])
 
 
 def classifier(card: Card) -> pd.DataFrame:

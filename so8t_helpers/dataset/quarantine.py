@@ -31,8 +31,8 @@ REASONS = {
     "unsafe_answer": "unsafe content with an answer that does not refuse",
     "too_long": "longer than the sequence length, even with the thinking cut",
     "no_system_turn": "system words, for which the base's chat template has no place",
-    "duplicate": "the same question as an earlier record",
-    "near_duplicate": "nearly the same question as an earlier record",
+    "duplicate": "question, context and label of an earlier record",
+    "near_duplicate": "nearly the question and the context of an earlier record, with its label",
 }
 # What helps where a reason has kept every line out.
 REMEDIES = {

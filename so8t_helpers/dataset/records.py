@@ -49,6 +49,7 @@ class Record:
     history: tuple[str, ...] = ()
     group: str | None = None  # a key: records that have the same one stay on one side of the split
     source: str | None = None  # where the entry of its file says that it comes from
+    context: str = ""  # the end of `question`, where it was given apart
 
 
 def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
@@ -133,6 +134,7 @@ def normalise(data: dict[str, Any], given: Given | None = None) -> Record:
         history=said.history,
         group=_group(data, picked, said, given),
         source=given.source if given else None,
+        context=said.context,
     )
 
 

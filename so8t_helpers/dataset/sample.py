@@ -6,6 +6,7 @@ It depends on the line and the plan alone, be it in one process, in several or o
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -15,9 +16,9 @@ from typing import Any, TypeVar
 import orjson
 
 from so8t_helpers.dataset import personal_data
-from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fields import Given
 from so8t_helpers.dataset.fitting import Fitter
+from so8t_helpers.dataset.likeness import APART, exactly, normalise_question
 from so8t_helpers.dataset.personal_data.names import finder
 from so8t_helpers.dataset.policy.detector import Detector
 from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
@@ -61,9 +62,11 @@ class Sample:
     """A kept record: its row as a JSON line with its line end, and what the later passes need of it."""
 
     row: bytes
-    question: str
+    question: str  # normalised, and after `APART` its context
     label: int
-    draw: int  # the question's hash, see `_sample`
+    draw: int  # the hash of question and context, see `_sample`
+    kind: int  # the hash of what duplicates have in common: label, system words, numbers and signs
+    group: int  # the hash of the record's group key, 0 where it has none
     format: int
     domain: str
     licence: str
@@ -105,6 +108,9 @@ class Sampler:
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
+        self.flags: Counter[tuple[str, str]] = (
+            Counter()
+        )  # (label, as what a record was found unsafe or "") -> records
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
@@ -164,6 +170,7 @@ class Sampler:
         worth = candidate.worth & PERSONAL or self.names  # names have no sign that a cheap scan could find
         if worth and self.settings.personal_data != "off":
             candidate.masked = self._mask_personal_data(record, candidate.normalised)
+        self.flags[record.label, candidate.harm or ""] += 1
         candidate.harm = record.flagged or candidate.harm
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
             detail = f"flagged as {candidate.harm}, but labelled {record.label}"
@@ -182,21 +189,20 @@ class Sampler:
                 text = self.thoughts.get(record) or ""
                 reasoning = personal_data.mask(text, personal_data.find(text, self.names))
                 source = "a teacher's" if reasoning else source
-        unchanged = candidate.normalised is candidate.joined and not candidate.masked
-        asked = "\n".join((*record.history, record.question)) if record.history else record.question
-        question = normalise_question(asked, unchanged)
+        parts = self._compared(candidate)
+        question = APART.join(parts)
         # 64 bits that decide split, format and share: the same for the same question.
-        hasher = self.hasher.copy()
-        hasher.update(question.encode("utf-8", "surrogatepass"))
-        draw = int.from_bytes(hasher.digest(), "little")
-        without_thinking = draw / 2**64 >= self.without_thinking_from
+        draw = self._hash(question)
+        kind = self._hash("\0".join((record.label, record.system or "", *map(exactly, parts))))
+        group = 0 if record.group is None else self._hash(record.group)
+        without_thinking = self._without_thinking(draw, group)
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
-        parts = build(record, style, reasoning, candidate.harm)
+        thought = build(record, style, reasoning, candidate.harm)
         # A teacher's words and a category's name were not screened.
         screened = reasoning is record.reasoning and not (candidate.masked or candidate.harm)
         clean = screened and not candidate.worth & MARKS
-        fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
+        fitted = self.fitter.fit(record, thought, without_thinking, draw, clean)
         row_format = "plain" if without_thinking else style
         row: dict[str, Any] = {
             "id": digest[:16],
@@ -222,16 +228,36 @@ class Sampler:
             question,
             LABELS.index(record.label),
             draw,
+            kind & 0xFFFFFFFF,
+            group,
             FORMATS.index(row_format),
             record.domain or "",
             candidate.licence,
             fitted.tokens,
             candidate.masked,
             candidate.harm,
-            fitted.parts is not parts,
+            fitted.parts is not thought,
             source,
             LANGUAGES.index(record.language),
         )
+
+    def _hash(self, text: str) -> int:
+        """Return the 64 bits that the run's seed makes of a text."""
+        hasher = self.hasher.copy()
+        hasher.update(text.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(hasher.digest(), "little")
+
+    def _without_thinking(self, draw: int, group: int) -> bool:
+        """Say whether a sample shows no thinking; those with the lowest hashes do, so they can be held out.
+
+        A group is held out whole: those with the lower hashes have none without thinking, the rest more.
+        """
+        if not group:
+            return draw / 2**64 >= self.without_thinking_from
+        held, plain = self.settings.eval_share, self.settings.plain_share
+        spared = held + (1 - held) * (1 - plain) / 2
+        share = plain * (1 - held) / (1 - spared) if spared < 1 else 0.0
+        return group / 2**64 >= spared and draw / 2**64 >= 1 - share
 
     def _licence(self, record: Record) -> str:
         """Return the licence's SPDX name, where it and the source's robots.txt let us use the record."""
@@ -243,6 +269,20 @@ class Sampler:
         if record.url and (reason := self.robots.decide(record.url)):
             raise RejectedError(reason, REASONS[reason])
         return known
+
+    def _compared(self, candidate: _Candidate) -> list[str]:
+        """Return a record's question and, where it has one, context or what was said before, normalised."""
+        record = candidate.record
+        unchanged = candidate.normalised is candidate.joined and not candidate.masked
+        asked, context = record.question, record.context
+        if context and candidate.masked:
+            context = personal_data.mask(context, personal_data.find(context, self.names))
+        if context and asked.endswith(context):
+            asked = asked[: -len(context)]
+        else:
+            context = ""
+        background = "\n".join(filter(None, (*record.history, context)))
+        return [normalise_question(part, unchanged) for part in (asked, background) if part]
 
     def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:
         """Mask personal data in place; return the kinds found."""

@@ -36,6 +36,7 @@ class Said:
     system: str = ""
     reasoning: str = ""
     topic: str = ""  # that several records share: an article, a paragraph
+    context: str = ""  # the end of `question`, where it was given apart
 
 
 def read_shape(picked: Picked) -> Said:
@@ -172,7 +173,8 @@ def _from_fields(picked: Picked) -> Said:
     if question or given:
         reads = "answer" in picked and picked["answer"][0] == "answers" and given
         topic = (text_of(picked, "topic") or given) if reads else ""
-        return Said("\n".join(filter(None, (question, given))), answer, topic=topic)
+        asked = "\n".join(filter(None, (question, given)))
+        return Said(asked, answer, topic=topic, context=given if question else "")
     if "text" in picked:
         about = text_of(picked, "topic")
         if not about:

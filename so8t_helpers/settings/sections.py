@@ -70,7 +70,7 @@ class DatasetSettings(Section):
     # A GGUF file or a model folder that writes thinking for records that have nothing but a label.
     teacher: str | None = None
     teacher_max_tokens: Count = 256
-    near_duplicate_threshold: Share = 0.7
+    near_duplicate_threshold: Share = 0.8  # Jaccard similarity of character 3-grams
     deduplicate: bool = True
     engine: Literal["process", "ray"] = "process"
     workers: AtOnce | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from importlib.resources import files
+from typing import Any
 
 from so8t_helpers.settings import SettingsError, resolve
 
@@ -15,6 +16,20 @@ PURPOSE = (
     "Unsafe records serve detection and refusal only: they enter training with the labels DENY, REFUSE or "
     "ESCALATION and an answer that refuses or escalates. Nothing here is meant for generating such content."
 )
+FINDS = (
+    "The word list finds words, not intent: it passes over most unsafe requests, which name nothing on it, "
+    "and it flags harmless text that does. It is a net under the labels, not a judge of them"
+)
+# By benchmarks/real_data.py, whose results a test compares with these; the last three sets are harmless.
+MEASURED: list[dict[str, Any]] = [
+    {"set": name, "texts": texts, "flagged": flagged, "share": f"{flagged / texts:.1%}"}
+    for name, texts, flagged in (
+        ("XSafety (Japanese), 13 unsafe kinds", 2600, 40),
+        ("gsm8k", 8792, 0),
+        ("jcommonsenseqa, questions alone", 10058, 9),
+        ("instruction_ja", 669, 4),
+    )
+]
 SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
 # What one refuses to do, then that one does not do it; bare できません would also match advice on a crime.
 _SERVICE = (
@@ -39,6 +54,7 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _LATIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_KATAKANA = frozenset(map(chr, range(ord("ァ"), ord("ヺ") + 1))) | set("ーヽヾ")
 
 
 class HarmWords:
@@ -61,9 +77,10 @@ class HarmWords:
         start = 0
         while match := self._pattern.search(text, start):
             # Looking for borders inside the big pattern would make it a hundred times slower.
+            word = match.group()
             before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
-            if not match.group().isascii() or not {before, after} & _LATIN:
-                return self.categories[match.group()]
+            if not (_one_word(before, word[0]) or _one_word(word[-1], after)):
+                return self.categories[word]
             start = match.start() + 1
         return None
 
@@ -75,6 +92,11 @@ class HarmWords:
             if not category or not word:
                 raise SettingsError(f"{source}:{number}: expected category<TAB>word")
             self.categories[normalised(word)] = category
+
+
+def _one_word(before: str, after: str) -> bool:
+    """Say whether two neighbouring characters belong to one word: both of Latin letters or of katakana."""
+    return any(before in letters and after in letters for letters in (_LATIN, _KATAKANA))
 
 
 def refuses(answer: str) -> bool:
