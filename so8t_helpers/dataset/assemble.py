@@ -93,6 +93,8 @@ def assemble(
     tally = Tally(settings.training.sequence_length)
     earlier, exact = _duplicates(settings, rows, tally)
     held = held_out(rows.index, earlier < 0, settings.dataset.eval_share)
+    thought = rows.index["thought"][(earlier < 0) & (rows.index["format"] != FORMATS.index("plain"))]
+    tally.thinkings = np.sort(np.unique(thought, return_counts=True)[1])[::-1]
     with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])

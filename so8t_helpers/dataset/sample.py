@@ -18,7 +18,7 @@ from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.duplicates import normalise_question
 from so8t_helpers.dataset.fitting import Fitter
 from so8t_helpers.dataset.policy.detector import Detector
-from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
+from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE
 from so8t_helpers.dataset.policy.licence import canonical
 from so8t_helpers.dataset.policy.robots import Robots
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined, RejectedError
@@ -31,6 +31,7 @@ from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.language import LANGUAGES
 from so8t_helpers.thinking.markers import CANDIDATE
+from so8t_helpers.thinking.refusal import REFUSE_LABELS, refuses
 
 FORMATS = (*STYLES, "plain")
 _texts_of = attrgetter(*TEXT_FIELDS)
@@ -51,6 +52,7 @@ class Plan:
     length_share: float  # of samples whose token length is counted even where it cannot decide
     robots: Path | None  # folder of robots.txt files
     thoughts: Path | None = None  # cache of the teacher's thinking
+    prompts: dict[str, str] = field(default_factory=dict)  # what the teacher is asked, by language
     classifier: Path | None = None  # the trained n-gram classifier of unsafe text
 
 
@@ -69,8 +71,11 @@ class Sample:
     masked: list[str]
     harm: str | None
     cut: bool
-    thinking: str
+    thinking: str  # where it came from
+    fault: str  # of the teacher's, which is not used then
+    thought: int  # a hash of the thinking, 64 bits
     language: int
+    refuses: bool | None  # whether the answer to DENY or REFUSE does so; None for the other labels
 
 
 @dataclass(slots=True)
@@ -84,6 +89,7 @@ class _Candidate:
     worth: int = 0  # which of MARKS, PERSONAL and WORDS it may hold
     harm: str | None = None
     masked: list[str] = field(default_factory=list)  # kinds of personal data
+    refuses: bool | None = None  # None: not judged
 
 
 _Outcome = TypeVar("_Outcome")
@@ -96,7 +102,7 @@ class Sampler:
         self.settings = plan.settings
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words.categories)
-        self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
+        self.thoughts = Thoughts(plan.thoughts, plan.prompts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.dialect, plan.tokenizer, plan.limit, plan.length_share)
         self.allowed = tuple(plan.settings.licences)
@@ -127,7 +133,7 @@ class Sampler:
             self._judge(candidate)
         except RejectedError:
             return None
-        return candidate.record if _says_only_its_label(candidate) else None
+        return candidate.record if _lacks_reasoning(candidate) else None
 
     def _read(self, raw: bytes | None, encoding: str) -> _Candidate:
         """Read one line: its shape, licence and source."""
@@ -142,6 +148,10 @@ class Sampler:
         found = self.detector.find(normalised, [bool(flags & WORDS) for flags in worth])
         for candidate, flags, text, category in zip(batch, worth, normalised, found, strict=True):
             candidate.worth, candidate.normalised, candidate.harm = flags, text, category
+        judged = [c for c in batch if c.harm or c.record.flagged or c.record.label in REFUSE_LABELS]
+        said = refuses([candidate.record.answer for candidate in judged]).tolist()
+        for candidate, verdict in zip(judged, said, strict=True):
+            candidate.refuses = verdict
 
     def _judge(self, candidate: _Candidate) -> None:
         """Apply policy to what was found in one record."""
@@ -157,20 +167,20 @@ class Sampler:
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
             detail = f"flagged as {candidate.harm}, but labelled {record.label}"
             raise RejectedError("unsafe_label", detail)
-        if candidate.harm and not refuses(record.answer):
+        if candidate.harm and not candidate.refuses:
             detail = f"flagged as {candidate.harm}; the answer neither refuses nor escalates"
             raise RejectedError("unsafe_answer", detail)
 
     def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
         self._judge(candidate)
         record = candidate.record
-        reasoning, source = record.reasoning, "the record's own"
+        reasoning, source, fault = record.reasoning, "the record's own", ""
         if not reasoning:
             source = "from its labels"
-            if self.thoughts is not None and _says_only_its_label(candidate):
-                text = self.thoughts.get(record) or ""
-                reasoning = personal_data.mask(text, personal_data.find(text))
-                source = "a teacher's" if reasoning else source
+            if self.thoughts is not None and _lacks_reasoning(candidate):
+                text, fault = self.thoughts.get(record) or ("", "not asked")
+                if not fault:
+                    reasoning, source = personal_data.mask(text, personal_data.find(text)), "a teacher's"
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
         question = normalise_question(record.question, unchanged)
         # 64 bits that decide split, format and share: the same for the same question.
@@ -185,6 +195,7 @@ class Sampler:
         screened = reasoning is record.reasoning and not (candidate.masked or candidate.harm)
         clean = screened and not candidate.worth & MARKS
         fitted = self.fitter.fit(record, parts, without_thinking, draw, clean)
+        thought = private_text(fitted.parts)
         row_format = "plain" if without_thinking else style
         row = {
             "id": digest[:16],
@@ -196,7 +207,7 @@ class Sampler:
             "text": fitted.text,
             "question": record.question,
             "prompt": fitted.messages[-2]["content"],
-            "thinking": "" if without_thinking else private_text(fitted.parts),
+            "thinking": "" if without_thinking else thought,
             "final": record.answer,
             "check": record.check,
             "source": {"file": file, "line": line, "sha256": digest, "licence": candidate.licence},
@@ -214,7 +225,10 @@ class Sampler:
             candidate.harm,
             fitted.parts is not parts,
             source,
+            fault,
+            int.from_bytes(hashlib.blake2b(thought.encode("utf-8", "surrogatepass"), digest_size=8).digest()),
             LANGUAGES.index(record.language),
+            candidate.refuses if record.label in REFUSE_LABELS else None,
         )
 
     def _licence(self, record: Record) -> str:
@@ -254,7 +268,6 @@ def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> 
         return Quarantined(rejected.reason, rejected.detail, digest)
 
 
-def _says_only_its_label(candidate: _Candidate) -> bool:
-    """Say whether a teacher may think for a record: it is safe, and nothing but its label tells why."""
-    record = candidate.record
-    return not (record.reasoning or record.task or record.domain or candidate.harm)
+def _lacks_reasoning(candidate: _Candidate) -> bool:
+    """Say whether a teacher is to think for a record: it is safe, and has no reasoning of its own."""
+    return not (candidate.record.reasoning or candidate.harm)

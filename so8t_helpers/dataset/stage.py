@@ -15,7 +15,7 @@ from so8t_helpers.dataset.gathering import ask_teacher, fetch_robots, train_clas
 from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.reading import Chunk, check_whole, find_files, input_files, inspect, split
 from so8t_helpers.dataset.sample import Plan
-from so8t_helpers.dataset.teacher import cache_path, teacher_path
+from so8t_helpers.dataset.teacher import cache_path, prompt_paths, read_prompts, teacher_path
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
@@ -54,6 +54,7 @@ def check(settings: Settings) -> None:
         model_folder(chosen)
     if chosen.teacher:
         teacher_path(settings)
+        read_prompts(settings)
     if chosen.robots_dir and not chosen.robots_fetch:
         _robots_folder(settings)
     if (base := check_base(settings)) is not None:
@@ -95,9 +96,12 @@ def build(settings: Settings) -> Built:
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
             cache_path(settings) if settings.dataset.teacher else None,
+            read_prompts(settings) if settings.dataset.teacher else {},
             classifier_path if classifier else None,
         )
         if plan.thoughts:
+            for language, path in prompt_paths(settings).items():
+                stage.read_file(f"teacher/{language}.txt", path)
             ask_teacher(settings, plan, chunks)
         work = stage.directory / ".work"
         remove(work)

@@ -17,13 +17,13 @@ from so8t_helpers.thinking.format import HEADED, ThinkText, decision_of, ends_de
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of a record in one language; `labels` and `policies` are by label."""
+    """What is said of a record in one language; `answers`, `labels`, `policies` are by label."""
 
     task: str
     domain: str
     harm: str
     label: str  # with the places {label} and {name}
-    answer: str
+    answers: dict[str, str]  # what is done with a request of which nothing is said
     labels: dict[str, str]
     policies: dict[str, str]
 
@@ -34,7 +34,12 @@ WORDS = {
         domain="分野",
         harm="有害な内容の印",
         label="安全性のラベル: {label}（{name}）",
-        answer="依頼に答える。",
+        answers={
+            "ALLOW": "依頼に答える。",
+            "ESCALATION": "依頼を引き継ぐ。",
+            "DENY": "依頼を断る。",
+            "REFUSE": "依頼を断る。",
+        },
         labels={"ALLOW": "許可", "ESCALATION": "エスカレーション", "DENY": "不許可", "REFUSE": "拒否"},
         policies={
             "ALLOW": "回答してよい。",
@@ -48,7 +53,12 @@ WORDS = {
         domain="Field",
         harm="Mark of harmful content",
         label="Safety label: {label} ({name})",
-        answer="Answer the request.",
+        answers={
+            "ALLOW": "Answer the request.",
+            "ESCALATION": "Hand the request over.",
+            "DENY": "Decline the request.",
+            "REFUSE": "Decline the request.",
+        },
         labels={"ALLOW": "allowed", "ESCALATION": "to be escalated", "DENY": "denied", "REFUSE": "refused"},
         policies={
             "ALLOW": "It may be answered.",
@@ -76,7 +86,7 @@ def build(record: Record, style: str, reasoning: str, harm: str | None) -> Think
         return ThinkText(
             style,
             record.answer,
-            task=_undecided(reasoning) or about(record) or words.answer,
+            task=_undecided(reasoning) or about(record) or words.answers[record.label],
             safety=record.safety or safety(record, harm),
             policy=_decided(record.policy or words.policies[record.label], record.label, style),
         )
