@@ -56,8 +56,8 @@ def test_what_was_measured_still_holds():
     expected = np.array([verdict == "refuses" for verdict, *_ in rows])
     said = refusal.refuses([answer for *_, answer in rows])
     right = (expected & said).sum()
-    assert right / said.sum() >= PRECISION
-    assert right / expected.sum() >= RECALL
+    assert right / said.sum() >= 0.87
+    assert right / expected.sum() >= 0.89
 
 
 def test_an_answer_is_judged_alike_alone_and_among_others():
