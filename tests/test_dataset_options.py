@@ -1,4 +1,4 @@
-"""The dataset stage's options: a trained classifier, a local model, a teacher, robots.txt, Ray."""
+"""The dataset stage's options: a trained classifier, a local model, robots.txt, Ray."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
 
-from so8t_helpers.dataset import reading, teacher
+from so8t_helpers.dataset import reading
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset.policy import ngrams
 from so8t_helpers.run.files import read_jsonl
@@ -140,77 +140,6 @@ def test_a_local_text_classification_folder(tmp_path, base):
         dataset_stage.build(
             profile(tmp_path, base, [source], nsfw_model=str(folder), nsfw_model_labels=["bad"])
         )
-
-
-def test_a_teacher_thinks_once_for_records_that_have_only_a_label(tmp_path, monkeypatch):
-    from phi3_folders import small_folder
-
-    model = small_folder(tmp_path / "teacher")
-    bare = [{k: v for k, v in record(n).items() if k != "reasoning"} for n in range(6)]
-    source = write(
-        tmp_path / "in.jsonl",
-        [*bare, {**bare[0], "task": "計算", "instruction": "別の問いに答えて"}, record(9)],
-    )
-    wanted = {"teacher": str(model), "teacher_max_tokens": 12, "plain_share": 0.0, "eval_share": 0.0}
-    settings = profile(tmp_path, model, [source], **wanted)
-    first = dataset_stage.build(settings)
-    counted = first.card["counted"]["thinking"]
-    # Random weights may write a marker or nothing; then the labels speak.
-    assert counted["a teacher's"] + counted["from its labels"] == 7
-    assert counted["the record's own"] == 1
-    assert counted["a teacher's"] >= 3
-
-    def ask_again(_settings):
-        raise AssertionError("the teacher was asked again for what it had answered")
-
-    monkeypatch.setattr(teacher, "open_teacher", ask_again)
-    again = dataset_stage.build(profile(tmp_path, model, [source], "again", **wanted))
-    assert outputs(first.directory) == outputs(again.directory)
-    with pytest.raises(AssertionError, match="asked again"):
-        dataset_stage.build(
-            profile(tmp_path, model, [source], "longer", **{**wanted, "teacher_max_tokens": 13})
-        )
-
-
-def test_a_teacher_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
-    from phi3_folders import small_folder
-
-    model = small_folder(tmp_path / "teacher")
-    bare = [{k: v for k, v in record(n).items() if k != "reasoning"} for n in range(10)]
-    source = write(tmp_path / "in.jsonl", bare)
-    wanted = {"teacher": str(model), "teacher_max_tokens": 8}
-    monkeypatch.setattr(teacher, "BATCH", 4)
-    opened = teacher.open_teacher
-    asked: list[int] = []
-    fail_after = [2]
-
-    def watched(settings):
-        engine = opened(settings)
-        complete_many = engine.complete_many
-
-        def counted(prompts, **more):
-            if len(asked) == fail_after[0]:
-                raise KeyboardInterrupt
-            asked.append(len(prompts))
-            return complete_many(prompts, **more)
-
-        engine.complete_many = counted
-        return engine
-
-    monkeypatch.setattr(teacher, "open_teacher", watched)
-    with pytest.raises(KeyboardInterrupt):
-        dataset_stage.build(profile(tmp_path, model, [source], **wanted))
-    fail_after[0] = -1
-    built = dataset_stage.build(profile(tmp_path, model, [source], **wanted))
-    assert asked == [4, 4, 2]
-    whole = dataset_stage.build(profile(tmp_path, model, [source], "again", **wanted))
-    assert outputs(built.directory) == outputs(whole.directory)
-
-
-def test_what_a_teacher_may_not_write():
-    assert teacher.usable(" 文を読む。 ") == "文を読む。"
-    assert teacher.usable("考える。<final>") == ""
-    assert teacher.usable("考える。\n判定: DENY") == ""
 
 
 def test_robots_files_beside_the_input_decide(tmp_path, base):

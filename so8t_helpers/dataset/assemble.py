@@ -20,6 +20,7 @@ from so8t_helpers.dataset.chunks import INDEX, ChunkResult, part
 from so8t_helpers.dataset.duplicates import ALIKE_BANDS, KEPT, NearFiles, banding, links, near_duplicates
 from so8t_helpers.dataset.quarantine import Quarantined
 from so8t_helpers.dataset.reading import Chunk
+from so8t_helpers.dataset.sample import FORMATS
 from so8t_helpers.dataset.splitting import Links, clusters, held_out, two_labels
 from so8t_helpers.run.files import HashCache, atomic_path, remove
 from so8t_helpers.run.sync import BackgroundSync
@@ -101,6 +102,8 @@ def assemble(
     held = held_out(rows.index, kept, together, share)
     tally.split = together.described(rows.index, held, found)
     tally.two_labels = two_labels(rows.index, kept, rows.where)
+    thought = rows.index["thought"][kept & (rows.index["format"] != FORMATS.index("plain"))]
+    tally.thinkings = np.sort(np.unique(thought, return_counts=True)[1])[::-1]
     with _outputs(directory, hashes) as (*splits, quarantine), ThreadPoolExecutor(1) as reading:
         for chunk, result in zip(chunks, results, strict=True):
             first = int(rows.starts[chunk.index])

@@ -24,6 +24,7 @@ OUTPUTS = (*SPLITS, "quarantine")
 LENGTH_BINS = 60
 # More of the harmless records than this flagged as unsafe is worth a warning, where there are enough to tell.
 MOST_HARMLESS_FLAGGED, FEWEST_JUDGED = 0.05, 20
+LEAST_DISTINCT = 0.25  # share of distinct thinkings below which they are a template
 # What is counted of each split -> the field of the chunks' index.
 _COUNTED = {
     "labels": "label",
@@ -44,6 +45,7 @@ class Tally:
         self.lines = 0
         self.split: dict[str, Any] = {}  # see `splitting.Clusters.described`
         self.two_labels: dict[str, Any] = {}
+        self.thinkings = np.zeros(0, dtype=np.int64)  # how many samples have each distinct one, most first
         self.by_split: dict[str, dict[str, Counter[str]]] = {
             split: {group: Counter() for group in _COUNTED} for split in SPLITS
         }
@@ -104,6 +106,8 @@ def describe(
         },
         "split": tally.split,
         "two labels": tally.two_labels,
+        "thinkings": _thinkings(tally),
+        "refusals": _refusals(tally),
         "counted": {group: dict(counts.most_common()) for group, counts in tally.other.items()},
         "lengths": {
             "unit": "tokens of the whole sample",
@@ -157,4 +161,36 @@ def _unsafe(flags: Counter[tuple[str, str]], classifier: dict[str, Any] | None) 
             for what, share in shares.items()
             if share > MOST_HARMLESS_FLAGGED
         ],
+    }
+
+
+def _thinkings(tally: Tally) -> dict[str, Any]:
+    """Say how many of the samples' thinkings differ, and warn where one is much like the other."""
+    samples, distinct = int(tally.thinkings.sum()), len(tally.thinkings)
+    share = distinct / max(samples, 1)
+    few = samples and share < LEAST_DISTINCT
+    return {
+        "samples": samples,
+        "distinct": distinct,
+        "share": share,
+        "share of the four commonest": int(tally.thinkings[:4].sum()) / max(samples, 1),
+        "warning": f"only {share:.1%} of the thinkings are distinct, so a model learns a template; "
+        "give the records reasoning of their own, or set dataset.teacher"
+        if few
+        else None,
+    }
+
+
+def _refusals(tally: Tally) -> dict[str, Any]:
+    """Say of all answers to DENY and REFUSE, flagged as unsafe or not, how many refuse."""
+    judged = tally.other["answers to DENY and REFUSE"]
+    comply = judged["comply"]
+    return {
+        "judged": judged.total(),
+        "comply": comply,
+        "judge": "so8t_helpers/thinking/refusal.md says how often it is right",
+        "warning": f"{comply:,} of {judged.total():,} answers to DENY and REFUSE seem to comply: "
+        "they would teach to say one thing and do another"
+        if comply
+        else None,
     }

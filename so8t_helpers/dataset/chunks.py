@@ -30,9 +30,12 @@ INDEX = np.dtype(
     {
         "names": [
             *("line", "offset", "text", "question", "group", "kind", "parted"),
-            *("label", "format", "language", "licence", "domain", "tokens"),
+            *("label", "format", "language", "licence", "domain", "tokens", "thought"),
         ],
-        "formats": ["<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "?", "u1", "u1", "u1", "<u2", "<u2", "<u4"],
+        "formats": [
+            *("<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "?"),
+            *("u1", "u1", "u1", "<u2", "<u2", "<u4", "<u8"),
+        ],
     }
 )
 BATCH, BATCH_BYTES = 256, 2 * 2**20  # lines judged at once, and where long lines end a batch
@@ -98,6 +101,7 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                         licence,
                         domain,
                         outcome.tokens,
+                        outcome.thought,
                     )
                 )
                 questions.append(outcome.question)
@@ -175,6 +179,10 @@ def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
     if sample.cut:
         counts["thinking", "cut at a sentence"] += 1
     counts["thinking", sample.thinking] += 1
+    if sample.fault:
+        counts["a teacher's thinking, not used for", sample.fault] += 1
+    if sample.refuses is not None:
+        counts["answers to DENY and REFUSE", "refuse" if sample.refuses else "comply"] += 1
 
 
 class _Worker:

@@ -151,6 +151,18 @@ def measured(card: Card) -> pd.DataFrame:
     return pd.DataFrame(card["unsafe"]["measured"], columns=["set", "texts", "flagged", "share"])
 
 
+def warnings(card: Card) -> str:
+    """What to look at before training: how much of the thinking is a template, how many answers comply."""
+    thinkings, refusals = card["thinkings"], card["refusals"]
+    lines = [
+        f"{thinkings['distinct']:,} of {thinkings['samples']:,} thinkings are distinct "
+        f"({thinkings['share']:.1%}); "
+        f"{refusals['comply']:,} of {refusals['judged']:,} answers to DENY and REFUSE seem to comply."
+    ]
+    lines += [f"**Warning:** {part['warning']}." for part in (thinkings, refusals) if part["warning"]]
+    return "\n\n".join(lines)
+
+
 def classifier(card: Card) -> pd.DataFrame:
     """How good the classifier of unsafe text is on records that it has not seen."""
     found = card["classifier"] or {"none": "dataset.nsfw_training names no labelled records"}

@@ -33,7 +33,10 @@ def fetch_robots(chunks: list[Chunk], folder: Path, agent: str) -> None:
 
 
 def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
-    """Have the teacher think for the records that need it and are not in its cache, batch by batch."""
+    """Have the teacher think for the records that need it and are not in its cache, and keep each answer.
+
+    Only what it writes at this moment, `dataset.teacher_parallel` records, is lost to a kill.
+    """
     sampler = Sampler(plan)
     thoughts = sampler.thoughts
     assert thoughts is not None, "a plan with a teacher has a cache"
@@ -49,11 +52,11 @@ def ask_teacher(settings: Settings, plan: Plan, chunks: list[Chunk]) -> None:
         return
     records = chain([first], missing)
     with teacher.open_teacher(settings) as engine:
-        while batch := list(islice(records, teacher.BATCH)):
-            asked = [[{"role": "user", "content": teacher.request(record)}] for record in batch]
+        while batch := list(islice(records, settings.dataset.teacher_parallel)):
+            asked = [[{"role": "user", "content": thoughts.request(record)}] for record in batch]
             prompts = [engine.dialect.prompt(messages) for messages in asked]
             answers = engine.complete_many(prompts, max_tokens=settings.dataset.teacher_max_tokens)
-            thoughts.put(zip(batch, (teacher.usable(answer.text) for answer in answers), strict=True))
+            thoughts.put(zip(batch, (answer.text for answer in answers), strict=True))
 
 
 def train_classifier(settings: Settings, paths: list[Path], output: Path, work: Path) -> dict[str, Any]:

@@ -30,6 +30,22 @@ _DOUBTFUL = re.compile(rf"[{_POINTS}]|[{re.escape(_BESIDE)}]+")
 _NUMBERS, _NOT_LETTERS = re.compile("[0-9]+"), re.compile(r"[\W\d_]+")
 
 
+def compared_parts(question: str, context: str, history: tuple[str, ...], already: bool) -> list[str]:
+    """Return what is compared of a record, normalised: its question, and what that is about or comes after.
+
+    Args:
+        context: the end of the question, where it was given apart.
+        history: the turns of a dialogue before the question.
+        already: as `normalise_question` has it.
+    """
+    if context and question.endswith(context):
+        question = question[: -len(context)]
+    else:
+        context = ""
+    background = "\n".join(filter(None, (*history, context)))
+    return [normalise_question(part, already) for part in (question, background) if part]
+
+
 def normalise_question(question: str, already: bool = False) -> str:
     """Return a text without what does not matter when two are compared: width, case, punctuation, spaces.
 

@@ -18,10 +18,11 @@ import orjson
 from so8t_helpers.dataset import personal_data
 from so8t_helpers.dataset.fields import Given
 from so8t_helpers.dataset.fitting import Fitter
-from so8t_helpers.dataset.likeness import APART, exactly, normalise_question
+from so8t_helpers.dataset.likeness import APART, compared_parts, exactly
+from so8t_helpers.dataset.masking import mask_record
 from so8t_helpers.dataset.personal_data.names import finder
 from so8t_helpers.dataset.policy.detector import Detector
-from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE, refuses
+from so8t_helpers.dataset.policy.harm import SAFE_LABELS_FOR_UNSAFE
 from so8t_helpers.dataset.policy.licence import canonical
 from so8t_helpers.dataset.policy.robots import Robots
 from so8t_helpers.dataset.quarantine import REASONS, Quarantined, RejectedError
@@ -34,6 +35,7 @@ from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.language import LANGUAGES
 from so8t_helpers.thinking.markers import CANDIDATE
+from so8t_helpers.thinking.refusal import REFUSE_LABELS, refuses
 
 FORMATS = (*STYLES, "plain")
 _texts_of = attrgetter(*TEXT_FIELDS)
@@ -54,6 +56,7 @@ class Plan:
     length_share: float  # of samples whose token length is counted even where it cannot decide
     robots: Path | None  # folder of robots.txt files
     thoughts: Path | None = None  # cache of the teacher's thinking
+    prompts: dict[str, str] = field(default_factory=dict)  # what the teacher is asked, by language
     classifier: Path | None = None  # the trained n-gram classifier of unsafe text
 
 
@@ -74,8 +77,11 @@ class Sample:
     masked: list[str]
     harm: str | None
     cut: bool
-    thinking: str
+    thinking: str  # where it came from
+    fault: str  # of the teacher's, which is not used then
+    thought: int  # a hash of the thinking, 64 bits
     language: int
+    refuses: bool | None  # whether the answer to DENY or REFUSE does so; None for the other labels
 
 
 @dataclass(slots=True)
@@ -89,6 +95,7 @@ class _Candidate:
     worth: int = 0  # which of MARKS, PERSONAL and WORDS it may hold
     harm: str | None = None
     masked: list[str] = field(default_factory=list)  # kinds of personal data
+    refuses: bool | None = None  # None: not judged
 
 
 _Outcome = TypeVar("_Outcome")
@@ -102,15 +109,14 @@ class Sampler:
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words.categories)
         self.names = finder(plan.settings.personal_names)
-        self.thoughts = Thoughts(plan.thoughts) if plan.thoughts else None
+        self.thoughts = Thoughts(plan.thoughts, plan.prompts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.dialect, plan.tokenizer, plan.limit, plan.length_share)
         self.allowed = tuple(plan.settings.licences)
         key = plan.seed.to_bytes(8, "little", signed=True)
         self.hasher = hashlib.blake2b(digest_size=8, key=key)
-        self.flags: Counter[tuple[str, str]] = (
-            Counter()
-        )  # (label, as what a record was found unsafe or "") -> records
+        # (label, as what a record was found unsafe or "") -> records
+        self.flags: Counter[tuple[str, str]] = Counter()
         self.without_thinking_from = 1.0 - plan.settings.plain_share * (1.0 - plan.settings.eval_share)
 
     def batch(
@@ -136,7 +142,7 @@ class Sampler:
             self._judge(candidate)
         except RejectedError:
             return None
-        return candidate.record if _says_only_its_label(candidate) else None
+        return candidate.record if _lacks_reasoning(candidate) else None
 
     def _read(self, raw: bytes | None, encoding: str, given: Given | None) -> _Candidate:
         """Read one line: its shape, licence and source."""
@@ -152,6 +158,10 @@ class Sampler:
         found = self.detector.find(normalised, [bool(flags & WORDS) for flags in worth])
         for candidate, flags, text, category in zip(batch, worth, normalised, found, strict=True):
             candidate.worth, candidate.normalised, candidate.harm = flags, text, category
+        judged = [c for c in batch if c.harm or c.record.flagged or c.record.label in REFUSE_LABELS]
+        said = refuses([candidate.record.answer for candidate in judged]).tolist()
+        for candidate, verdict in zip(judged, said, strict=True):
+            candidate.refuses = verdict
 
     def _judge(self, candidate: _Candidate) -> None:
         """Apply policy to what was found in one record."""
@@ -167,29 +177,32 @@ class Sampler:
                     raise RejectedError(
                         "format_markers", "an earlier turn holds a marker of the think formats"
                     )
-        worth = candidate.worth & PERSONAL or self.names  # names have no sign that a cheap scan could find
-        if worth and self.settings.personal_data != "off":
-            candidate.masked = self._mask_personal_data(record, candidate.normalised)
+        masks = self.settings.personal_data != "off"
+        found = candidate.worth & PERSONAL and personal_data.looks(candidate.normalised)
+        if masks and (found or self.names):  # names have no sign that a cheap scan could find
+            candidate.masked = mask_record(record, self.settings.personal_data, self.names)
         self.flags[record.label, candidate.harm or ""] += 1
         candidate.harm = record.flagged or candidate.harm
         if candidate.harm and record.label not in SAFE_LABELS_FOR_UNSAFE:
             detail = f"flagged as {candidate.harm}, but labelled {record.label}"
             raise RejectedError("unsafe_label", detail)
-        if candidate.harm and not refuses(record.answer):
+        if candidate.harm and not candidate.refuses:
             detail = f"flagged as {candidate.harm}; the answer neither refuses nor escalates"
             raise RejectedError("unsafe_answer", detail)
 
     def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
         self._judge(candidate)
         record = candidate.record
-        reasoning, source = record.reasoning, "the record's own"
+        reasoning, source, fault = record.reasoning, "the record's own", ""
         if not reasoning:
             source = "from its labels"
-            if self.thoughts is not None and _says_only_its_label(candidate):
-                text = self.thoughts.get(record) or ""
-                reasoning = personal_data.mask(text, personal_data.find(text, self.names))
-                source = "a teacher's" if reasoning else source
-        parts = self._compared(candidate)
+            if self.thoughts is not None and _lacks_reasoning(candidate):
+                text, fault = self.thoughts.get(record) or ("", "not asked")
+                if not fault:
+                    reasoning = personal_data.mask(text, personal_data.find(text, self.names))
+                    source = "a teacher's"
+        unchanged = candidate.normalised is candidate.joined and not candidate.masked
+        parts = compared_parts(record.question, record.context, record.history, unchanged)
         question = APART.join(parts)
         # 64 bits that decide split, format and share: the same for the same question.
         draw = self._hash(question)
@@ -198,11 +211,12 @@ class Sampler:
         without_thinking = self._without_thinking(draw, group)
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
-        thought = build(record, style, reasoning, candidate.harm)
+        thinking = build(record, style, reasoning, candidate.harm)
         # A teacher's words and a category's name were not screened.
         screened = reasoning is record.reasoning and not (candidate.masked or candidate.harm)
         clean = screened and not candidate.worth & MARKS
-        fitted = self.fitter.fit(record, thought, without_thinking, draw, clean)
+        fitted = self.fitter.fit(record, thinking, without_thinking, draw, clean)
+        thought = private_text(fitted.parts)
         row_format = "plain" if without_thinking else style
         row: dict[str, Any] = {
             "id": digest[:16],
@@ -214,7 +228,7 @@ class Sampler:
             "text": fitted.text,
             "question": record.question,
             "prompt": fitted.messages[-2]["content"],
-            "thinking": "" if without_thinking else private_text(fitted.parts),
+            "thinking": "" if without_thinking else thought,
             "final": record.answer,
             "check": record.check,
             "source": {"file": file, "line": line, "sha256": digest, "licence": candidate.licence},
@@ -236,9 +250,12 @@ class Sampler:
             fitted.tokens,
             candidate.masked,
             candidate.harm,
-            fitted.parts is not thought,
+            fitted.parts is not thinking,
             source,
+            fault,
+            int.from_bytes(hashlib.blake2b(thought.encode("utf-8", "surrogatepass"), digest_size=8).digest()),
             LANGUAGES.index(record.language),
+            candidate.refuses if record.label in REFUSE_LABELS else None,
         )
 
     def _hash(self, text: str) -> int:
@@ -270,45 +287,6 @@ class Sampler:
             raise RejectedError(reason, REASONS[reason])
         return known
 
-    def _compared(self, candidate: _Candidate) -> list[str]:
-        """Return a record's question and, where it has one, context or what was said before, normalised."""
-        record = candidate.record
-        unchanged = candidate.normalised is candidate.joined and not candidate.masked
-        asked, context = record.question, record.context
-        if context and candidate.masked:
-            context = personal_data.mask(context, personal_data.find(context, self.names))
-        if context and asked.endswith(context):
-            asked = asked[: -len(context)]
-        else:
-            context = ""
-        background = "\n".join(filter(None, (*record.history, context)))
-        return [normalise_question(part, unchanged) for part in (asked, background) if part]
-
-    def _mask_personal_data(self, record: Record, normalised: str) -> list[str]:
-        """Mask personal data in place; return the kinds found."""
-        kinds: list[str] = []
-        if not (self.names or personal_data.looks(normalised)):
-            return kinds
-        for name in TEXT_FIELDS:
-            value = getattr(record, name) or ""
-            if found := personal_data.find(value, self.names):
-                kinds += [place.kind for place in found]
-                setattr(record, name, personal_data.mask(value, found))
-        for i, said in enumerate(record.history):
-            if found := personal_data.find(said, self.names):
-                kinds += [place.kind for place in found]
-                masked = personal_data.mask(said, found)
-                record.history = (*record.history[:i], masked, *record.history[i + 1 :])
-        if kinds and self.settings.personal_data == "quarantine":
-            raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
-        if kinds and record.check:
-            value = record.check["value"]
-            record.check = {
-                **record.check,
-                "value": personal_data.mask(value, personal_data.find(value, self.names)),
-            }
-        return kinds
-
 
 def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> _Outcome | Quarantined:
     """Return a step's outcome, or why the line that has this hash goes to quarantine."""
@@ -318,7 +296,6 @@ def _attempt(digest: str, step: Callable[..., _Outcome], *arguments: object) -> 
         return Quarantined(rejected.reason, rejected.detail, digest)
 
 
-def _says_only_its_label(candidate: _Candidate) -> bool:
-    """Say whether a teacher may think for a record: it is safe, and has no reasoning of its own."""
-    record = candidate.record
-    return not (record.reasoning or candidate.harm)
+def _lacks_reasoning(candidate: _Candidate) -> bool:
+    """Say whether a teacher is to think for a record: it is safe, and has no reasoning of its own."""
+    return not (candidate.record.reasoning or candidate.harm)

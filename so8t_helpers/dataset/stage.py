@@ -28,7 +28,7 @@ from so8t_helpers.dataset.policy.detector import model_folder
 from so8t_helpers.dataset.quarantine import REMEDIES
 from so8t_helpers.dataset.reading import Chunk, split
 from so8t_helpers.dataset.sample import Plan
-from so8t_helpers.dataset.teacher import cache_path, teacher_path
+from so8t_helpers.dataset.teacher import cache_path, prompt_paths, read_prompts, teacher_path
 from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
@@ -80,6 +80,7 @@ def _check_rest(settings: Settings) -> None:
         model_folder(chosen)
     if chosen.teacher:
         teacher_path(settings)
+        read_prompts(settings)
     if chosen.robots_dir and not chosen.robots_fetch:
         _robots_folder(settings)
     if (base := check_base(settings)) is not None:
@@ -127,9 +128,12 @@ def build(settings: Settings) -> Built:
             min(1.0, MEASURED_LINES / max(lines, 1)),
             _robots(settings, stage, chunks, files[0].path.parent),
             cache_path(settings) if settings.dataset.teacher else None,
+            read_prompts(settings) if settings.dataset.teacher else {},
             classifier_path if classifier else None,
         )
         if plan.thoughts:
+            for language, path in prompt_paths(settings).items():
+                stage.read_file(f"teacher/{language}.txt", path)
             ask_teacher(settings, plan, chunks)
         workers = settings.dataset.workers or os.cpu_count() or 1
         results: list[ChunkResult] = []

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from so8t_helpers.evaluate import statistics
-from so8t_helpers.evaluate.judge import REFUSE_LABELS
 from so8t_helpers.evaluate.statistics import Floats, Ints
 from so8t_helpers.run.files import read_jsonl
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.format import LABELS
+from so8t_helpers.thinking.refusal import REFUSE_LABELS
 
 # Shares over prompts; each is a column of 0, 1 and NaN (where a prompt does not count) in `indicators`.
 SHARES = ("format", "separated", "answer", "label_accuracy", "refusal", "over_refusal")

@@ -67,9 +67,11 @@ class DatasetSettings(Section):
     nsfw_model: str | None = None  # a text-classification folder
     nsfw_model_labels: list[str] = ["nsfw", "unsafe", "toxic", "harmful", "LABEL_1"]
     nsfw_threshold: Share | None = None
-    # A GGUF file or a model folder that writes thinking for records that have nothing but a label.
+    # A GGUF file or a model folder that writes thinking for records without reasoning of their own.
     teacher: str | None = None
+    teacher_prompts: Place = "params/teacher"  # holds what it is asked: ja.txt and en.txt
     teacher_max_tokens: Count = 256
+    teacher_parallel: AtOnce = 1  # records it thinks for at once; a kill loses so many
     near_duplicate_threshold: Share = 0.8  # Jaccard similarity of character 3-grams
     deduplicate: bool = True
     engine: Literal["process", "ray"] = "process"

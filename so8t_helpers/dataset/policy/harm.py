@@ -1,4 +1,4 @@
-"""Unsafe content: the word list by category, which users extend, and what a refusal is.
+"""Unsafe content: the word list by category, which users extend.
 
 A flagged record may enter training only with a label and an answer that refuse or escalate.
 """
@@ -31,28 +31,6 @@ MEASURED: list[dict[str, Any]] = [
     )
 ]
 SAFE_LABELS_FOR_UNSAFE = ("DENY", "REFUSE", "ESCALATION")
-# What one refuses to do, then that one does not do it; bare できません would also match advice on a crime.
-_SERVICE = (
-    "答え|回答|応じ|手伝い|対応|提供|教え|説明|案内|協力|支援|手助け|力にな|お話し|お伝え|扱|引き受け|書く"
-)
-_CANNOT = "(?:でき|出来|られ|いたし|れ)ません|(?:でき|られ)ない|かねます|ことはできません"
-_PERSON = (
-    "(?:担当|専門|責任|管理|監督)(?:者|家|部署|医)"
-    "|窓口|上司|警察|医師|医療機関|弁護士|専門機関|人間|オペレーター"
-)
-_HAND_OVER = "引き継|つな(?:ぎ|が)|相談|連絡|通報|確認を(?:取|求)|回し|判断を(?:仰|求)|任せ|エスカレー"
-_REFUSES = re.compile(
-    rf"(?:{_SERVICE})[^。\n]{{0,8}}(?:{_CANNOT})|お断り|拒否(?:し|いた)"
-    r"|(?:回答|お答え|説明|提供)を?(?:は)?(?:差し)?控え"
-    rf"|(?:{_PERSON})[^。\n]{{0,10}}(?:{_HAND_OVER})|エスカレー(?:ション|ト)(?:し|いた)|人間の?(?:確認|判断)が必要"
-    r"|\bI(?:'m|’m| am)? (?:can(?:'|’)?t|can ?not|unable to|won['’]t|will not|not able to)"
-    r"|\bI must (?:decline|refuse)"
-    r"|\b(?:cannot|can['’]t|unable to|not allowed to)"
-    r" (?:help|assist|answer|provide|comply|support|share|do that)"
-    r"|\bI (?:decline|refuse)\b|\b(?:must|will) be escalated|escalat(?:e|ing) (?:this|it|the)"
-    r"|\b(?:contact|consult|refer \w+ to|hand \w+ over to) (?:a|an|the|your) ",
-    re.IGNORECASE,
-)
 _LATIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _KATAKANA = frozenset(map(chr, range(ord("ァ"), ord("ヺ") + 1))) | set("ーヽヾ")
 
@@ -97,11 +75,6 @@ class HarmWords:
 def _one_word(before: str, after: str) -> bool:
     """Say whether two neighbouring characters belong to one word: both of Latin letters or of katakana."""
     return any(before in letters and after in letters for letters in (_LATIN, _KATAKANA))
-
-
-def refuses(answer: str) -> bool:
-    """Say whether an answer refuses or hands over to a person."""
-    return _REFUSES.search(answer) is not None
 
 
 def normalised(text: str) -> str:
