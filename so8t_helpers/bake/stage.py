@@ -74,9 +74,7 @@ def bake(settings: Settings) -> BakeResult:
         for path in (stage.directory / "model", *stage.directory.glob(".model.*.tmp")):
             remove(path)
         remove(stage.directory / "proof.json")
-        check(settings)
-        base = base_folder(settings)
-        weights = _read_base(base)
+        weights = _read_base(base := base_folder(settings))
         adapter, texts, card = _read_inputs(settings, stage, base, weights)
         lora, gates = read_adapter(adapter, weights), _read_gates(settings, stage, adapter)
         changes = plan_changes(weights, lora, gates)
@@ -127,7 +125,7 @@ def _register_adapter(stage: Stage, adapter: Path) -> None:
 
 
 def _held_out(stage: Stage, dataset: Path) -> Path:
-    return stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads held-out texts")
+    return stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads them: dataset.eval_share")
 
 
 def _read_inputs(
