@@ -92,8 +92,9 @@ class Run:
         return [name for name, digest in reference.items() if found.get(name) != digest]
 
     def left(self) -> list[str]:
-        """Return what is left in the temporary folder; a cache of compiled code may stay."""
-        return [path.name for path in self.temp.iterdir() if not path.name.startswith("torchinductor")]
+        """Return what is left half made, or in the temporary folder; a cache of compiled code may stay."""
+        places = [*self.temp.iterdir(), *Path(self.settings.run.root).rglob(".*.tmp")]
+        return [path.name for path in places if not path.name.startswith("torchinductor")]
 
     def remove(self) -> None:
         for folder in (self.folder, self.temp):
@@ -187,7 +188,7 @@ def full_disk(place: Path, done: Run, stage: str, share: float, reference: dict[
         status = process.wait(LONGEST)
         filler.unlink()
         said = run.said()
-        lines = [line for line in said.splitlines() if re.search("no room|No space", line)]
+        lines = [line for line in said.splitlines() if re.search("room|No space", line)]
         found = {"status": status, "clear": status in {1, 3} and bool(lines) and "Traceback" not in said}
         found["line"] = (lines or said.splitlines() or [""])[-1].replace(str(place), "")[:300]
         again = run.start("--to", stage).wait(LONGEST)

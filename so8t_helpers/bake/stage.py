@@ -125,7 +125,9 @@ def _register_adapter(stage: Stage, adapter: Path) -> None:
 
 
 def _held_out(stage: Stage, dataset: Path) -> Path:
-    return stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads them: dataset.eval_share")
+    return stage.read_file(
+        "01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads them: dataset.eval_share"
+    )
 
 
 def _read_inputs(

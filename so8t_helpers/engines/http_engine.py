@@ -74,8 +74,8 @@ class HttpEngine(Engine):
                 "eval.timeout_seconds (serve.timeout_seconds), or lower max_new_tokens or num_ctx"
             )
         return EngineError(
-            f"{self.name} at {self.url} broke off ({type(error).__name__}: {error}): it crashed or was ended; "
-            "the same command asks it again"
+            f"{self.name} at {self.url} broke off ({type(error).__name__}: {error}), ended or crashed; the "
+            "same command asks it again"
         )
 
     def refusal(self, response: httpx.Response) -> EngineError:

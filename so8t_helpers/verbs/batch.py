@@ -95,9 +95,7 @@ def due_reason(settings: Settings, stage: str) -> str | None:
         return "has no executed notebook"
     if record.state != "done":
         return f"its notebook {record.state}"
-    try:
-        read_json(executed_path(settings, stage))
-    except StageError:
+    if not _is_json(executed_path(settings, stage)):
         return "its notebook cannot be read"
     if record.manifest != sha256_file(manifest_path(settings, stage)):
         return "was carried out elsewhere since its report"
@@ -138,6 +136,8 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
         state, error = "interrupted", f"interrupted by the user; {how_to_go_on(settings, stage)}"
     except Exception as exception:
         state, error = "failed", one_line(exception)
+    if not _is_json(scratch):  # the disk was full while papermill wrote; it may still be
+        scratch.write_bytes(notebook.read_bytes())
     replace(scratch, executed)
     if state == "done" and _identity(manifest) in {before, None}:
         state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
@@ -204,6 +204,13 @@ def complete_report(settings: Settings, stage: str) -> None:
 
 def _notebook_path(settings: Settings, stage: str) -> Path:
     return resolve(settings.run.notebooks) / f"{stage}.ipynb"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except StageError:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
