@@ -10,8 +10,8 @@ time for is left out, and the same call goes on. `--only` picks parts by how the
 
 - Kills: the whole process tree at random moments, up to three times a run; then the files that changed last
   are cut to half or to nothing, as a power cut leaves what was not synced; then the same command.
-- Full disks: a file system of its own (which takes root on Linux) is filled while a stage works, so that a
-  tenth, a half and nine tenths of what it will write fit.
+- Full disks: a file system of its own (which takes root on Linux) is filled as a stage begins, or while it
+  writes, so that a tenth, a half and nine tenths of what it has still to write fit.
 - Spoilt artefacts: a bit, half the file, the file, another artefact in its place.
 - Bad input: the table of tests/bad_inputs.py.
 - Soak: a sweep of 20 points; memory and open files of its process, what is left in the temporary folder.
@@ -134,11 +134,9 @@ def parts(root: Path, settings: Settings, base: Figures, short: bool) -> dict[st
     if not short:
         found["bad inputs"] = bad_inputs
     for stage in STAGES[2:3] if short else STAGES:
-        for share in SHARES[:1] if short else SHARES:
-            place = root / f"disk-{stage}-{share}"
-            found[f"full disk, {stage}, {share}"] = lambda p=place, s=stage, h=share: full_disk(
-                p, done, s, h, same
-            )
+        for share in SHARES[1:2] if short else SHARES:
+            chosen = (root / f"disk-{stage}-{share}", done, stage, share, share != SHARES[0], same)
+            found[f"full disk, {stage}, {share}"] = lambda chosen=chosen: full_disk(*chosen)
     for number in range(2 if short else RUNS):
         found[f"killed {number}"] = lambda n=number: killed_run(root, settings, base, n)
     if not short:

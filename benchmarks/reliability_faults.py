@@ -172,19 +172,34 @@ def fill(filler: Path, room: int) -> None:
         file.truncate(max(0, file.tell() - room))
 
 
-def full_disk(place: Path, done: Run, stage: str, share: float, reference: dict[str, str]) -> dict[str, Any]:
-    """Fill the disk while a stage works, so that a share of its files fits; then the same with room again."""
-    own = sum(path.stat().st_size for path in (done.settings.run_dir / stage).rglob("*"))
-    size = sum(path.stat().st_size for path in done.folder.rglob("*") if path.is_file())
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder; of one that goes meanwhile nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def full_disk(
+    place: Path, done: Run, stage: str, share: float, writing: bool, reference: dict[str, str]
+) -> dict[str, Any]:
+    """Fill the disk while a stage works; then, with room again, the same command.
+
+    Args:
+        share: of what the stage has still to write that fits.
+        writing: wait until it writes; else it is filled as it begins.
+    """
+    own, size = bytes_in(done.settings.run_dir / stage), bytes_in(done.folder)
     with disk(place, 2 * size + (64 << 20)):
         run = Run.at(place, done.settings)
         shutil.copytree(done.settings.run.root, run.settings.run.root)
         for later in STAGES[STAGES.index(stage) :]:
             shutil.rmtree(run.settings.run_dir / later)
-        process, filler = run.start("--to", stage), place / "filler"
-        while not (run.settings.run_dir / stage).is_dir() and process.poll() is None:
+        process, filler, folder = run.start("--to", stage), place / "filler", run.settings.run_dir / stage
+        while process.poll() is None and not (bytes_in(folder) if writing else folder.is_dir()):
             time.sleep(0.002)
-        fill(filler, int(share * own) // 4096 * 4096)
+        fill(filler, int(share * max(0, own - bytes_in(folder))) // 4096 * 4096)
         status = process.wait(LONGEST)
         filler.unlink()
         said = run.said()

@@ -116,3 +116,15 @@ def test_a_disk_that_fills_up_under_a_notebook_is_one_line(
         assert main(["run", str(profile), "--only", stage]) == 0
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_data_set_that_stops_a_later_stage_is_said_before_the_training(tmp_path: Path):
+    settings = small_settings(tmp_path)
+    for stage in STAGES:
+        write_notebook(tmp_path / "notebooks", stage)
+    empty = code(f"(settings.run_dir / '{STAGES[0]}' / 'eval.jsonl').touch()")
+    write_notebook(tmp_path / "notebooks", STAGES[0], empty)
+    outcomes = batch.run_stages(settings)
+    assert [(outcome.stage[:2], outcome.state) for outcome in outcomes] == [("01", "done"), ("03", "failed")]
+    assert "eval.jsonl: holds no row" in outcomes[1].detail
+    assert "raise dataset.eval_share" in outcomes[1].detail

@@ -33,7 +33,7 @@ from so8t_helpers.run.stage import (
     stale_reason,
     utc_now,
 )
-from so8t_helpers.settings import PARAMS_DIR, Settings, resolve
+from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
 from so8t_helpers.verbs.kernel import kernel_place, time_limit
 from so8t_helpers.verbs.needs import check_places, check_room, check_stage
 from so8t_helpers.verbs.status import ProgressLine
@@ -67,6 +67,8 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
                 outcomes.append(Outcome(stage, "fresh", "nothing changed"))
                 continue
             outcomes.append(run_notebook(settings, stage, reason))
+            if outcomes[-1].state == "done" and stage == STAGES[0]:
+                outcomes += _stopped_later(settings, stages[1:])
             if outcomes[-1].state != "done":
                 break
     index.write_run_index(settings)
@@ -179,6 +181,16 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
     for stage in stages[first:]:
         check_stage(settings, stage)
     check_room(settings, stages)
+
+
+def _stopped_later(settings: Settings, stages: tuple[str, ...]) -> list[Outcome]:
+    """Return the outcome of the stage that the finished data set would stop, after a training; none else."""
+    for stage in stages:
+        try:
+            check_stage(settings, stage)
+        except (SettingsError, StageError) as error:
+            return [Outcome(stage, "failed", str(error))]
+    return []
 
 
 def how_to_go_on(settings: Settings, stage: str) -> str:
