@@ -87,18 +87,19 @@ def small_notebooks(folder: Path) -> Settings:
     return load_settings("demo", {"run": {"notebooks": str(folder)}})
 
 
-def undisturbed(root: Path, settings: Settings) -> Figures:
-    """Carry a run out twice; return the hashes of what came out the same, and the time of one."""
-    runs = [prepare(root / name, settings) for name in ("undisturbed", "again")]
+def undisturbed(root: Path, settings: Settings, *again: str) -> Figures:
+    """Carry a run out, and `again` by other names; return the hashes of what came out the same, and times."""
+    runs = [prepare(root / name, settings) for name in ("undisturbed", *again)]
     begun = time.monotonic()
     for run in runs:
         run.finish()
-    first, second = (run.artefacts() for run in runs)
+    first, *others = (run.artefacts() for run in runs)
+    same = {name: digest for name, digest in first.items() if all(o[name] == digest for o in others)}
     return {
-        "seconds": round((time.monotonic() - begun) / 2),
+        "seconds": round((time.monotonic() - begun) / len(runs)),
         "seconds_of_stages": round(runs[0].seconds()),
-        "same": {name: digest for name, digest in first.items() if second[name] == digest},
-        "with_times": [name for name, digest in first.items() if second[name] != digest],
+        "same": same,
+        "with_times": sorted(first.keys() - same.keys()),
     }
 
 
@@ -147,7 +148,8 @@ def parts(root: Path, settings: Settings, base: Figures, short: bool) -> dict[st
 def measure(work: Work, root: Path, short: bool, only: tuple[str, ...] = ("",)) -> None:
     """Measure what is not there yet, as far as the time goes."""
     settings = small_notebooks(root / "notebooks") if short else small_run(root / "given")
-    base = work.part("undisturbed", 0, lambda: undisturbed(root, settings))
+    again = () if short else ("again",)  # the small notebooks write no times
+    base = work.part("undisturbed", 0, lambda: undisturbed(root, settings, *again))
     done = Run.at(root / "undisturbed", settings)
     if done.differing(base["same"]):  # a part that was broken off left it spoilt
         done.finish()

@@ -25,7 +25,7 @@ from so8t_helpers.verbs.batch import due_reason
 from so8t_helpers.verbs.verify import walk_back
 
 LONGEST = 1800.0  # seconds for one call
-KILLS = 3  # of a run, at most
+KILLS, TRIES = 3, 5  # of a run, and to fill a disk in time, at most
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,12 @@ def disk(folder: Path, size: int) -> Iterator[None]:
 
 
 def fill(filler: Path, room: int) -> None:
-    """Fill the disk of `filler` but for `room` bytes."""
-    with filler.open("wb", buffering=0) as file:
-        for size in (2**20, 4096):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)):
-                    pass
-        file.truncate(max(0, file.tell() - room))
+    """Fill the disk of `filler` but for `room` bytes, at once."""
+    with filler.open("wb") as file:
+        while (size := shutil.disk_usage(filler.parent).free - room) > 0:
+            with contextlib.suppress(OSError):  # the stage has written meanwhile
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
 
 
 def bytes_in(folder: Path) -> int:
@@ -194,14 +193,18 @@ def full_disk(
     with disk(place, 2 * size + (64 << 20)):
         run = Run.at(place, done.settings)
         shutil.copytree(done.settings.run.root, run.settings.run.root)
-        for later in STAGES[STAGES.index(stage) :]:
-            shutil.rmtree(run.settings.run_dir / later)
-        process, filler, folder = run.start("--to", stage), place / "filler", run.settings.run_dir / stage
-        while process.poll() is None and not (bytes_in(folder) if writing else folder.is_dir()):
-            time.sleep(0.002)
-        fill(filler, int(share * max(0, own - bytes_in(folder))) // 4096 * 4096)
-        status = process.wait(LONGEST)
-        filler.unlink()
+        filler, folder = place / "filler", run.settings.run_dir / stage
+        for _ in range(TRIES):
+            for later in STAGES[STAGES.index(stage) :]:
+                shutil.rmtree(run.settings.run_dir / later, ignore_errors=True)
+            process = run.start("--to", stage)
+            while process.poll() is None and not (list(folder.glob("*")) if writing else folder.is_dir()):
+                time.sleep(0.001)
+            fill(filler, int(share * max(0, own - bytes_in(folder))) // 4096 * 4096)
+            if (status := process.wait(LONGEST)) != 0:
+                break  # else all was written before the disk was full
+            filler.unlink()
+        filler.unlink(missing_ok=True)
         said = run.said()
         lines = [line for line in said.splitlines() if re.search("room|No space", line)]
         found = {"status": status, "clear": status in {1, 3} and bool(lines) and "Traceback" not in said}
@@ -230,7 +233,7 @@ def _contents(run: Path, names: Sequence[str]) -> dict[str, tuple[bytes, bytes]]
     data = {name: (run / name).read_bytes() for name in names}
     order = [*data.values(), *data.values()]
     return {
-        name: (own, next(other for other in order[number:] if other != own))
+        name: (own, next((other for other in order[number:] if other != own), own * 2))
         for number, (name, own) in enumerate(data.items())
     }
 

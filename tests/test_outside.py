@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_under_a_notebook_is_one_line(
         write_yaml(profile, settings.model_dump())
         assert main(["run", str(profile), "--only", stage]) == 3
         *_, line = capsys.readouterr().err.splitlines()  # before it is what runs
-        assert line.startswith("so8t run: no room on the disk")
+        assert line.startswith(f"so8t run: run demo in {settings.run_dir}: no room on the disk")
         (disk / "filler").unlink()
         write_notebook(disk / "notebooks", stage)
         assert main(["run", str(profile), "--only", stage]) == 0

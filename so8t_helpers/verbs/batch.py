@@ -19,6 +19,7 @@ from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
 from so8t_helpers.run.files import MachineError, StageError, read_json, replace, sha256_file, write_yaml
+from so8t_helpers.run.machine import machine_errors
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.records import StageRecord, read_record, read_status, write_record
 from so8t_helpers.run.stage import (
@@ -54,7 +55,7 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
     Raises SettingsError or StageError for what can be known before any long work.
     """
     preflight(settings, stages, force)
-    with _alone(settings):
+    with _alone(settings), machine_errors(f"run {settings.run.name} in {settings.run_dir}"):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
         source = llama_source(settings.model.base)
         if source is not None and source.exists():
