@@ -115,7 +115,8 @@ def bad_inputs() -> Figures:
 def killed_run(root: Path, settings: Settings, base: Figures, number: int) -> Figures:
     """Kill a run of its own and compare it with the undisturbed one; what is as it should be is removed."""
     run = prepare(root / f"killed-{number}", settings)
-    found = killed(run, base["same"], base["seconds_of_stages"], number)
+    done = Run.at(root / "undisturbed", settings)
+    found = killed(run, done, base["same"], base["seconds_of_stages"], number)
     if is_well(found):
         run.remove()
     return found
