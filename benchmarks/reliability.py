@@ -139,7 +139,7 @@ def parts(root: Path, settings: Settings, base: Figures, short: bool) -> dict[st
         for share in SHARES[1:2] if short else SHARES:
             chosen = (root / f"disk-{stage}-{share}", done, stage, share, share != SHARES[0], same)
             found[f"full disk, {stage}, {share}"] = lambda chosen=chosen: full_disk(*chosen)
-    for number in range(2 if short else RUNS):
+    for number in [1] if short else range(RUNS):
         found[f"killed {number}"] = lambda n=number: killed_run(root, settings, base, n)
     if not short:
         found["soak"] = lambda: swept(prepare(root / "soak", settings), *GRID)

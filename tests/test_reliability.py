@@ -23,5 +23,5 @@ def test_the_short_form_holds(tmp_path: Path):
     reliability.measure(work, tmp_path, short=True)
     found = work.done
     assert len(found["undisturbed"]["same"]) == 5
-    assert sum(len(found[f"killed {number}"]["killed_in"]) for number in range(2)) >= 3
-    assert [claim for claim in reliability.claims(found, runs=2, disks=1) if not claim["holds"]] == []
+    assert len(found["killed 1"]["killed_in"]) >= 2
+    assert [claim for claim in reliability.claims(found, runs=1, disks=1) if not claim["holds"]] == []
