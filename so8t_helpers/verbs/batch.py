@@ -72,8 +72,8 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
                 outcomes += _stopped_later(settings, stages[1:])
             if outcomes[-1].state != "done":
                 break
-    index.write_run_index(settings)
-    index.write_index(settings)
+        index.write_run_index(settings)
+        index.write_index(settings)
     return outcomes
 
 
