@@ -168,11 +168,12 @@ def claims(done: Figures, runs: int = RUNS, disks: int = len(SHARES) * len(STAGE
     made = []
     if kills := of("killed "):
         count = sum(len(found["killed_in"]) for found in kills)
-        name = f"Runs killed and cut by a power cut ({count} kills), then byte for byte as an undisturbed one"
+        name = f"Of {len(kills)} runs with {count} kills and power cuts, byte for byte as undisturbed"
         made.append(claim(name, sum(map(is_well, kills)), runs, "runs", at_least=True))
     if full := of("full disk"):
         well = sum(found["clear"] and found["recovered"] for found in full)
-        made.append(claim("Full disks: one clear line, and recovery", well, disks, "disks", at_least=True))
+        name = f"Of {len(full)} full disks, one clear line and recovery"
+        made.append(claim(name, well, disks, "disks", at_least=True))
     if spoilt := done.get("spoilt"):
         name = f"Of {spoilt['tried']} spoilt artefacts, not seen by `verify` or by `run`"
         made.append(claim(name, len(spoilt["unseen"]), 0, "artefacts"))
