@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,23 @@ def write_claims(name: str, figures: dict[str, Any], claims: list[dict[str, Any]
         state = "holds " if entry["holds"] else "BROKEN"
         print(f"{state}  {entry['name']}: {entry['value']} {entry['unit']} (bound {entry['bound']})")
     return all(entry["holds"] for entry in claims)
+
+
+class Work:
+    """What was measured, kept after every part."""
+
+    def __init__(self, path: Path, seconds: float):
+        self.path, self.end = path, time.monotonic() + seconds
+        self.done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def part(self, name: str, needs: float, measure: Callable[[], Any]) -> Any:
+        """Measure a part unless it is there, or there are fewer than `needs` seconds left; None then."""
+        if name not in self.done:
+            if time.monotonic() + needs > self.end:
+                print(f"left out: {name}", flush=True)
+                return None
+            started = time.monotonic()
+            self.done[name] = measure()
+            write_json(self.path, self.done)
+            print(f"{time.monotonic() - started:5.0f} s  {name}: {self.done[name]}", flush=True)
+        return self.done[name]

@@ -27,11 +27,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from claims import claim, write_claims  # noqa: E402
+from claims import Work, claim, write_claims  # noqa: E402
 from int8_quality import linears as linear_errors  # noqa: E402
 from int8_quality import losses  # noqa: E402
 from int8_speed import linears, projection, tiles  # noqa: E402
-from real_model_gpu import Work, settings_of, train  # noqa: E402
+from real_model_gpu import settings_of, train  # noqa: E402
 from train_gpu import ALL_STACKS, run_stacks  # noqa: E402
 from train_gpu_ours import so8t  # noqa: E402
 

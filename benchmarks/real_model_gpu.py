@@ -13,12 +13,10 @@ and not repeated; what there is no time for is left out. Results go to results/r
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from claims import write_claims  # noqa: E402
+from claims import Work, write_claims  # noqa: E402
 
 from so8t_helpers.bake import stage as bake_stage  # noqa: E402
 from so8t_helpers.engines.transformers_engine import open_transformers  # noqa: E402
 from so8t_helpers.evaluate.judge import score  # noqa: E402
 from so8t_helpers.phi3.source import base_folder  # noqa: E402
-from so8t_helpers.run.files import read_jsonl, write_json  # noqa: E402
+from so8t_helpers.run.files import read_jsonl  # noqa: E402
 from so8t_helpers.run.stage import read_manifest  # noqa: E402
 from so8t_helpers.settings import Settings, load_settings  # noqa: E402
 from so8t_helpers.so8.history import read_angles  # noqa: E402
@@ -53,26 +51,6 @@ ARMS: dict[str, dict[str, Any]] = {
 BATCH, MOST_TOKENS = 256, 320
 REHEARSAL = {"max_steps": 2, "gradient_accumulation": 1, "sequence_length": 512, "eval_samples": 4}
 REHEARSE = "--rehearse" in sys.argv
-
-
-class Work:
-    """What was measured, kept after every part."""
-
-    def __init__(self, path: Path, seconds: float):
-        self.path, self.end = path, time.monotonic() + seconds
-        self.done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def part(self, name: str, needs: float, measure: Callable[[], Any]) -> Any:
-        """Measure a part unless it is there, or there are fewer than `needs` seconds left; None then."""
-        if name not in self.done:
-            if time.monotonic() + needs > self.end:
-                print(f"left out: {name}", flush=True)
-                return None
-            started = time.monotonic()
-            self.done[name] = measure()
-            write_json(self.path, self.done)
-            print(f"{time.monotonic() - started:5.0f} s  {name}: {self.done[name]}", flush=True)
-        return self.done[name]
 
 
 def settings_of(root: Path, name: str, rate: float, overrides: dict[str, Any]) -> Settings:

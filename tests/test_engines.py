@@ -171,6 +171,15 @@ def test_a_crash_is_an_error_and_not_a_hang(gguf: Path) -> None:
             collect(engine.complete(PROMPTS[0], max_tokens=4))
 
 
+def test_a_server_that_dies_in_an_answer_is_one_line_with_its_log(gguf: Path) -> None:
+    with open_llama_cpp(gguf, num_ctx=4096, timeout=20) as engine:
+        pieces = engine.complete(PROMPTS[0], max_tokens=4000)
+        next(pieces)
+        engine.process.process.kill()
+        with pytest.raises(EngineError, match=r"llama\.cpp at .* broke off .* the same command .* its log: "):
+            list(pieces)
+
+
 def test_transformers_names_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot load"):
         open_transformers(tmp_path)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import bpe_folders
 import control_tokens
+import phi3_folders
+import psutil
 import pytest
 import taught_model
 
@@ -254,6 +256,41 @@ def test_the_model_is_taken_out_unless_kept(
     with open_ollama(server, seed[1], "so8t-test:other", Modelfile(PHI35)) as other:
         names = [model["name"] for model in other.client.get("/api/tags").json()["models"]]
         assert (name in names) is keep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["server", "runner"])
+def test_an_ollama_that_dies_in_an_answer_is_one_line_with_its_log(
+    server: OllamaServer, tmp_path: Path, dies: str
+) -> None:
+    folder = phi3_folders.small_folder(tmp_path / "model")  # taught nothing, it writes on and on
+    (tmp_path / "eval.jsonl").write_text('{"text": "東京"}\n', encoding="utf-8")
+    chosen = {
+        "run": {"root": str(tmp_path / "runs")},
+        "training": {"dataset_dir": str(tmp_path)},
+        "gguf": {"model_dir": str(folder), "types": ["f16"]},
+    }
+    file = export(load_settings("demo", chosen)).files["f16"]
+    binary = find_binary()
+    assert binary is not None, "`server` came from it"
+    with (
+        start_server(binary, tmp_path, tmp_path / "models") as own,
+        open_ollama(own, file, "so8t-dies:f16", Modelfile(PHI35, threads=1)) as engine,
+    ):
+        pieces = engine.complete("あ", max_tokens=4000)
+        next(pieces)
+        assert own.process is not None
+        parent = psutil.Process(own.process.pid)
+        victims = [parent] if dies == "server" else parent.children(recursive=True)
+        assert victims
+        for process in victims:
+            process.kill()
+        with pytest.raises(EngineError) as caught:
+            list(pieces)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith("Ollama ")
+    assert str(tmp_path / "serve.log") in said
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from so8t_helpers.run.files import (
     write_json,
 )
 from so8t_helpers.run.progress import Progress
-from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
+from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input, stale_reason
 from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.so8 import rotation
 
@@ -53,7 +53,13 @@ def check(settings: Settings) -> None:
     adapter, dataset = other_input(settings, STAGE), other_input(settings, "02_train")
     if dataset is not None:
         read_jsonl(_held_out(stage, dataset), "text")
-    elif settings.dataset.eval_share == 0.0 and not (settings.run_dir / "01_dataset/eval.jsonl").is_file():
+    elif (own := settings.run_dir / "01_dataset/eval.jsonl").is_file():
+        if own.stat().st_size == 0 and stale_reason(settings, "01_dataset") is None:
+            raise StageError(
+                f"{own}: holds no row, and the proof of a bake reads held-out texts; bring more records, or "
+                "raise dataset.eval_share"
+            )
+    elif settings.dataset.eval_share == 0.0:
         raise SettingsError("dataset.eval_share: 0 leaves no held-out text, which the proof of a bake reads")
     if adapter is not None:
         _register_adapter(stage, adapter)
@@ -74,9 +80,7 @@ def bake(settings: Settings) -> BakeResult:
         for path in (stage.directory / "model", *stage.directory.glob(".model.*.tmp")):
             remove(path)
         remove(stage.directory / "proof.json")
-        check(settings)
-        base = base_folder(settings)
-        weights = _read_base(base)
+        weights = _read_base(base := base_folder(settings))
         adapter, texts, card = _read_inputs(settings, stage, base, weights)
         lora, gates = read_adapter(adapter, weights), _read_gates(settings, stage, adapter)
         changes = plan_changes(weights, lora, gates)
@@ -127,7 +131,9 @@ def _register_adapter(stage: Stage, adapter: Path) -> None:
 
 
 def _held_out(stage: Stage, dataset: Path) -> Path:
-    return stage.read_file("01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads held-out texts")
+    return stage.read_file(
+        "01_dataset/eval.jsonl", dataset / "eval.jsonl", "the proof reads them: dataset.eval_share"
+    )
 
 
 def _read_inputs(

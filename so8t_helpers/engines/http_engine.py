@@ -73,7 +73,10 @@ class HttpEngine(Engine):
                 f"{self.name} did not answer within {self.timeout:g} s at {self.url}; raise "
                 "eval.timeout_seconds (serve.timeout_seconds), or lower max_new_tokens or num_ctx"
             )
-        return EngineError(f"{self.name} at {self.url} broke off ({type(error).__name__}: {error})")
+        return EngineError(
+            f"{self.name} at {self.url} broke off ({type(error).__name__}: {error}), ended or crashed; the "
+            "same command asks it again"
+        )
 
     def refusal(self, response: httpx.Response) -> EngineError:
         """The error for an answer with an error status."""

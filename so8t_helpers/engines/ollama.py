@@ -35,6 +35,7 @@ class Ollama(HttpEngine):
     ):
         super().__init__("Ollama", server.version, model, server.url, timeout, parallel)
         self.dialect, self.keep = dialect, keep
+        self.where = f"; its log: {server.log}" if server.log else ""
 
     def generate(
         self, messages: Chat, *, max_tokens: int, temperature: float = 0.0, seed: int = 0, think: bool = True
@@ -98,12 +99,22 @@ class Ollama(HttpEngine):
         """What /api/show says: capabilities, template, parameters."""
         return dict(self.post("/api/show", {"model": self.model}))
 
+    def failure(self, error: httpx.HTTPError) -> EngineError:
+        """Say where a server of our own has its log."""
+        found = super().failure(error)
+        return type(found)(f"{found}{self.where}")
+
     def explain(self, message: str) -> EngineError:
         """Add what to do to Ollama's own words."""
         if any(word in message for word in _MEMORY_WORDS):
             return EngineError(
                 f"Ollama ({self.model}): not enough memory: {message}; take a smaller quantisation or "
                 "eval.num_ctx, or end other programs"
+            )
+        if "running the model" in message:  # so it calls a runner of its own that is gone
+            return EngineError(
+                f"Ollama ({self.model}): {message}: the process of the model crashed or was ended; the same "
+                f"command asks it again{self.where}"
             )
         return super().explain(message)
 

@@ -33,6 +33,7 @@ class OllamaServer(Closing):
     version: str
     own: bool = False
     process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None  # of a server of our own
 
     def close(self) -> None:
         """End a server of our own, with its runners; leave any other alone."""
@@ -150,7 +151,7 @@ def _start(binary: Path, log_path: Path, store: Path | None, parallel: int) -> O
     command = [str(binary), "serve"]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    server = OllamaServer(url, "", True, process)
+    server = OllamaServer(url, "", True, process, log_path)
     until = time.monotonic() + _START_SECONDS
     try:
         while time.monotonic() < until:

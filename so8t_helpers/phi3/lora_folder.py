@@ -89,7 +89,7 @@ def write_adapter(
     """
     from peft import LoraConfig  # noqa: PLC0415  (its import takes seconds)
 
-    LoraConfig(
+    config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         use_rslora=lora.rslora,
@@ -98,7 +98,9 @@ def write_adapter(
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
-    ).save_pretrained(str(folder))
+    )
+    config.target_modules = sorted(targets)  # PEFT's own set has another order in every process
+    config.save_pretrained(str(folder))
     tensors = {_key(*place): matrix.detach().cpu().contiguous() for place, matrix in matrices.items()}
     with atomic_path(folder / WEIGHTS_FILE) as scratch:
         save_file(tensors, scratch, metadata={"format": "pt"})

@@ -143,7 +143,9 @@ def import_llama(source: Path, folder: Path) -> None:
     elif source.suffix == ".gguf":
         write_phi3(read_llama_gguf(source), folder)
     elif source.suffix in _ARCHIVES:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacked.", suffix=".tmp") as scratch:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f"{folder.name}.", suffix=".tmp"
+        ) as scratch:
             write_phi3(read_llama_gguf(_unpack(source, Path(scratch), folder)), folder)
     else:
         raise SettingsError(f"{source}: expected a model folder or a file of {', '.join(_SUFFIXES)}")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def remove_scratch(paths: Iterable[Path]) -> None:
+    """Remove what a killed process had not finished; what another program has open stays until next time."""
+    for path in list(paths):
+        with suppress(StageError):
+            remove(path)
+
+
 def make_once(target: Path, make: Callable[[Path], None]) -> Path:
     """Return the finished folder `target`; one process makes it, others that start meanwhile wait."""
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
+                remove_scratch(target.parent.glob(f".{escape(target.name)}.*.tmp"))
                 with atomic_directory(target) as scratch:
                     make(scratch)
     return target
@@ -275,9 +284,13 @@ def check_disk(path: Path, needed_bytes: int, what: str) -> None:
     free = free_bytes(path)
     if free < needed_bytes:
         raise MachineError(
-            f"{what} needs {needed_bytes / 2**30:.1f} GiB on the disk of {path}, which has "
-            f"{free / 2**30:.1f} GiB free; make room or set run.root to a folder on a larger disk"
+            f"{what} needs {_size(needed_bytes)} on the disk of {path}, which has {_size(free)} free; "
+            "make room or set run.root to a folder on a larger disk"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def demo_place(settings: Settings, name: str) -> Path:

@@ -25,6 +25,8 @@ _ON_DISK = "make room there, or set run.root to a folder that can be written; th
 
 def refusal(error: BaseException) -> str | None:
     """Say in one line what the machine refused and what to do; None for an error of another kind."""
+    if isinstance(error, StageError):  # has said it
+        return None
     text = " ".join(str(error).split())[:200]
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
         return f"card full ({text}); free it (`nvidia-smi` shows who holds it) or lower training.memory_gib"

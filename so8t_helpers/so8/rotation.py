@@ -207,6 +207,16 @@ def save_gates(path: Path, gates: Gates) -> None:
     }
     with atomic_path(path) as scratch:
         save_file(tensors, scratch, metadata=metadata)
+        _sort_header(scratch)
+
+
+def _sort_header(path: Path) -> None:
+    """Sort a safetensors file's header: the library writes metadata in an order that no two files share."""
+    data = path.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    text = json.dumps(json.loads(data[8:size]), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[size:])
 
 
 def load_gates(path: Path) -> Gates:

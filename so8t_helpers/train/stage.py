@@ -86,12 +86,12 @@ def train(settings: Settings) -> dict[str, Any]:
         folder = base_folder(settings)
         stage.read_file("base/config.json", folder / "config.json")
         stage.inputs |= source_files(settings)
-        check(settings)
-        check_adapters(settings, shape := check_folder(folder)[0])  # a base that was just fetched
+        check_adapters(settings, shape := check_folder(folder)[0])  # as in `check`, the base being here
+        check_cards(settings)
+        check_held_out(settings.training, settings.training.eval_steps is not None)
         machine = look_at_machine(settings)
         log.info("%s", machine.summary)
         prepare_allocator(settings)
-
         tokenizer = load_tokenizer(folder)
         samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
         schedule = plan(settings, samples)

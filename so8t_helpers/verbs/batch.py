@@ -19,6 +19,7 @@ from so8t_helpers.phi3.source import base_folder
 from so8t_helpers.report import index
 from so8t_helpers.report.stage import write_stage
 from so8t_helpers.run.files import MachineError, StageError, read_json, replace, sha256_file, write_yaml
+from so8t_helpers.run.machine import machine_errors
 from so8t_helpers.run.origin import llama_source
 from so8t_helpers.run.records import StageRecord, read_record, read_status, write_record
 from so8t_helpers.run.stage import (
@@ -33,7 +34,7 @@ from so8t_helpers.run.stage import (
     stale_reason,
     utc_now,
 )
-from so8t_helpers.settings import PARAMS_DIR, Settings, resolve
+from so8t_helpers.settings import PARAMS_DIR, Settings, SettingsError, resolve
 from so8t_helpers.verbs.kernel import kernel_place, time_limit
 from so8t_helpers.verbs.needs import check_places, check_room, check_stage
 from so8t_helpers.verbs.status import ProgressLine
@@ -54,7 +55,7 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
     Raises SettingsError or StageError for what can be known before any long work.
     """
     preflight(settings, stages, force)
-    with _alone(settings):
+    with _alone(settings), machine_errors(f"run {settings.run.name} in {settings.run_dir}"):
         write_yaml(settings.run_dir / "params.yaml", settings.model_dump())
         source = llama_source(settings.model.base)
         if source is not None and source.exists():
@@ -67,10 +68,12 @@ def run_stages(settings: Settings, stages: tuple[str, ...] = STAGES, force: bool
                 outcomes.append(Outcome(stage, "fresh", "nothing changed"))
                 continue
             outcomes.append(run_notebook(settings, stage, reason))
+            if outcomes[-1].state == "done" and stage == STAGES[0]:
+                outcomes += _stopped_later(settings, stages[1:])
             if outcomes[-1].state != "done":
                 break
-    index.write_run_index(settings)
-    index.write_index(settings)
+        index.write_run_index(settings)
+        index.write_index(settings)
     return outcomes
 
 
@@ -95,9 +98,7 @@ def due_reason(settings: Settings, stage: str) -> str | None:
         return "has no executed notebook"
     if record.state != "done":
         return f"its notebook {record.state}"
-    try:
-        read_json(executed_path(settings, stage))
-    except StageError:
+    if not _is_json(executed_path(settings, stage)):
         return "its notebook cannot be read"
     if record.manifest != sha256_file(manifest_path(settings, stage)):
         return "was carried out elsewhere since its report"
@@ -138,6 +139,8 @@ def run_notebook(settings: Settings, stage: str, reason: str) -> Outcome:
         state, error = "interrupted", f"interrupted by the user; {how_to_go_on(settings, stage)}"
     except Exception as exception:
         state, error = "failed", one_line(exception)
+    if not _is_json(scratch):  # the disk was full while papermill wrote; it may still be
+        scratch.write_bytes(notebook.read_bytes())
     replace(scratch, executed)
     if state == "done" and _identity(manifest) in {before, None}:
         state, error = "failed", f"the notebook ended, but stage {stage} left no new manifest"
@@ -181,6 +184,16 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
     check_room(settings, stages)
 
 
+def _stopped_later(settings: Settings, stages: tuple[str, ...]) -> list[Outcome]:
+    """Return the outcome of the stage that the finished data set would stop, after a training; none else."""
+    for stage in stages:
+        try:
+            check_stage(settings, stage)
+        except (SettingsError, StageError) as error:
+            return [Outcome(stage, "failed", str(error))]
+    return []
+
+
 def how_to_go_on(settings: Settings, stage: str) -> str:
     """Say what the same command will do after an interruption."""
     steps = sorted((settings.run_dir / stage / "checkpoints").glob("step-*"))
@@ -204,6 +217,13 @@ def complete_report(settings: Settings, stage: str) -> None:
 
 def _notebook_path(settings: Settings, stage: str) -> Path:
     return resolve(settings.run.notebooks) / f"{stage}.ipynb"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(read_json(path))
+    except StageError:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from so8t_helpers.run.files import remove, write_text
+from so8t_helpers.run.files import remove, remove_scratch, write_text
 from so8t_helpers.settings import Settings, resolve
 
 _NOTE = ".temp"  # says where the temporary folder is, for whoever comes after a kill
@@ -38,9 +38,10 @@ def kernel_place(settings: Settings, work: Path) -> Iterator[None]:
 
     In that folder are connection files and all that is made without a place of its own. It goes at the end,
     and with it every process that was started below the kernel and outlived it: a server, a worker. What a
-    killed run left in `work`, a folder that no other process works in, is ended first.
+    killed run left in `work`, a folder that no other process works in, is ended and removed first.
     """
     end_leftovers(work)
+    remove_scratch(work.rglob(".*.tmp"))
     cache, before, temp_before = settings.cache, dict(os.environ), tempfile.tempdir
     named = {"HF_HOME": cache.hf_home, "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir}
     folders = {name: resolve(value) for name, value in named.items() if value is not None}
