@@ -135,7 +135,7 @@ def test_what_a_teacher_may_not_write_in_english(text, fault):
     data = {
         "instruction": "Anna has 3 apples and gives one away. How many are left?",
         "output": "ふたつ",
-        "label": 0,
+        "label": "ALLOW",
     }
     assert teacher.fault(text, normalise(data)) == fault
 

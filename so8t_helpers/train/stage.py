@@ -88,14 +88,13 @@ def train(settings: Settings) -> dict[str, Any]:
         stage.inputs |= source_files(settings)
         check_adapters(settings, shape := check_folder(folder)[0])  # as in `check`, the base being here
         check_cards(settings)
-        check_held_out(settings.training, settings.training.eval_steps is not None)
+        check_held_out(settings, settings.training.eval_steps is not None)
         machine = look_at_machine(settings)
         log.info("%s", machine.summary)
         prepare_allocator(settings)
         tokenizer = load_tokenizer(folder)
         samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
         schedule = plan(settings, samples)
-
         base = load_base(shape, weight_reader(folder), settings.model, machine.device, machine.dtype)
         keep_apart(base, samples)
         adapters = Adapters(shape, settings, machine.device)
@@ -104,7 +103,6 @@ def train(settings: Settings) -> dict[str, Any]:
         room = (8 if settings.training.keep == "best" else 5) * adapters.lora.nbytes + 2**26
         check_disk(stage.directory, room, "training (adapter and checkpoints)")
         micro_step, memory = build_micro_step(base, adapters, settings, machine, schedule.most_documents)
-
         watch = Watch(settings, workers, micro_step, adapters, schedule, eval_rows, tokenizer)
         pad = tokenizer.pad_token_id or 0
         loop = Loop(settings, stage, workers, samples, schedule, adapters, micro_step, watch, pad)
