@@ -26,7 +26,7 @@ from so8t_helpers.run.files import StageError, read_jsonl, write_jsonl
 from so8t_helpers.run.stage import Stage, stale_reason
 from so8t_helpers.settings import Settings, SettingsError, load_settings
 from so8t_helpers.show import style
-from so8t_helpers.thinking.audit import verify_audit
+from so8t_helpers.thinking.audit import AuditLog, verify_audit
 from so8t_helpers.thinking.format import LABELS
 from so8t_helpers.thinking.redaction import REFUSAL_TEXT
 from tests.dialects import PHI35
@@ -358,6 +358,21 @@ def test_the_audit_log_names_every_answer_of_the_served_model(evaluated: tuple[S
     assert verify_audit(path, scores["audit_head"]).ok
     entries = [entry for entry in read_jsonl(path) if entry.get("event") == "evaluated"]
     assert [(entry["model"], entry["id"]) for entry in entries] == [("f16", f"{i:016x}") for i in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["audit.jsonl", "audit.jsonl.head"])
+def test_an_audit_log_that_a_power_cut_spoilt_is_set_aside(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for number in range(3):
+        AuditLog(path).append({"event": "evaluated", "id": number})
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:90] if name == path.name else b"")
+    spoilt = path.read_bytes()
+    evaluate_stage._audit_log(path).append({"event": "evaluated", "id": 0})
+    assert verify_audit(path).lines == 2  # what the log is, and the entry
+    assert (tmp_path / "audit-broken-1.jsonl").read_bytes() == spoilt
+    evaluate_stage._audit_log(path).append({"event": "evaluated", "id": 1})
+    assert verify_audit(path).lines == 3
+    assert not (tmp_path / "audit-broken-2.jsonl").exists()
 
 
 def test_figures_and_tables_of_a_real_run(evaluated: tuple[Settings, dict]) -> None:

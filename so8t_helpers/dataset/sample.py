@@ -206,7 +206,9 @@ class Sampler:
         question = APART.join(parts)
         # 64 bits that decide split, format and share: the same for the same question.
         draw = self._hash(question)
-        kind = self._hash("\0".join((record.label, record.system or "", *map(exactly, parts))))
+        kind = 0
+        if self.settings.deduplicate:
+            kind = self._hash("\0".join((record.label, record.system or "", *map(exactly, parts))))
         group = 0 if record.group is None else self._hash(record.group)
         without_thinking = self._without_thinking(draw, group)
         chosen = self.settings.think_format

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +25,14 @@ from so8t_helpers.phi3.chat import Dialect
 from so8t_helpers.phi3.folder import check_folder
 from so8t_helpers.phi3.source import base_folder, check_base
 from so8t_helpers.phi3.template import read_dialect
-from so8t_helpers.run.files import StageError, write_json, write_jsonl, write_text
+from so8t_helpers.run.files import StageError, replace, write_json, write_jsonl, write_text
 from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
-from so8t_helpers.thinking.audit import AuditLog
+from so8t_helpers.thinking.audit import AuditLog, verify_audit
 
 STAGE = "05_ollama_eval"
+log = logging.getLogger(__name__)
 _FOLDERS = ("base", "baked")
 
 
@@ -67,7 +70,7 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         records = choose_rows(stage)
         sources = {name: _source(stage, name) for name in settings.eval.models}
         prompts = write_prompts(records, _dialect(sources))
-        audit = AuditLog(stage.directory / "audit.jsonl")
+        audit = _audit_log(stage.directory / "audit.jsonl")
         answers: dict[str, pd.DataFrame] = {}
         lines: list[dict[str, Any]] = []
         scores: dict[str, Any] = {"models": {}}
@@ -119,6 +122,21 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         for name, entry in scores["models"].items():
             stage.facts |= {f"format {name}": entry["format"], f"answer {name}": entry["answer"]}
     return scores
+
+
+def _audit_log(path: Path) -> AuditLog:
+    """Open the log of this stage's answers; one that does not verify is set aside, and a new one begun.
+
+    A power cut may leave its head empty; an evaluation that can be done again must not fail of it for good.
+    """
+    if path.exists() and not (verdict := verify_audit(path)).ok:
+        number = next(n for n in itertools.count(1) if not path.with_stem(f"audit-broken-{n}").exists())
+        aside = path.with_stem(f"audit-broken-{number}")
+        log.warning("%s: %s; it is kept as %s, and a new log begins", path, verdict.problem, aside.name)
+        for suffix in ("", ".head"):
+            if (old := path.with_name(path.name + suffix)).exists():
+                replace(old, aside.with_name(aside.name + suffix))
+    return AuditLog(path)
 
 
 def _source(stage: Stage, name: str) -> Path:
