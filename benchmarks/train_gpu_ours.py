@@ -70,7 +70,11 @@ def so8t(config: Path, scratch: Path, arguments: dict[str, Any]) -> dict[str, An
     prepare_allocator(chosen)
     generator = torch.Generator(device=machine.device).manual_seed(0)
     base = load_base(
-        shape, lambda name: random_tensor(shape, name, generator), chosen.model, machine.device, machine.dtype
+        shape,
+        lambda name: random_tensor(shape, name, generator),
+        machine.model,
+        machine.device,
+        machine.dtype,
     )
     packed, most = packed_sequences(length, shape.vocab_size, accumulation)
     keep_apart(base, [Document(*[packed[0].tokens[:LENGTH].numpy()] * 2)])

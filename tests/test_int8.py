@@ -138,13 +138,25 @@ def test_the_machine_says_that_it_multiplies_8_bits_or_what_it_lacks(monkeypatch
     assert "8-bit products" in look_at_machine(chosen).summary
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    by_auto = validate({"model": {"int8_matmul": "auto"}, "training": {"precision": "bf16"}}, "test")
     with pytest.raises(SettingsError, match=r"tensor_core needs a card of .* 8\.0, and this one has 7\.5"):
         look_at_machine(chosen)
+    machine = look_at_machine(by_auto)
+    assert machine.model.int8_matmul == "weight_only"
+    assert "8-bit ones need a card of compute capability 8.0" in machine.summary
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    machine = look_at_machine(by_auto)
+    assert machine.model.int8_matmul == "tensor_core"
+    assert "8-bit products by auto" in machine.summary
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="tensor_core needs Triton"):
         look_at_machine(chosen)
+    assert "8-bit ones need Triton" in look_at_machine(by_auto).summary
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert look_at_machine(by_auto).model.int8_matmul == "weight_only"
 
 
 @needs_triton

@@ -85,7 +85,7 @@ class ModelSettings(Section):
     revision: str | None = None
     quantization: Literal["int8", "nf4", "none"] = "int8"
     # tensor_core, 8-bit activations and gradients too, is not the default: no card has measured it yet
-    int8_matmul: Literal["weight_only", "llm_int8", "tensor_core"] = "weight_only"
+    int8_matmul: Literal["weight_only", "llm_int8", "tensor_core", "auto"] = "weight_only"
 
 
 class GateSettings(Section):

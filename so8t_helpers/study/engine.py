@@ -115,7 +115,7 @@ class Session:
         rows = read_jsonl(self.data.train)
         self.samples = batches.tokenize(rows, self.tokenizer, settings.training.sequence_length)
         read = weight_reader(self.data.base)
-        self.base = load_base(self.shape, read, settings.model, self.machine.device, self.machine.dtype)
+        self.base = load_base(self.shape, read, self.machine.model, self.machine.device, self.machine.dtype)
         keep_apart(self.base, self.samples)
         self._loaded = True
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from so8t_helpers.phi3.shape import LINEARS, Phi3Shape, logit_rows
-from so8t_helpers.settings import Settings, SettingsError
+from so8t_helpers.settings import ModelSettings, Settings, SettingsError
 from so8t_helpers.train.adapters import Adapters, count_parameters
 from so8t_helpers.train.frozen import Base
 from so8t_helpers.train.micro_step import MicroStep
@@ -34,6 +34,7 @@ class Machine:
         mode: "graph", "compile" or "plain".
         varlen: whether the variable-length flash attention can be used.
         compiles: whether layers are compiled (graph mode works without, too).
+        model: the model's settings, with `int8_matmul: auto` settled.
         summary: one line for the log and the report: what was chosen and why.
     """
 
@@ -42,6 +43,7 @@ class Machine:
     mode: str
     varlen: bool
     compiles: bool
+    model: ModelSettings
     summary: str
 
 
@@ -60,8 +62,13 @@ def look_at_machine(settings: Settings) -> Machine:
     why_not_varlen = _why_not_varlen(device, dtype)
     triton = cuda and importlib.util.find_spec("triton") is not None
     product = settings.model.int8_matmul if settings.model.quantization == "int8" else ""
-    if product == "tensor_core" and cuda and (missing := _why_no_int8_kernels(triton)):
+    missing = _why_no_int8_kernels(triton) if cuda else "a card"
+    if product == "tensor_core" and cuda and missing:
         raise SettingsError(f"model.int8_matmul: tensor_core needs {missing}; use weight_only")
+    products = ", 8-bit products" if product == "tensor_core" else ""
+    if product == "auto":
+        product = "weight_only" if missing else "tensor_core"
+        products = f", 16-bit products: 8-bit ones need {missing}" if missing else ", 8-bit products by auto"
     if product == "llm_int8":
         best, reason = "plain", "LLM.int8's own product synchronises with the host"
     elif why_not_varlen:
@@ -74,10 +81,9 @@ def look_at_machine(settings: Settings) -> Machine:
     if mode == "compile" and not triton:
         raise SettingsError("training.speed: compile needs Triton, which is not installed; use auto")
     name = torch.cuda.get_device_name() if cuda else "CPU"
-    if product == "tensor_core":
-        reason += ", 8-bit products"
-    summary = f"speed {mode} on {name} in {training.precision} ({reason})"
-    return Machine(device, dtype, mode, not why_not_varlen, triton and mode != "plain", summary)
+    summary = f"speed {mode} on {name} in {training.precision} ({reason}{products})"
+    model = settings.model.model_copy(update={"int8_matmul": product} if product else {})
+    return Machine(device, dtype, mode, not why_not_varlen, triton and mode != "plain", model, summary)
 
 
 def _why_not_varlen(device: torch.device, dtype: torch.dtype) -> str:
