@@ -84,7 +84,6 @@ def one_linear(out: int, into: int, length: int) -> dict[str, float]:
             took = timed(lambda run=function, stored=stored: [run(weight) for weight in stored])
             found[f"{int8_matmul}, {direction}"] = round(took / COPIES, 1)
     rows = [weight.rows for weight in stored]
-    rows = [weight.rows for weight in stored]
     found["rounding x"] = round(timed(lambda: int8.quantize_tokens(x, stored[0].kept)), 1)
     found["rounding dy"] = round(timed(lambda: int8.quantize_tokens(grad, stored[0].scale[:, 0])), 1)
     found["turning"] = round(timed(lambda: [int8.turn(one) for one in rows]) / COPIES, 1)
@@ -95,7 +94,7 @@ def tiles(config: Path, length: int = LENGTH) -> dict[str, dict[str, float]]:
     """TOP/s of the product alone for other tiles than the one in use; one that does not fit says why."""
     from so8t_helpers.train import int8_kernel
 
-    candidates = set(int8_kernel.TILES.get(torch.cuda.get_device_capability(), ()))
+    candidates = {int8_kernel.tile_of(torch.cuda.get_device_capability())}
     candidates |= {int8_kernel.Tile(*tile) for tile in (
         (128, 128, 128, 4, 3), (128, 128, 128, 4, 2), (128, 128, 128, 8, 3), (128, 128, 64, 4, 4),
         (128, 128, 64, 4, 3), (128, 256, 128, 8, 3), (256, 128, 128, 8, 3), (64, 128, 128, 4, 3),

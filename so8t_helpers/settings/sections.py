@@ -84,7 +84,7 @@ class ModelSettings(Section):
     base: Place = "AXCXEPT/Borea-Phi-3.5-mini-Instruct-Jp"
     revision: str | None = None
     quantization: Literal["int8", "nf4", "none"] = "int8"
-    # tensor_core, 8-bit activations and gradients too, is not the default: no card has measured it yet
+    # tensor_core: 8-bit activations and gradients too; a little loss, so not the default. auto: where it runs
     int8_matmul: Literal["weight_only", "llm_int8", "tensor_core", "auto"] = "weight_only"
 
 

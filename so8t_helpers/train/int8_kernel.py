@@ -30,17 +30,14 @@ class Tile(NamedTuple):
     stages: int
 
 
-# (for many tiles, for few). A card's programs end together: of few large ones the last leave it half idle.
-TILES = {(9, 0): (Tile(128, 128, 128, 4, 3), Tile(128, 128, 128, 4, 3))}
-# 48 KiB of shared memory: two programs fit the 99 KiB of 8.6 and 8.9.
-_OTHERS = (Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 4, 3))
-_MANY = 512 * 128 * 128  # outputs of all tokens; 132 multiprocessors do 264 tiles of 128 x 128 at a time
+TILES = {(9, 0): Tile(128, 128, 128, 4, 3)}  # the best of twelve in all eight products of Phi-3.5-mini
+# Not timed. 48 KiB of shared memory: two programs fit the 99 KiB of 8.6 and 8.9.
+_OTHERS = Tile(128, 128, 64, 4, 3)
 
 
-def tile_of(capability: tuple[int, int], outputs: int) -> Tile:
-    """Return the tile for a card's compute capability and so many numbers of output."""
-    many, few = TILES.get(capability, _OTHERS)
-    return many if outputs >= _MANY else few
+def tile_of(capability: tuple[int, int]) -> Tile:
+    """Return the tile for a card's compute capability."""
+    return TILES.get(capability, _OTHERS)
 
 
 @triton.jit
@@ -142,7 +139,7 @@ def scaled_product(
 ) -> Tensor:
     """`int8.scaled_product` on a card."""
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
-    return launch(q, scales, weight, row_scale, low, factor, dtype, tile_of(capability, len(q) * len(weight)))
+    return launch(q, scales, weight, row_scale, low, factor, dtype, tile_of(capability))
 
 
 def launch(

@@ -68,7 +68,9 @@ def look_at_machine(settings: Settings) -> Machine:
     products = ", 8-bit products" if product == "tensor_core" else ""
     if product == "auto":
         product = "weight_only" if missing else "tensor_core"
-        products = f", 16-bit products: 8-bit ones need {missing}" if missing else ", 8-bit products by auto"
+        products = (
+            f", weight-only products: 8-bit ones need {missing}" if missing else ", 8-bit products by auto"
+        )
     if product == "llm_int8":
         best, reason = "plain", "LLM.int8's own product synchronises with the host"
     elif why_not_varlen:

@@ -53,10 +53,11 @@ def _largest(base: Base, documents: Sequence[Document]) -> list[dict[str, Tensor
     shape, length = base.shape, 0
     chosen: list[Document] = []
     for document in documents:
-        if chosen and length + len(document.tokens) > _TOKENS:
+        if (room := _TOKENS - length) <= 0:
             break
-        chosen.append(document)
-        length += len(document.tokens)
+        # What comes later changes nothing of what came before: a long document may be cut.
+        chosen.append(Document(document.tokens[:room], document.targets[:room]))
+        length += len(chosen[-1].tokens)
     sequence = build_sequence(chosen, length, 0, len(chosen))
     cos, sin = (t[sequence.positions.to(base.device)] for t in rope_tables(shape, length, base.device))
     none = torch.zeros((), dtype=torch.int32, device=base.device)

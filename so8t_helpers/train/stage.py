@@ -90,6 +90,7 @@ def train(settings: Settings) -> dict[str, Any]:
         check_cards(settings)
         check_held_out(settings, settings.training.eval_steps is not None)
         machine = look_at_machine(settings)
+        settings = settings.model_copy(update={"model": machine.model})  # a checkpoint is of one arithmetic
         log.info("%s", machine.summary)
         prepare_allocator(settings)
         tokenizer = load_tokenizer(folder)
@@ -195,7 +196,6 @@ class Loop:
         self.workers.add_up([*self.adapters.gradients(), self.micro_step.task_loss, self.micro_step.pet_loss])
         scale = self.optimizer.loss_scale
         norm, orthogonality = self.optimizer.step(rate)
-
         seconds = time.perf_counter() - started
         return {
             "step": step + 1,
