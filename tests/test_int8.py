@@ -117,7 +117,7 @@ def test_what_stands_apart_is_what_is_large_in_a_model(tmp_path: Path):
             largest = torch.cat(seen[f"{i} {name}"]).abs().amax(0)
             # int8 rows move activations by a percent or two: what is clearly among the largest must be found.
             clearly = (largest > 1.1 * largest.topk(APART).values[-1]).nonzero().flatten().tolist()
-            assert len(clearly) > APART // 4
+            assert len(clearly) > APART // 8
             assert set(clearly) <= set(weight.features.tolist())
             assert torch.equal(weight.columns, weight.rows[:, weight.features])
 
