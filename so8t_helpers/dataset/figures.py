@@ -119,8 +119,8 @@ def counted(card: Card) -> pd.DataFrame:
 def two_labels(card: Card) -> pd.DataFrame:
     """Questions that are kept with more than one label: where each one's lines are."""
     shown = card["two labels"]["shown"]
-    rows = [(i, row["label"], row["where"]) for i, same in enumerate(shown, 1) for row in same]
-    return pd.DataFrame(rows, columns=["question", "label", "line"])
+    rows = [(str(i), row["label"], row["where"]) for i, same in enumerate(shown, 1) for row in same]
+    return pd.DataFrame(rows or [("none", "", "")], columns=["question", "label", "line"])
 
 
 def split(card: Card) -> pd.DataFrame:
