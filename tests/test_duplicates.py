@@ -46,6 +46,7 @@ def test_punctuation_width_case_and_spaces_do_not_matter(one, other):
         ("(1+2)*3", "1+2*3", "1+(2*3)"),
         ("🍣とは", "🍕とは", "とは"),
         ("5%引き", "5引き", "$5引き"),
+        ("12\n3", "1\n23", "123", "12\t34", "1234"),
     ],
 )
 def test_signs_numbers_and_names_make_another_question(tmp_path, base, different):

@@ -518,3 +518,62 @@ def test_entries_survive_the_way_through_a_runs_params(tmp_path: Path):
     assert again.dataset.inputs == settings.dataset.inputs
     assert isinstance(again.dataset.inputs[0], InputEntry)
     assert again.dataset.inputs[0].labels == {"0": "ALLOW", "true": "DENY"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        # A column that was given to one field fills no other by its own name.
+        (
+            {"question": "input", "answer": "output"},
+            {"input": "空の色は?", "output": "青"},
+            ("空の色は?", "青"),
+        ),
+        ({"answer": "context"}, {"question": "空は?", "context": "青"}, ("空は?", "青")),
+        ({}, {"Question": "空は?", "Answer": "青"}, ("空は?", "青")),
+        ({}, {"question": "6かける7は?", "answer": 42}, ("6かける7は?", "42")),
+        (
+            {"answer": "answers"},
+            {"question": "何色?", "answers": {"text": ["青"], "x": [3]}},
+            ("何色?", "青"),
+        ),
+    ],
+)
+def test_each_column_fills_one_field(columns, row, expected, tmp_path: Path):
+    as_jsonl(tmp_path / "in.jsonl", [row])
+    (record,) = read(tmp_path, {"path": str(tmp_path / "in.jsonl"), "label": "ALLOW", "columns": columns})
+    assert isinstance(record, Record)
+    assert (record.question, record.answer, record.domain) == (*expected, None)
+
+
+def test_a_quotation_that_does_not_end_swallows_no_lines(tmp_path: Path):
+    lines = ["question,answer,label", '"空の色は?,青,ALLOW', *(f"{n}+1は?,{n + 1},ALLOW" for n in range(50))]
+    (tmp_path / "in.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(StageError, match=r"in\.csv.*a quotation that does not end well"):
+        read(tmp_path, tmp_path / "in.csv")
+
+
+def test_paragraphs_that_are_not_squad_s_are_a_record_s_own(tmp_path: Path):
+    row = {"question": "空は?", "answer": "青", "label": "ALLOW", "paragraphs": [{"text": "空は青い。"}]}
+    as_array(tmp_path / "in.json", [row])
+    assert said(read(tmp_path, tmp_path / "in.json")) == [("空は?", "青", "ALLOW")]
+
+
+def test_an_empty_cell_is_no_group(tmp_path: Path):
+    rows = [
+        {"question": "空は?", "answer": "青", "label": "ALLOW", "ticket": ticket} for ticket in ("", "T1")
+    ]
+    as_table(tmp_path / "in.csv", rows)
+    records = read(tmp_path, {"path": str(tmp_path / "in.csv"), "group": "ticket"})
+    assert [one.group for one in records if isinstance(one, Record)] == [None, "T1"]
+
+
+def test_a_label_word_stands_beside_numbers_that_are_explained(tmp_path: Path):
+    rows = [{"question": "空は?", "answer": "青", "label": label} for label in (0, "REFUSE", 7)]
+    as_jsonl(tmp_path / "in.jsonl", rows)
+    found = read(tmp_path, {"path": str(tmp_path / "in.jsonl"), "labels": {0: "ALLOW"}})
+    assert [one if isinstance(one, str) else one.label for one in found] == [
+        "ALLOW",
+        "REFUSE",
+        "unknown_label",
+    ]

@@ -12,9 +12,11 @@ from stdnum.jp import cn, in_
 
 from benchmarks.personal_data import KINDS, NAMES, cases, held_back, quality
 from so8t_helpers.dataset import personal_data
+from so8t_helpers.dataset.masking import mask_record
 from so8t_helpers.dataset.personal_data.cued import licence_valid
 from so8t_helpers.dataset.personal_data.limits import not_covered
 from so8t_helpers.dataset.personal_data.names import by_cues, finder
+from so8t_helpers.dataset.records import normalise
 from so8t_helpers.settings import PROJECT_ROOT, SettingsError
 
 FIRST, *LATER = KINDS
@@ -179,3 +181,13 @@ def test_a_megabyte_made_to_be_slow_takes_seconds():
     started = time.process_time()
     personal_data.find(text, by_cues)
     assert time.process_time() - started < 20  # 1 or 2 where nothing else runs; a square would take an hour
+
+
+def test_what_was_found_beside_its_cue_is_masked_where_it_stands_alone():
+    number = "123456789018"
+    data = {"instruction": "番号は?", "output": f"マイナンバーは{number}です。", "label": "ALLOW"}
+    record = normalise(data | {"check": {"kind": "contains", "value": number}})
+    assert mask_record(record, "mask", None) == ["my_number"]
+    assert record.check is not None
+    assert record.check["value"] in record.answer
+    assert number not in f"{record.answer}{record.check['value']}"

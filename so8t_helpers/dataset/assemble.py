@@ -203,7 +203,8 @@ def _duplicates(settings: Settings, rows: Rows) -> tuple[np.ndarray, np.ndarray,
     _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
     first = first[inverse]  # of each row the first one with the same question, itself or an earlier one
     exact = first != np.arange(count)
-    near, left_out = near_duplicates(files, range(near_bands), ~exact, threshold, rows.text)
+    compared = ~exact if threshold > 0 else np.zeros_like(exact)  # 0: equal ones alone are duplicates
+    near, left_out = near_duplicates(files, range(near_bands), compared, threshold, rows.text)
     earlier = np.where(exact, first, near)
     pairs, alike, skipped = links(files, range(near_bands, all_bands), earlier < 0)
     return earlier, exact, Links(pairs, alike, {"near-duplicates": left_out, "alike": skipped})

@@ -70,7 +70,8 @@ class Given:
         found = {
             name: value for name, column in self.columns if (value := column_of(data, column)) is not None
         }
-        return data | found
+        taken = {column for _, column in self.columns}  # it fills one field, and no other by its own name
+        return {key: value for key, value in data.items() if key not in taken} | found
 
 
 def given_by(entry: InputEntry) -> Given:
@@ -96,8 +97,8 @@ def given_by(entry: InputEntry) -> Given:
 
 def are_known(names: list[str], given: Given) -> bool:
     """Say whether a table with these columns can hold records."""
-    columns = {name for name, _ in given.columns} | set(names)
-    return any(name in columns for field in _SAYS for name in FIELDS[field])
+    columns = {name.lower() for name in (*(name for name, _ in given.columns), *names)}
+    return any(name.lower() in columns for field in _SAYS for name in FIELDS[field])
 
 
 def column_of(data: dict[str, Any], column: str) -> Any:
@@ -115,7 +116,11 @@ def pick(data: dict[str, Any]) -> Picked:
     keys = tuple(data)
     layout = _layouts.get(keys)
     if layout is None:
-        found = ((field, tuple(key for key in names if key in data)) for field, names in FIELDS.items())
+        own = {key.lower(): key for key in reversed(keys)}  # a table's head may begin with capitals
+        found = (
+            (field, tuple(own[name.lower()] for name in names if name.lower() in own))
+            for field, names in FIELDS.items()
+        )
         layout = tuple((field, held) for field, held in found if held)
         if len(_layouts) < _MOST_LAYOUTS and sum(map(len, keys)) < _LONGEST_KEYS:
             _layouts[keys] = layout
@@ -142,6 +147,8 @@ def as_text(key: str, value: Any) -> str:
     """
     if type(value) is list and all(type(v) is dict and type(v.get("text")) is str for v in value):
         value = "\n".join(v["text"] for v in value)
+    if type(value) in {int, float}:
+        value = str(value)
     if type(value) is not str:
         raise RejectedError("wrong_type", f"`{key}` must be text, got {type(value).__name__}")
     return value.strip()

@@ -55,10 +55,11 @@ def normalise_question(question: str, already: bool = False) -> str:
     text = question if already else normalised(question)
     # Most noise is a few signs, and taking those out first leaves nothing for the regexes to do.
     letters = text.replace("、", "").replace("。", "").replace("\n", "").replace(" ", "")
-    apart = len(letters) < len(text) and _DIGITS_APART.search(text) is not None
-    if letters.isalnum() and not apart:
+    plain = letters.isalnum()
+    apart = (len(letters) < len(text) or not plain) and _DIGITS_APART.search(text) is not None
+    if plain and not apart:
         return letters
-    letters = _APART_FROM_DIGITS.sub("", text) if apart else "".join(text.split())
+    letters = " ".join(_APART_FROM_DIGITS.sub("", text).split()) if apart else "".join(text.split())
     return _DOUBTFUL.sub(_where_it_says_something, letters.translate(_BLANK)) or text
 
 

@@ -19,11 +19,19 @@ def mask_record(record: Record, policy: str, names: NameFinder | None) -> list[s
         RejectedError: there is some, and the policy is to quarantine.
     """
     kinds: list[str] = []
+    said: dict[str, str] = {}  # what was found -> what stands there now
 
     def masked(text: str) -> str:
         found = personal_data.find(text, names)
         kinds.extend(place.kind for place in found)
+        said.update((text[place.start : place.end], personal_data.MASKS[place.kind]) for place in found)
         return personal_data.mask(text, found)
+
+    def as_elsewhere(text: str) -> str:
+        """Mask a part of what was looked through: alone it may lack the word that told what it is."""
+        for found in sorted(said, key=len, reverse=True):
+            text = text.replace(found, said[found])
+        return masked(text)
 
     for name in TEXT_FIELDS:
         if value := getattr(record, name):
@@ -33,7 +41,7 @@ def mask_record(record: Record, policy: str, names: NameFinder | None) -> list[s
         raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
     found = list(kinds)
     if found:
-        record.context = masked(record.context)  # a part of the question, counted there
+        record.context = as_elsewhere(record.context)  # a part of the question, counted there
         if record.check:
-            record.check = {**record.check, "value": masked(record.check["value"])}
+            record.check = {**record.check, "value": as_elsewhere(record.check["value"])}
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,8 @@ def _label(picked: Picked, given: Given | None) -> str:
     key, value = picked.get("label", ("label", None))
     if given is not None and given.labels is not None:
         name = value_key(value)
-        value = given.label if name is None else given.labels.get(name)
+        own = value if type(value) is str and parse_label(value) else None
+        value = given.label if name is None else given.labels.get(name, own)
         if value is None and name is not None:
             raise RejectedError("unknown_label", f"a `{key}` that `labels` of its entry does not name")
     elif given is not None and given.label is not None:
@@ -161,7 +163,8 @@ def _group(data: dict[str, Any], picked: Picked, said: Said, given: Given | None
     """Return what other records may share: the entry's column, its article, its dialogue's opening."""
     if given is not None and given.group is not None:
         value = column_of(data, given.group)
-        return None if value is None else str(value)
+        empty = value is None or (type(value) is float and math.isnan(value)) or not str(value).strip()
+        return None if empty else str(value)
     if "group" in picked:
         return str(picked["group"][1])
     if said.topic:

@@ -199,7 +199,9 @@ class Sampler:
             if self.thoughts is not None and _lacks_reasoning(candidate):
                 text, fault = self.thoughts.get(record) or ("", "not asked")
                 if not fault:
-                    reasoning = personal_data.mask(text, personal_data.find(text, self.names))
+                    masks = self.settings.personal_data != "off"
+                    found = personal_data.find(text, self.names) if masks else []
+                    reasoning = personal_data.mask(text, found)
                     source = "a teacher's"
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
         parts = compared_parts(record.question, record.context, record.history, unchanged)
@@ -237,7 +239,9 @@ class Sampler:
         }
         if record.source:
             row["source"]["from"] = record.source
-        if record.history and self.settings.dialogue_answers == "every":
+        # Of an unsafe dialogue, or one to be refused, only the last answer was judged.
+        judged = not candidate.harm and record.label not in REFUSE_LABELS
+        if record.history and judged and self.settings.dialogue_answers == "every":
             row["trained"] = "every answer"
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),

@@ -189,7 +189,7 @@ def _from_fields(picked: Picked) -> Said:
 def _answer(picked: Picked) -> str:
     """Return the answer; of SQuAD's `answers`, which all mean the same, the first."""
     key, value = picked.get("answer", ("", ""))
-    if key == "answers":
+    if key == "answers" or (type(value) is dict and "text" in value):
         listed = value.get("text") if type(value) is dict else value
         first = listed[0] if type(listed) is list and listed else listed or ""
         value = first.get("text", "") if type(first) is dict else first

@@ -66,8 +66,8 @@ class Thoughts:
         self._database.commit()
 
     def request(self, record: Record) -> str:
-        """Return what the teacher is asked; policy has been applied: it holds nothing personal or unsafe."""
-        values = {"question": record.question, "answer": record.answer}
+        """Return what the teacher is asked of a record, as policy left it; a dialogue's turns come first."""
+        values = {"question": "\n".join((*record.history, record.question)), "answer": record.answer}
         values |= {"label": record.label, "task": record.task or "", "domain": record.domain or ""}
         # At once, so that a record that holds "{answer}" stays as it is.
         prompt = self._prompts[language_of(record.question)]
@@ -90,7 +90,7 @@ def fault(text: str, record: Record) -> str:
     language = language_of(record.question)
     if language_of(text) != language:
         return "another language"
-    parts = (record.question, record.answer, record.system, record.task, record.domain)
+    parts = (*record.history, record.question, record.answer, record.system, record.task, record.domain)
     said, known = (unicodedata.normalize("NFKC", t) for t in (text, "\n".join(filter(None, parts))))
     numbers = {number.replace(",", "") for number in _NUMBER.findall(known)}
     if any(number.replace(",", "") not in numbers for number in _NUMBER.findall(said)):

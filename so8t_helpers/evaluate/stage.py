@@ -71,6 +71,8 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         sources = {name: _source(stage, name) for name in settings.eval.models}
         prompts = write_prompts(records, _dialect(sources))
         audit = _audit_log(stage.directory / "audit.jsonl")
+        if set_aside := sorted(path.name for path in stage.directory.glob("audit-broken-*.jsonl")):
+            stage.facts["audit logs set aside"] = ", ".join(set_aside)
         answers: dict[str, pd.DataFrame] = {}
         lines: list[dict[str, Any]] = []
         scores: dict[str, Any] = {"models": {}}
@@ -132,7 +134,13 @@ def _audit_log(path: Path) -> AuditLog:
     if path.exists() and not (verdict := verify_audit(path)).ok:
         number = next(n for n in itertools.count(1) if not path.with_stem(f"audit-broken-{n}").exists())
         aside = path.with_stem(f"audit-broken-{number}")
-        log.warning("%s: %s; it is kept as %s, and a new log begins", path, verdict.problem, aside.name)
+        log.warning(
+            "%s: line %s: %s; it is kept as %s, and a new log begins",
+            path,
+            verdict.line,
+            verdict.problem,
+            aside.name,
+        )
         for suffix in ("", ".head"):
             if (old := path.with_name(path.name + suffix)).exists():
                 replace(old, aside.with_name(aside.name + suffix))

@@ -68,6 +68,11 @@ class Door:
 
     def _judge(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        close = {"Connection": "close"}
+        # First of all: a chunked body tells no size; with a Content-Length beside it, a proxy may see another
+        # request in what follows on this connection.
+        if "transfer-encoding" in headers:
+            raise AnswerError(411, "length", "a Content-Length header alone is needed", headers=close)
         if self._loopback and not names_loopback(scope["headers"]):
             raise AnswerError(421, "host", "this service answers to loopback names only")
         closed = self._token and scope["path"] not in _OPEN
@@ -78,9 +83,7 @@ class Door:
         if asks and (wait := self._rate.wait(rate_key((scope["client"] or ("",))[0]))):
             raise AnswerError(429, "rate_limit", "too many requests from this address", wait)
         length = headers.get("content-length", "")
-        # A chunked body tells no size; with a Content-Length beside it, a proxy may see another request here.
-        if "transfer-encoding" in headers or (asks and not length):
-            close = {"Connection": "close"}
+        if asks and not length:
             raise AnswerError(411, "length", "a Content-Length header alone is needed", headers=close)
         if length and int(length) > self._largest:
             raise AnswerError(413, "too_long", f"the body is over {self._largest} bytes")

@@ -178,6 +178,15 @@ def load_study(name: str, overrides: dict[str, Any] | None = None) -> Study:
     study = Study(path.stem, path, file, settings)
     if study.settings.training.eval_steps is None:
         raise SettingsError(f"{path}: training.eval_steps is null; a study needs the held-out loss")
+    if file.full.arms and study.settings.training.keep == "best":
+        raise SettingsError(
+            f"{path}: training.keep: best leaves another adapter to stages 03 to 05 than the one whose "
+            "loss is compared; set it to last, or `full.arms` to []"
+        )
+    if study.settings.model.int8_matmul == "auto":
+        raise SettingsError(
+            f"{path}: model.int8_matmul: auto may differ from one machine to the next; name one of the others"
+        )
     for arm in file.arms:
         own_values(study, arm)
     return study
@@ -279,6 +288,8 @@ def _check_arms(path: Path, file: StudyFile) -> None:
 def _explain(item: Any) -> str:
     """One line for one pydantic error: key, what was expected, what to do."""
     parts = [str(part) for part in item["loc"]]
+    if parts == ["full"]:
+        return "`full`: expected a mapping, such as `full: {arms: [lora], seeds: 2, prompts: 64}`"
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] = StudyFile
         if parts[0] in {"arms", "endpoints", "full"}:

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from so8t_helpers.run.files import StageError
 from so8t_helpers.settings import Settings, resolve
 from so8t_helpers.thinking.audit_checkpoint import EVERY, Checkpoints, checkpoint, load_public_key, public_key
 from so8t_helpers.thinking.audit_key import AuditError, hmac_code, key_name, load_key
@@ -210,10 +211,10 @@ class AuditLog:
                         raise OSError("short write")
                     _flush(file)
                     write_head(self.path, seq + 1, line["mac"], self._key)
-                except OSError:
+                except (OSError, StageError):  # the latter where something on Windows holds the head's file
                     file.truncate(before)
                     raise
-        except OSError as error:
+        except (OSError, StageError) as error:
             raise AuditError(f"{self.path}: could not be written ({error}); is the disk full?") from error
         self._last, self._size = (seq + 1, line["mac"]), before + len(data)
 

@@ -97,8 +97,9 @@ def read_documents(rows: Sequence[dict[str, Any]], tokenizer: Any, length: int) 
             if document.tokens[first : first + len(labels[right])].tolist() == labels[right]:
                 for k, tokens in _forks(labels, right):
                     choices[first + k - 1] = tokens + tokens[:1] * (len(labels) - len(tokens))
-        # A target stands one position before its token.
-        parts = np.where(document.targets == IGNORE, -1, np.append(parts[1:], -1))
+        # A target stands one position before its token; of a dialogue the last answer alone is looked at.
+        earlier = np.append(ends[1:], 0) <= 0
+        parts = np.where((document.targets == IGNORE) | earlier, -1, np.append(parts[1:], -1))
         found.append(HeldOutDocument(document, parts, choices))
     return found
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from so8t_helpers.run.files import remove, remove_scratch, write_text
+from so8t_helpers.run.stage import STAGES
 from so8t_helpers.settings import Settings, resolve
 
 _NOTE = ".temp"  # says where the temporary folder is, for whoever comes after a kill
@@ -41,7 +42,9 @@ def kernel_place(settings: Settings, work: Path) -> Iterator[None]:
     killed run left in `work`, a folder that no other process works in, is ended and removed first.
     """
     end_leftovers(work)
-    remove_scratch(work.rglob(".*.tmp"))
+    # Of the stages alone: a service of this run, or another training of this study, may be writing elsewhere.
+    for name in (*STAGES, "notebooks"):
+        remove_scratch((work / name).rglob(".*.tmp"))
     cache, before, temp_before = settings.cache, dict(os.environ), tempfile.tempdir
     named = {"HF_HOME": cache.hf_home, "TORCHINDUCTOR_CACHE_DIR": cache.torchinductor_dir}
     folders = {name: resolve(value) for name, value in named.items() if value is not None}

@@ -54,10 +54,13 @@ def _of_object(reader: _Reader) -> Iterator[Any]:
 
 def _flat(value: Any) -> Iterator[Any]:
     """Yield a value, or the questions of an article as SQuAD's own files have it (Rajpurkar et al. 2016)."""
-    if type(value) is not dict or type(value.get("paragraphs")) is not list:
+    listed = value.get("paragraphs") if type(value) is dict else None
+    if type(listed) is not list or not all(
+        type(p) is dict and "context" in p and type(p.get("qas")) is list for p in listed
+    ):
         yield value
         return
-    for paragraph in value["paragraphs"]:
+    for paragraph in listed:
         about = {"title": value.get("title"), "context": paragraph["context"]}
         for question in paragraph["qas"]:
             yield about | question

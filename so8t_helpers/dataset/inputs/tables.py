@@ -103,8 +103,17 @@ def _cells(file: InputFile, text: IO[str]) -> Iterator[Any]:
     first = text.readline()
     signs = "\t" if file.format == "tsv" else ",;\t|"
     delimiter = max(signs, key=first.count)
-    rows = csv.reader(_chained(first, text), delimiter=delimiter)
-    yield from _by_name(file, (row for row in rows if row))
+    # Strict, or one quotation that does not end would swallow all lines after it.
+    rows = csv.reader(_chained(first, text), delimiter=delimiter, strict=True)
+    yield from _by_name(file, _quoted_well(rows))
+
+
+def _quoted_well(rows: Any) -> Iterator[list[str]]:
+    """Yield a csv.reader's rows that hold anything; ValueError for a quotation that does not end well."""
+    try:
+        yield from filter(None, rows)
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: a quotation that does not end well ({error})") from error
 
 
 def _chained(first: str, text: IO[str]) -> Iterator[str]:
