@@ -178,7 +178,7 @@ def test_every_problem_of_gsm8k_is_one(part):
         ({"text": "本文だけ"}, "unknown_shape"),
         ({"foo": "bar"}, "unknown_shape"),
         ({"instruction": ["首都は"], "output": "東京"}, "wrong_type"),
-        ({"instruction": "首都は", "output": 5}, "wrong_type"),
+        ({"instruction": "首都は", "output": {"a": 5}}, "wrong_type"),
         ({"messages": "hello"}, "wrong_type"),
         ({"messages": [{"role": "user", "content": "a"}]}, "unknown_shape"),
         ({"instruction": "首都は", "output": "東京", "label": "maybe"}, "unknown_label"),
