@@ -531,6 +531,8 @@ def test_entries_survive_the_way_through_a_runs_params(tmp_path: Path):
         ),
         ({"answer": "context"}, {"question": "空は?", "context": "青"}, ("空は?", "青")),
         ({}, {"Question": "空は?", "Answer": "青"}, ("空は?", "青")),
+        ({}, {"question": "空は?", "answer": "", "Answer": "青"}, ("空は?", "青")),
+        ({}, {"Question": "海は?", "question": "空は?", "answer": "青"}, ("空は?", "青")),
         ({}, {"question": "6かける7は?", "answer": 42}, ("6かける7は?", "42")),
         (
             {"answer": "answers"},
@@ -577,3 +579,11 @@ def test_a_label_word_stands_beside_numbers_that_are_explained(tmp_path: Path):
         "REFUSE",
         "unknown_label",
     ]
+
+
+def test_a_flag_that_gives_the_label_still_says_that_a_record_is_unsafe(tmp_path: Path):
+    as_jsonl(tmp_path / "in.jsonl", [{"question": "何?", "answer": "これ", "nsfw": True}])
+    entry = {"path": str(tmp_path / "in.jsonl"), "columns": {"label": "nsfw"}, "labels": {True: "ALLOW"}}
+    (record,) = read(tmp_path, entry)
+    assert isinstance(record, Record)
+    assert (record.label, record.flagged) == ("ALLOW", "nsfw")

@@ -70,7 +70,8 @@ class Given:
         found = {
             name: value for name, column in self.columns if (value := column_of(data, column)) is not None
         }
-        taken = {column for _, column in self.columns}  # it fills one field, and no other by its own name
+        # A column fills one field, and no other by its own name; but a flag stays one whatever else it gives.
+        taken = {column for _, column in self.columns} - set(FIELDS["flag"])
         return {key: value for key, value in data.items() if key not in taken} | found
 
 
@@ -116,9 +117,14 @@ def pick(data: dict[str, Any]) -> Picked:
     keys = tuple(data)
     layout = _layouts.get(keys)
     if layout is None:
-        own = {key.lower(): key for key in reversed(keys)}  # a table's head may begin with capitals
+        own: dict[str, list[str]] = {}  # a table's head may begin with capitals
+        for key in keys:
+            own.setdefault(key.lower(), []).append(key)
         found = (
-            (field, tuple(own[name.lower()] for name in names if name.lower() in own))
+            (
+                field,
+                tuple(key for name in names for key in sorted(own.get(name.lower(), ()), key=name.__ne__)),
+            )
             for field, names in FIELDS.items()
         )
         layout = tuple((field, held) for field, held in found if held)
