@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from so8t_helpers.phi3.chat import EVERY_ANSWER
 from so8t_helpers.phi3.tokenizer_files import load_tokenizer
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.train import batches
@@ -50,7 +51,7 @@ def test_of_a_dialogue_the_last_answer_is_trained_or_every_one(every: bool):
     said = [("system", "短く"), ("user", "首都は"), ("assistant", "東京です。")]
     said += [("user", "人口は"), ("assistant", "約1400万人です。")]
     messages = [{"role": role, "content": content} for role, content in said]
-    row = {"id": "a", "messages": messages} | ({"trained": batches.EVERY_ANSWER} if every else {})
+    row = {"id": "a", "messages": messages} | ({"trained": EVERY_ANSWER} if every else {})
     (found,) = batches.tokenize([row], tokenizer, 200)
     parts = np.split(found.targets, np.flatnonzero(np.diff(found.targets == batches.IGNORE)) + 1)
     trained = [tokenizer.decode(part) for part in parts if part[0] != batches.IGNORE]

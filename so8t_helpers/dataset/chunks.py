@@ -64,7 +64,7 @@ def part(work: Path, kind: str, index: int) -> Path:
 def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
     """Judge every line of a chunk and write its rows, quarantine, index and MinHash."""
     result = ChunkResult(chunk.lines)
-    sampler.flags.clear()
+    sampler.flags = result.flags
     offset = text_offset = 0
     with (
         part(work, "rows", chunk.index).open("wb", WRITE_BUFFER) as rows,
@@ -117,7 +117,6 @@ def process_chunk(sampler: Sampler, chunk: Chunk, work: Path) -> ChunkResult:
                 for to, content in zip((keys, low), bands, strict=True):
                     to.write(content.tobytes())
             result.kept += len(entries)
-        result.flags.update(sampler.flags)
     return result
 
 

@@ -62,16 +62,6 @@ def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return (_mix(hashed[whole]) >> np.uint64(32)).astype(np.uint32), kept[starts]
 
 
-def signatures(texts: list[str]) -> np.ndarray:
-    """Return the MinHash signatures of normalised texts: (len(texts), 256) uint32.
-
-    One permutation hashing (Li, Owen & Zhang, 2012): a hash's high bits choose a bin, and each bin keeps its
-    least hash; so a text costs four hash functions, not 256. A bin that stays empty takes what the first
-    other bin has that is not, in an order of its own (Shrivastava's optimal densification, 2017).
-    """
-    return _filled(_least(texts))
-
-
 def compared(texts: list[str], kinds: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return what records are compared by: normalised texts (see `alike`) and their kinds, (n,) uint32.
 
@@ -83,19 +73,23 @@ def compared(texts: list[str], kinds: np.ndarray, threshold: float) -> tuple[np.
     """
     asked = [text.partition(APART)[0] for text in texts]
     number = {text: i for i, text in enumerate(dict.fromkeys(asked))}  # many records ask one thing
-    least, own = _least(list(number)), [number[text] for text in asked]
-    near = band_keys(_filled(least), *banding(threshold))[own] ^ kinds[:, None]
+    least, own = least_hashes(list(number)), [number[text] for text in asked]
+    near = band_keys(signatures(least), *banding(threshold))[own] ^ kinds[:, None]
     least = least[own]
     if parted := [i for i, text in enumerate(texts) if APART in text]:
-        context = _least([texts[i].partition(APART)[2] for i in parted])
-        near[parted] ^= band_keys(_filled(context), *banding(threshold)) * np.uint32(3)
+        context = least_hashes([texts[i].partition(APART)[2] for i in parted])
+        near[parted] ^= band_keys(signatures(context), *banding(threshold)) * np.uint32(3)
         least[parted] = np.minimum(least[parted], context)  # a set's minima are the lesser of its parts'
-    whole = _filled(least)
+    whole = signatures(least)
     return np.hstack([near, band_keys(whole, *ALIKE_BANDS)]), whole[:, :KEPT].astype(np.uint8)
 
 
-def _least(texts: list[str]) -> np.ndarray:
-    """Return the least hash in each bin, `_EMPTY` where it has none: (len(texts), TABLES, BINS) uint32."""
+def least_hashes(texts: list[str]) -> np.ndarray:
+    """Return the least hash in each bin, `_EMPTY` where it has none: (len(texts), TABLES, BINS) uint32.
+
+    One permutation hashing (Li, Owen & Zhang, 2012): a hash's high bits choose a bin, and each bin keeps its
+    least hash; so a text costs four hash functions, not 256.
+    """
     hashes, starts = shingles(texts)
     own = np.repeat(np.arange(len(texts)) * BINS, np.diff(starts, append=len(hashes)))
     kept = np.empty((len(texts), TABLES, BINS), dtype=np.uint32)
@@ -107,8 +101,12 @@ def _least(texts: list[str]) -> np.ndarray:
     return kept
 
 
-def _filled(least: np.ndarray) -> np.ndarray:
-    """Fill the empty bins of (texts, TABLES, BINS) from those that are not: (texts, 256) uint32."""
+def signatures(least: np.ndarray) -> np.ndarray:
+    """Return the MinHash signatures of texts from their `least_hashes`: (texts, 256) uint32.
+
+    A bin that stays empty takes what the first other bin has that is not, in an order of its own
+    (Shrivastava's optimal densification, 2017).
+    """
     flat = least.reshape(-1, BINS)
     filled = flat.copy()
     text, empty = np.nonzero(flat == _EMPTY)

@@ -30,7 +30,7 @@ from so8t_helpers.dataset.records import TEXT_FIELDS, Record, normalise, parse_j
 from so8t_helpers.dataset.screening import MARKS, PERSONAL, WORDS, Screen
 from so8t_helpers.dataset.teacher import Thoughts
 from so8t_helpers.dataset.thinking import build, private_text
-from so8t_helpers.phi3.chat import Dialect
+from so8t_helpers.phi3.chat import EVERY_ANSWER, Dialect
 from so8t_helpers.settings import DatasetSettings
 from so8t_helpers.thinking.format import LABELS, STYLES, contains_markers
 from so8t_helpers.thinking.language import LANGUAGES
@@ -109,6 +109,7 @@ class Sampler:
         self.detector = Detector(plan.settings, plan.classifier)
         self.screen = Screen(self.detector.words.categories)
         self.names = finder(plan.settings.personal_names)
+        self.masks = plan.settings.personal_data != "off"
         self.thoughts = Thoughts(plan.thoughts, plan.prompts) if plan.thoughts else None
         self.robots = Robots(plan.robots, plan.settings.robots_agent)
         self.fitter = Fitter(plan.settings, plan.dialect, plan.tokenizer, plan.limit, plan.length_share)
@@ -177,9 +178,9 @@ class Sampler:
                     raise RejectedError(
                         "format_markers", "an earlier turn holds a marker of the think formats"
                     )
-        masks = self.settings.personal_data != "off"
-        found = candidate.worth & PERSONAL and personal_data.looks(candidate.normalised)
-        if masks and (found or self.names):  # names have no sign that a cheap scan could find
+        worth = candidate.worth & PERSONAL
+        # Names have no sign that a cheap scan could find.
+        if self.masks and (self.names or (worth and personal_data.looks(candidate.normalised))):
             candidate.masked = mask_record(record, self.settings.personal_data, self.names)
         self.flags[record.label, candidate.harm or ""] += 1
         candidate.harm = record.flagged or candidate.harm
@@ -199,8 +200,7 @@ class Sampler:
             if self.thoughts is not None and _lacks_reasoning(candidate):
                 text, fault = self.thoughts.get(record) or ("", "not asked")
                 if not fault:
-                    masks = self.settings.personal_data != "off"
-                    found = personal_data.find(text, self.names) if masks else []
+                    found = personal_data.find(text, self.names) if self.masks else []
                     reasoning = personal_data.mask(text, found)
                     source = "a teacher's"
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
@@ -242,7 +242,7 @@ class Sampler:
         # Of an unsafe dialogue, or one to be refused, only the last answer was judged.
         judged = not candidate.harm and record.label not in REFUSE_LABELS
         if record.history and judged and self.settings.dialogue_answers == "every":
-            row["trained"] = "every answer"
+            row["trained"] = EVERY_ANSWER
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
             question,

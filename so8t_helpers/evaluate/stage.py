@@ -30,6 +30,7 @@ from so8t_helpers.run.progress import Progress
 from so8t_helpers.run.stage import Stage, open_stage, other_input, stage_input
 from so8t_helpers.settings import Settings
 from so8t_helpers.thinking.audit import AuditLog, verify_audit
+from so8t_helpers.thinking.audit_lines import sibling
 
 STAGE = "05_ollama_eval"
 log = logging.getLogger(__name__)
@@ -141,9 +142,9 @@ def _audit_log(path: Path) -> AuditLog:
             verdict.problem,
             aside.name,
         )
-        for suffix in ("", ".head"):
-            if (old := path.with_name(path.name + suffix)).exists():
-                replace(old, aside.with_name(aside.name + suffix))
+        for old, new in ((path, aside), (sibling(path, "head"), sibling(aside, "head"))):
+            if old.exists():
+                replace(old, new)
     return AuditLog(path)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 ROLES = ("system", "user", "assistant")
+EVERY_ANSWER = "every answer"  # what a sample says under `trained`, where not the last one alone is
 BEGIN, ASK, END = "", "ask", "end"  # the two ends of a chat; ASK: the assistant is to answer
 
 

@@ -74,10 +74,8 @@ def table(results: Results) -> pd.DataFrame:
 def _cell(name: str, sums: Floats, counts: Floats) -> str:
     found = paired_difference(sums, np.zeros_like(sums), counts)
     values = [found.value, found.low, found.high]
-    if name in _SHARES.values() and found.value in {
-        0.0,
-        1.0,
-    }:  # resamples know nothing of what never happened
+    # Resamples know nothing of what never happened.
+    if name in _SHARES.values() and found.value in {0.0, 1.0}:
         values[1:] = exact_interval(round(found.value * counts.sum()), int(counts.sum()))
     if name in _OF_ANSWERS:
         value, low, high = (f"{100 * min(max(v, 0.0), 1.0):.1f}%" for v in values)

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from so8t_helpers.phi3.chat import Dialect
+from so8t_helpers.phi3.chat import EVERY_ANSWER, Dialect
 from so8t_helpers.phi3.template import of_tokenizer
 from so8t_helpers.settings import Settings, SettingsError
 from so8t_helpers.train.pet import valid_positions
 
 _Item = TypeVar("_Item")
 IGNORE = -100  # target of a token that carries no loss
-EVERY_ANSWER = "every answer"  # what 01_dataset writes under `trained` into such a row
 
 
 @dataclass(frozen=True)

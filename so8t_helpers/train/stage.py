@@ -96,7 +96,7 @@ def train(settings: Settings) -> dict[str, Any]:
         tokenizer = load_tokenizer(folder)
         samples = batches.tokenize(rows, tokenizer, settings.training.sequence_length)
         schedule = plan(settings, samples)
-        base = load_base(shape, weight_reader(folder), machine.model, machine.device, machine.dtype)
+        base = load_base(shape, weight_reader(folder), settings.model, machine.device, machine.dtype)
         keep_apart(base, samples)
         adapters = Adapters(shape, settings, machine.device)
         if settings.training.continue_from:
