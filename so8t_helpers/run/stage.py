@@ -288,4 +288,5 @@ def versions() -> dict[str, str]:
 
 def _scratch(path: Path, root: Path) -> bool:
     parts = path.relative_to(root).parts
-    return any(part.startswith(".") for part in parts) or parts[0] == "checkpoints"
+    hidden = any(part.startswith(".") for part in parts)
+    return hidden or path.suffix == ".lock" or parts[0] == "checkpoints"
