@@ -71,7 +71,7 @@ def test_both_products_equal_float64_on_the_rounded_numbers(out: int, into: int,
     # Integer sums are exact; float32 rounds them, their product with two scales and the sum: some 1e-7.
     found = int8.product(x, rows, scale, kept, low, factor)
     assert relative(found, rounded(x, kept) @ w.T + low.double() @ factor.double().T) < 1e-6
-    by_x = int8.input_gradient(grad, int8.turn(rows), scale)
+    by_x = int8.input_gradient(grad, rows, rows[:0], scale)
     assert relative(by_x, rounded(grad, scale) @ rows.double()) < 1e-6
     # Of 1,536 normal numbers, times scales, the largest is some 5: a step is 1/25; over sqrt(12) 1.2%.
     assert 1e-3 < relative(by_x, grad.double() @ w) < 0.018
@@ -201,6 +201,8 @@ for (tokens, out, into, rank), dtype in itertools.product(
         # Float32 sums in the same order; a rounding to fp16 may fall the other way.
         off = 1e-3 if dtype == torch.float16 else 1e-6
         assert (found.double() - wanted.double()).norm() <= off * wanted.double().norm()
+    q, scales = int8_kernel.quantize_tokens(grad, scale)
+    assert torch.equal(int8_kernel.turned_product(q, scales, rows, dtype), found)
 x, ones = draw(3, 256), torch.ones(256)
 x[0, 3], x[2, 200] = float("inf"), float("nan")
 assert int8_kernel.quantize_tokens(x, ones)[1].isnan().tolist() == [True, False, True]
@@ -210,9 +212,12 @@ arguments = (q, scales, rows, torch.ones(16), None, None, torch.bfloat16)
 torch.library.opcheck(int8_kernel.quantize_tokens, (draw(4, 256), ones))
 torch.library.opcheck(int8_kernel.scaled_product, arguments)
 torch.library.opcheck(int8_kernel.turn, (rows,))
-with FlopCounterMode(display=False) as mode:  # by which a compiled layer decides what to keep
-    int8_kernel.scaled_product(*arguments)
-assert mode.get_total_flops() == 2 * 4 * 256 * 16
+others = (*int8_kernel.quantize_tokens(draw(4, 16), torch.ones(16)), rows, torch.bfloat16)
+torch.library.opcheck(int8_kernel.turned_product, others)
+for product, given in (int8_kernel.scaled_product, arguments), (int8_kernel.turned_product, others):
+    with FlopCounterMode(display=False) as mode:  # by which a compiled layer decides what to keep
+        product(*given)
+    assert mode.get_total_flops() == 2 * 4 * 256 * 16
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -162,8 +162,7 @@ class _Product(torch.autograd.Function):
         a_x, b, *tensors = ctx.saved_tensors
         weight = ctx.kind(*tensors)
         if isinstance(weight, TensorCoreWeight):
-            turned = weight.turned if len(weight.turned) else int8.turn(weight.rows)
-            by_x = int8.input_gradient(grad, turned, weight.scale[:, 0])
+            by_x = int8.input_gradient(grad, weight.rows, weight.turned, weight.scale[:, 0])
             by_a_x = grad @ (b * ctx.s).to(grad.dtype)
         else:
             both = grad @ _joined(weight, b, ctx.s, grad.dtype)

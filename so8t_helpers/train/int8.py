@@ -43,14 +43,21 @@ def product(x: Tensor, rows: Tensor, scale: Tensor, kept: Tensor, low: Tensor, f
     )
 
 
-def input_gradient(grad: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
+def input_gradient(grad: Tensor, rows: Tensor, turned: Tensor, scale: Tensor) -> Tensor:
     """Return the gradient by x of (scale * rows) x: (T, in) in grad's dtype.
 
     Args:
-        grad: (T, out). turned: (in, out), the transposed rows, from `turn`. scale: (out,) float32.
+        grad: (T, out). rows: (out, in) int8. scale: (out,) float32.
+        turned: (in, out), the transposed rows, from `turn`; empty: they are turned here.
     """
     q, scales = quantize_tokens(grad, scale)
-    return scaled_product(q, scales, turned, None, None, None, grad.dtype)
+    if len(turned):
+        return scaled_product(q, scales, turned, None, None, None, grad.dtype)
+    if q.is_cuda:
+        from so8t_helpers.train import int8_kernel  # noqa: PLC0415
+
+        return int8_kernel.turned_product(q, scales, rows, grad.dtype)
+    return scaled_product(q, scales, turn(rows), None, None, None, grad.dtype)
 
 
 def quantize_tokens(x: Tensor, column_scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,6 +200,25 @@ def _product_flops(q_shape, scales_shape, weight_shape, *_, out_shape=None, **__
     return 2 * q_shape[0] * q_shape[1] * weight_shape[0]
 
 
+@torch.library.custom_op("so8t::int8_turned_product", mutates_args=())
+def turned_product(q: Tensor, scales: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product with rows (n, m) that lie the other way: (T, m).
+
+    One operation, since the compiler would turn the rows in the forward pass and keep them for the backward.
+    """
+    return scaled_product(q, scales, turn(rows), None, None, None, dtype)
+
+
+@turned_product.register_fake
+def _(q: Tensor, scales: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return q.new_empty((len(q), rows.shape[1]), dtype=dtype)
+
+
+@register_flop_formula(torch.ops.so8t.int8_turned_product)
+def _turned_flops(q_shape, scales_shape, rows_shape, *_, out_shape=None, **__):
+    return 2 * q_shape[0] * q_shape[1] * rows_shape[1]
+
+
 @torch.library.custom_op("so8t::int8_turn", mutates_args=())
 def turn(weight: Tensor) -> Tensor:
     """The transpose of weight (out, in), written out: both operands of an 8-bit product lie along the sum."""
