@@ -157,6 +157,10 @@ def test_the_records_that_the_readme_shows_are_kept_by_its_profile(tmp_path: Pat
         ({"licence": "mine"}, r"2 licence_not_allowed\); name the licence in dataset\.licences"),
         ({"label": None}, r"2 missing_label\); give each record a `label`.*label: ALLOW"),
         ({"label": 1}, r"2 unknown_label\); say .* labels: \{0: ALLOW, 1: REFUSE\}"),
+        (
+            {"output": {"value": "東京"}},
+            r"2 wrong_type\); .*says which: .*columns: \{answer: answer\.value\}",
+        ),
         ({"output": None}, r"2 empty_answer\); .*columns: \{answer: "),
     ],
 )

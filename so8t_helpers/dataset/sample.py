@@ -148,7 +148,8 @@ class Sampler:
     def _read(self, raw: bytes | None, encoding: str, given: Given | None) -> _Candidate:
         """Read one line: its shape, licence and source."""
         record = normalise(parse_json(raw, encoding), given)
-        texts = filter(None, (*_texts_of(record), *record.history))
+        checked = record.check["value"] if record.check else ""
+        texts = filter(None, (*_texts_of(record), *record.history, checked))
         return _Candidate(record, self._licence(record), "\n".join(texts))
 
     def _screen(self, batch: list[_Candidate]) -> None:
