@@ -168,9 +168,9 @@ def split_thought(answer: str) -> tuple[str, str]:
 
 
 def _from_fields(picked: Picked) -> Said:
-    told, question, given = (text_of(picked, field) for field in ("instruction", "question", "given"))
+    question, given = text_of(picked, "question"), text_of(picked, "given")
     answer = _answer(picked)
-    if told and told != question:
+    if "instruction" in picked and (told := text_of(picked, "instruction")) != question:
         question = f"{told}\n{question}".strip()
     if question or given:
         key, value = picked.get("answer", ("", ""))
