@@ -230,7 +230,8 @@ def judge(tmp_path_factory):
         ({"raw": b""}, "empty_line"),
         ({"raw": b"[1]"}, "not_an_object"),
         ({"raw": b"{"}, "bad_json"),
-        ({"raw": b"\xff\xfe{"}, "bad_json"),
+        ({"raw": b"\xff\xfe{"}, "bad_encoding"),
+        ({"raw": b'{"instruction": "\xe6\x97"}'}, "bad_encoding"),
         ({"raw": b"\x81", "encoding": "cp932"}, "bad_encoding"),
         ({"raw": b'{"instruction": ' + b"[" * 5000 + b"]" * 5000 + b"}"}, "bad_json"),
     ],
@@ -265,6 +266,9 @@ def test_personal_data_is_masked_everywhere_it_stands(judge):
     )
     assert "taro" not in json.dumps(row)
     assert row["check"]["value"] == "[メールアドレス]"
+    alone = {"kind": "contains", "value": "taro@example.com"}  # nothing else in the record holds any
+    assert judge(check=alone)["check"]["value"] == "[メールアドレス]"
+    assert judge(check=alone, settings={"personal_data": "quarantine"}).reason == "personal_data"
 
 
 def test_names_are_masked_where_the_setting_asks_for_it(judge):

@@ -85,6 +85,18 @@ def test_what_makes_a_second_record_a_duplicate(tmp_path, base, changes, reason)
     )
 
 
+def test_a_threshold_of_zero_leaves_equal_ones_alone_duplicates(tmp_path, base):
+    first = record(1, instruction=f"{LONG}寺はいつ建てられましたか。")
+    near = {**first, "instruction": first["instruction"].replace("いつ", "いつごろ")}
+    rows = [first, near, dict(first), *many(8)[2:]]
+    source = write(tmp_path / "in.jsonl", rows)
+    for threshold, reasons in ((0.8, {"duplicate": 1, "near_duplicate": 1}), (0.0, {"duplicate": 1})):
+        chosen = {"near_duplicate_threshold": threshold, "eval_share": 0.0}
+        built = dataset_stage.build(profile(tmp_path, base, [source], f"t{threshold}", **chosen))
+        quarantined = built.card["quarantine"].items()
+        assert {reason: entry["lines"] for reason, entry in quarantined} == reasons
+
+
 def reading_task(paragraphs: int, questions: int = 6) -> list[dict]:
     """Make different questions on each of some paragraphs, as SQuAD's shape has them."""
     rng, rows = random.Random(1), []
@@ -127,6 +139,25 @@ def test_a_group_stays_on_one_side_whatever_its_records_say(tmp_path, base):
     assert (built.card["split"]["groups"], built.card["split"]["lines in groups"]) == (60, 600)
     # 0.18 of 600 are expected without thinking; groups make it spread by about 20.
     assert 40 <= built.card["train"]["formats"]["plain"] <= 180
+
+
+def test_what_a_group_keeps_from_being_held_out_is_warned_of(tmp_path, base):
+    rows = many(80)
+
+    def warned(name: str, rows: list[dict], **more) -> str | None:
+        chosen = {"plain_share": 0.0, "eval_share": 0.2, **more}
+        built = dataset_stage.build(
+            profile(tmp_path, base, [write(tmp_path / f"{name}.jsonl", rows)], name, **chosen)
+        )
+        said = built.card["split"]["warning"]
+        assert (f"**Warning:** {said}." in figures.warnings(built.card)) == (said is not None)
+        return said
+
+    assert warned("apart", rows) is None
+    assert warned("one", [{**row, "group": "all"} for row in rows]).startswith("nothing is held out")
+    assert warned("none", [{**row, "group": "all"} for row in rows], eval_share=0.0) is None
+    some = [{**row, "group": row["label"]} if row["label"] in LABELS[2:] else row for row in rows]
+    assert warned("some", some).startswith("no row of DENY, REFUSE is held out")
 
 
 def test_a_question_with_two_labels_is_kept_told_of_and_on_one_side(tmp_path, base):

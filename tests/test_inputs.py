@@ -408,7 +408,7 @@ def test_bytes_that_are_none_of_the_encoding_cost_one_record_of_a_table(tmp_path
     as_table(tmp_path / "in.csv", ROWS)
     broken = (tmp_path / "in.csv").read_bytes().replace("日本".encode(), b"\xe6\x97", 1)
     (tmp_path / "in.csv").write_bytes(broken)
-    assert said(read(tmp_path, tmp_path / "in.csv")) == ["bad_json", *EXPECTED[1:]]
+    assert said(read(tmp_path, tmp_path / "in.csv")) == ["bad_encoding", *EXPECTED[1:]]
 
 
 TEXT = b"This is a text.\nIt has no records.\n"
@@ -469,6 +469,7 @@ def test_the_line_of_yaml_in_an_error_has_the_file_read(tmp_path: Path, name: st
     ("entry", "says"),
     [
         ({"columns": {"qestion": "q"}}, "columns has 'qestion'; did you mean 'question'"),
+        ({"group": "artikel"}, r"in\.csv: has no column 'artikel'; it has 'instruction', 'output'"),
         (
             {"columns": {"question": "frage"}},
             r"in\.csv: has no column 'frage'; it has 'instruction', 'output'",
@@ -484,6 +485,39 @@ def test_an_entry_that_cannot_be_meant_is_an_error(tmp_path: Path, entry: dict[s
     as_table(tmp_path / "in.csv", ROWS)
     with pytest.raises(SettingsError, match=says):
         read(tmp_path, {"path": str(tmp_path / "in.csv"), **entry})
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "array.json", "table.parquet", "file.arrow"])
+def test_a_list_of_columns_is_for_tables_without_names_alone(tmp_path: Path, name: str):
+    FORMATS[name](tmp_path / name)
+    with pytest.raises(SettingsError, match=rf"{name}: its columns have names of their own .*columns: \{{"):
+        read(tmp_path, {"path": str(tmp_path / name), "columns": ["question", "answer", "label"]})
+
+
+TRAIN_AND_TEST = {"train": ROWS[:1], "version": 1, "test": ROWS[1:]}
+
+
+def test_of_several_lists_in_an_object_the_one_that_is_named_is_read(tmp_path: Path):
+    for n, data in enumerate((TRAIN_AND_TEST, dict(reversed(TRAIN_AND_TEST.items())))):
+        path = tmp_path / f"{n}.json"
+        path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+        with pytest.raises(SettingsError, match=r"records under 'train', and more under 'test'; ") as caught:
+            read(tmp_path, path)
+        (line,) = re.findall(r"`- (.*?)`", str(caught.value))
+        assert said(read(tmp_path, yaml.safe_load(line))) == EXPECTED[:1]
+        assert said(read(tmp_path, {"path": str(path), "split": "test"})) == EXPECTED[1:]
+        with pytest.raises(SettingsError, match="without a list of records under 'dev', its `split`"):
+            read(tmp_path, {"path": str(path), "split": "dev"})
+
+
+def test_a_record_s_own_lists_are_no_file_of_records(tmp_path: Path):
+    rows = [ROWS[0] | {"items": [{"name": "x"}]}, {"data": ["x"]} | ROWS[1]]
+    path = tmp_path / "in.json"
+    path.write_text("\n".join(json.dumps(row, indent=1) for row in rows), encoding="utf-8")
+    assert said(read(tmp_path, path)) == EXPECTED[:2]
+    path.write_text(json.dumps({"data": [{"name": "x"}]} | ROWS[1], indent=1), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"under 'data', and more under 'instruction', 'output'"):
+        read(tmp_path, path)
 
 
 def test_where_nothing_matches_the_files_that_are_there_are_named(tmp_path: Path):
@@ -531,13 +565,37 @@ def test_entries_survive_the_way_through_a_runs_params(tmp_path: Path):
         ),
         ({"answer": "context"}, {"question": "空は?", "context": "青"}, ("空は?", "青")),
         ({}, {"Question": "空は?", "Answer": "青"}, ("空は?", "青")),
+        ({}, {"q": "空は?", "a": "青"}, ("空は?", "青")),
+        # An instruction stands before the question, unless it is the same, or the question's column is named.
+        (
+            {},
+            {"instruction": "一語で。", "question": "色は?", "input": "空", "output": "青"},
+            ("一語で。\n色は?\n空", "青"),
+        ),
+        ({}, {"指示": "一語で。", "質問": "空は?", "回答": "青"}, ("一語で。\n空は?", "青")),
+        ({}, {"instruction": "空は?", "question": "空は?", "answer": "青"}, ("空は?", "青")),
+        ({}, {"instruction": "空は?", "prompt": "### 空は?\n###", "answer": "青"}, ("空は?", "青")),
+        ({"question": "問"}, {"問": "空は?", "Instruction": "Sky?", "answer": "青"}, ("空は?", "青")),
+        (
+            {"question": "問", "instruction": "前"},
+            {"問": "空は?", "前": "一語で。", "answer": "青"},
+            ("一語で。\n空は?", "青"),
+        ),
         ({}, {"question": "空は?", "answer": "", "Answer": "青"}, ("空は?", "青")),
         ({}, {"Question": "海は?", "question": "空は?", "answer": "青"}, ("空は?", "青")),
         ({}, {"question": "6かける7は?", "answer": 42}, ("6かける7は?", "42")),
+        # Of several answers that mean the same the first, whatever their column is called.
         (
             {"answer": "answers"},
             {"question": "何色?", "answers": {"text": ["青"], "x": [3]}},
             ("何色?", "青"),
+        ),
+        ({"answer": "answers"}, {"question": "何色?", "answers": [{"text": "青", "x": 3}]}, ("何色?", "青")),
+        ({}, {"question": "何色?", "answer": ["青", "空色"]}, ("何色?", "青")),
+        (
+            {},
+            {"question": "何色?", "answer": [{"type": "text", "text": "青"}, {"type": "text", "text": "。"}]},
+            ("何色?", "青\n。"),
         ),
     ],
 )
@@ -551,8 +609,21 @@ def test_each_column_fills_one_field(columns, row, expected, tmp_path: Path):
 def test_a_quotation_that_does_not_end_swallows_no_lines(tmp_path: Path):
     lines = ["question,answer,label", '"空の色は?,青,ALLOW', *(f"{n}+1は?,{n + 1},ALLOW" for n in range(50))]
     (tmp_path / "in.csv").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(StageError, match=r"in\.csv.*a quotation that does not end well"):
+    with pytest.raises(StageError, match=r"in\.csv:2: .*a quotation that does not end well"):
         read(tmp_path, tmp_path / "in.csv")
+
+
+def test_what_stands_after_a_quotation_s_end_is_said_with_its_line_and_what_to_do(tmp_path: Path):
+    text = 'sep=;\nquestion;answer;label\n"一\n二";"三";ALLOW\n四;"五"六;ALLOW\n'
+    (tmp_path / "in.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(StageError, match=r'in\.csv:5: .*does not end well \(.*\); .*twice \(""\)'):
+        read(tmp_path, tmp_path / "in.csv")
+
+
+def test_excel_s_own_first_line_says_what_stands_between_the_cells(tmp_path: Path):
+    as_table(tmp_path / "table.csv", ROWS, ";")
+    (tmp_path / "in.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\n" + (tmp_path / "table.csv").read_bytes())
+    assert said(read(tmp_path, tmp_path / "in.csv")) == EXPECTED
 
 
 def test_paragraphs_that_are_not_squad_s_are_a_record_s_own(tmp_path: Path):
@@ -561,13 +632,29 @@ def test_paragraphs_that_are_not_squad_s_are_a_record_s_own(tmp_path: Path):
     assert said(read(tmp_path, tmp_path / "in.json")) == [("空は?", "青", "ALLOW")]
 
 
-def test_an_empty_cell_is_no_group(tmp_path: Path):
+@pytest.mark.parametrize(("column", "entry"), [("ticket", {"group": "ticket"}), ("group", {})])
+def test_an_empty_cell_is_no_group(tmp_path: Path, column: str, entry: dict[str, str]):
     rows = [
-        {"question": "空は?", "answer": "青", "label": "ALLOW", "ticket": ticket} for ticket in ("", "T1")
+        {"question": "空は?", "answer": "青", "label": "ALLOW", column: value} for value in ("", " ", "T1")
     ]
     as_table(tmp_path / "in.csv", rows)
-    records = read(tmp_path, {"path": str(tmp_path / "in.csv"), "group": "ticket"})
-    assert [one.group for one in records if isinstance(one, Record)] == [None, "T1"]
+    records = read(tmp_path, {"path": str(tmp_path / "in.csv"), **entry})
+    assert [one.group for one in records if isinstance(one, Record)] == [None, None, "T1"]
+    # A dialogue's opening and a paragraph are shared where nothing else is said.
+    dialogue = {"messages": MORE, "label": "ALLOW", column: " "}
+    as_jsonl(tmp_path / "in.jsonl", [dialogue])
+    (record,) = read(tmp_path, {"path": str(tmp_path / "in.jsonl"), **entry})
+    assert isinstance(record, Record)
+    assert record.group == "首都は\n東京です。"
+
+
+def test_a_renamed_squad_still_shares_its_article(tmp_path: Path):
+    row = {"title": "空", "context": "空は青い。", "question": "何色?", "answers": {"text": ["青"]}}
+    as_jsonl(tmp_path / "in.jsonl", [row])
+    entry = {"path": str(tmp_path / "in.jsonl"), "label": "ALLOW", "columns": {"answer": "answers"}}
+    (record,) = read(tmp_path, entry)
+    assert isinstance(record, Record)
+    assert record.group == "空"
 
 
 def test_a_label_word_stands_beside_numbers_that_are_explained(tmp_path: Path):

@@ -51,6 +51,10 @@ def test_rtx3060_is_the_seed():
         ("pet: {phase_shares: [0.2, 0.2, 0.2]}", "three shares that add up to 1"),
         ("training: {precision: int4}", "'fp16', 'bf16' or 'fp32'"),
         ("run: {name: ../else}", "should match pattern"),
+        (
+            "dataset: {personal_names: cues, personal_data: 'off'}",
+            "`dataset.personal_names`: value error, does",
+        ),
         ("- a\n- b", "expected sections such as `dataset:`"),
         ("lora: {r: [", "not valid YAML"),
     ],

@@ -1,5 +1,6 @@
 """Thinking for records without any: the teacher, what it may not write, and what the card says of it all."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from dataset_inputs import character_tokenizer, many, outputs, profile, record, 
 from so8t_helpers.dataset import figures, teacher
 from so8t_helpers.dataset import stage as dataset_stage
 from so8t_helpers.dataset.records import normalise
-from so8t_helpers.settings import SettingsError
+from so8t_helpers.dataset.sample import FORMATS, Plan, Sampler
+from so8t_helpers.settings import DatasetSettings, SettingsError
+from tests.dialects import PHI35
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +141,29 @@ def test_what_a_teacher_may_not_write_in_english(text, fault):
         "label": "ALLOW",
     }
     assert teacher.fault(text, normalise(data)) == fault
+
+
+def test_a_teacher_is_asked_for_what_shows_its_thinking_alone(base):
+    chosen = DatasetSettings(plain_share=0.5, eval_share=0.0, default_licence="self-made")
+    sampler = Sampler(Plan(chosen, 0, 2048, PHI35, base / "tokenizer.json", 0.0, None))
+    rows = [{**row, "reasoning": None, "group": n // 3 or None} for n, row in enumerate(many(80))]
+    lines = [(n, json.dumps(row).encode()) for n, row in enumerate(rows)]
+    plain = [sample.format == FORMATS.index("plain") for sample in sampler.batch(lines, "utf-8", "in.jsonl")]
+    assert 20 < sum(plain) < 60
+    assert [sampler.needs_teacher(raw, "utf-8") is None for _, raw in lines] == plain
+
+
+def test_a_dialogues_turns_are_told_to_the_teacher_and_may_be_spoken_of(tmp_path):
+    thoughts = teacher.Thoughts(tmp_path / "t.sqlite", {"ja": "{question}|{answer}", "en": ""})
+    said = ["佐藤さんは3個買いました。", "はい。", "妹は?", "2個です。"]
+    roles = ("user", "assistant") * 2
+    turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    record, bare = (normalise({"messages": rows, "label": "ALLOW"}) for rows in (turns, turns[2:]))
+    assert thoughts.request(record) == "佐藤さんは3個買いました。\nはい。\n妹は?|2個です。"
+    thinking = "佐藤さんの3個のあとに妹の数を聞いている。"
+    thoughts.put([(record, thinking), (bare, thinking)])
+    assert thoughts.get(record) == (thinking, "")
+    assert thoughts.get(bare) == (thinking, "a number")
 
 
 def test_a_record_that_holds_a_place_of_the_prompt_stays_as_it_is(tmp_path):

@@ -104,7 +104,7 @@ def describe(
             split: {k: dict(c.most_common(100)) for k, c in groups.items()}
             for split, groups in tally.by_split.items()
         },
-        "split": tally.split,
+        "split": tally.split | {"warning": _not_held_out(tally, settings.eval_share)},
         "two labels": tally.two_labels,
         "thinkings": _thinkings(tally),
         "refusals": _refusals(tally),
@@ -162,6 +162,19 @@ def _unsafe(flags: Counter[tuple[str, str]], classifier: dict[str, Any] | None) 
             if share > MOST_HARMLESS_FLAGGED
         ],
     }
+
+
+def _not_held_out(tally: Tally, share: float) -> str | None:
+    """Warn of labels without a held-out row, where a share of them was to be."""
+    train, held = (tally.by_split[split]["labels"] for split in SPLITS)
+    missing = [label for label in LABELS if train[label] and not held[label]]
+    if not (share and missing):
+        return None
+    which = f"no row of {', '.join(missing)} is" if held.total() else "nothing is"
+    return (
+        f"{which} held out, so nothing is measured on it: a label whose rows are all in one group, alike, or "
+        "one alone cannot be parted; give the records finer groups, or add others"
+    )
 
 
 def _thinkings(tally: Tally) -> dict[str, Any]:

@@ -177,7 +177,8 @@ def _count(counts: Counter[tuple[str, str]], sample: Sample) -> None:
         counts["unsafe, refused", sample.harm] += 1
     if sample.cut:
         counts["thinking", "cut at a sentence"] += 1
-    counts["thinking", sample.thinking] += 1
+    if sample.thinking:
+        counts["thinking", sample.thinking] += 1
     if sample.fault:
         counts["a teacher's thinking, not used for", sample.fault] += 1
     if sample.refuses is not None:

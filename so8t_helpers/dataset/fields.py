@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from so8t_helpers.dataset.labels import parse_label
@@ -11,15 +12,14 @@ from so8t_helpers.dataset.quarantine import RejectedError
 from so8t_helpers.settings import InputEntry, SettingsError
 from so8t_helpers.thinking.format import LABELS
 
+# A column that is given to a field gets the field's first name. The case of letters does not matter.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "question": (
-        *("instruction", "prompt", "question", "query", "指示", "質問", "問題", "問い", "設問"),
-        *("Question", "Q", "q"),
-    ),
+    "instruction": ("instruction", "指示"),
+    "question": ("question", "prompt", "query", "質問", "問題", "問い", "設問", "q"),
     "given": ("input", "context", "入力", "文脈"),
     "answer": (
         *("output", "answer", "response", "completion", "chosen", "出力", "回答", "答え", "解答", "応答"),
-        *("Answer", "A", "a", "answers"),
+        *("a", "answers"),
     ),
     "reasoning": (
         *("reasoning", "thinking", "rationale", "thought", "chain_of_thought", "reasoning_content", "cot"),
@@ -40,7 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "group": ("group", "group_id"),
 }
 # A record has at least one of these.
-_SAYS = ("question", "given", "answer", "messages", "text")
+_SAYS = ("instruction", "question", "given", "answer", "messages", "text")
 Picked = dict[str, tuple[str, Any]]
 # Records of one file have few sets of keys: what each set can fill, and from which keys, is worked out once.
 _layouts: dict[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] = {}
@@ -63,6 +63,16 @@ class Given:
     source: str | None = None
     group: str | None = None
 
+    @cached_property
+    def _taken(self) -> frozenset[str]:
+        """The columns that fill no other field by their own names; but a flag stays one whatever it gives."""
+        return frozenset({column for _, column in self.columns} - set(FIELDS["flag"]))
+
+    @cached_property
+    def _left_out(self) -> tuple[str, ...]:
+        """Names whose values are not read: whoever says which column asks means no other beside it."""
+        return FIELDS["instruction"] if FIELDS["question"][0] in dict(self.columns) else ()
+
     def renamed(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return a record whose fields have our names; `meta.title` is `title` within `meta`."""
         if not self.columns:
@@ -70,9 +80,11 @@ class Given:
         found = {
             name: value for name, column in self.columns if (value := column_of(data, column)) is not None
         }
-        # A column fills one field, and no other by its own name; but a flag stays one whatever else it gives.
-        taken = {column for _, column in self.columns} - set(FIELDS["flag"])
-        return {key: value for key, value in data.items() if key not in taken} | found
+        taken, left_out = self._taken, self._left_out
+        own = (
+            (key, value) for key, value in data.items() if key not in taken and key.lower() not in left_out
+        )
+        return dict(own) | found
 
 
 def given_by(entry: InputEntry) -> Given:
@@ -97,9 +109,10 @@ def given_by(entry: InputEntry) -> Given:
 
 
 def are_known(names: list[str], given: Given) -> bool:
-    """Say whether a table with these columns can hold records."""
-    columns = {name.lower() for name in (*(name for name, _ in given.columns), *names)}
-    return any(name.lower() in columns for field in _SAYS for name in FIELDS[field])
+    """Say whether a table with these columns, or an object with these keys, can hold a record."""
+    columns = {name for name, column in given.columns if column.partition(".")[0] in names or column in names}
+    columns |= {name.lower() for name in names}
+    return any(name in columns for field in _SAYS for name in FIELDS[field])
 
 
 def column_of(data: dict[str, Any], column: str) -> Any:
@@ -136,6 +149,9 @@ def pick(data: dict[str, Any]) -> Picked:
             if (value := data[key]) is not None and value != "":
                 picked[field] = (key, value)
                 break
+    # An instruction alone is the question; a `prompt` beside it is often the same again, in a template.
+    if "instruction" in picked and picked.get("question", ("prompt",))[0].lower() == "prompt":
+        picked["question"] = picked.pop("instruction")
     return picked
 
 

@@ -152,14 +152,15 @@ def measured(card: Card) -> pd.DataFrame:
 
 
 def warnings(card: Card) -> str:
-    """What to look at before training: how much of the thinking is a template, how many answers comply."""
+    """What to look at before training: thinking that is a template, answers that comply, no held-out row."""
     thinkings, refusals = card["thinkings"], card["refusals"]
     lines = [
         f"{thinkings['distinct']:,} of {thinkings['samples']:,} thinkings are distinct "
         f"({thinkings['share']:.1%}); "
         f"{refusals['comply']:,} of {refusals['judged']:,} answers to DENY and REFUSE seem to comply."
     ]
-    lines += [f"**Warning:** {part['warning']}." for part in (thinkings, refusals) if part["warning"]]
+    parts = (thinkings, refusals, card["split"])
+    lines += [f"**Warning:** {part['warning']}." for part in parts if part["warning"]]
     return "\n\n".join(lines)
 
 

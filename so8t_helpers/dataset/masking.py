@@ -37,11 +37,11 @@ def mask_record(record: Record, policy: str, names: NameFinder | None) -> list[s
         if value := getattr(record, name):
             setattr(record, name, masked(value))
     record.history = tuple(map(masked, record.history))
+    if record.check:
+        record.check = {**record.check, "value": as_elsewhere(record.check["value"])}
     if kinds and policy == "quarantine":
         raise RejectedError("personal_data", f"found: {', '.join(sorted(set(kinds)))}")
     found = list(kinds)
     if found:
         record.context = as_elsewhere(record.context)  # a part of the question, counted there
-        if record.check:
-            record.check = {**record.check, "value": as_elsewhere(record.check["value"])}
     return found

@@ -45,6 +45,8 @@ REMEDIES = {
     "{path: …, labels: {0: ALLOW, 1: REFUSE}}",
     "unknown_shape": "say in the entry in dataset.inputs which column is which, such as "
     "{path: …, columns: {question: …, answer: …}}",
+    "wrong_type": "a field holds no text, quarantine.jsonl says which: say in the entry in dataset.inputs "
+    "where the text is, in an object by dots, such as {path: …, columns: {answer: answer.value}}",
     "empty_answer": "records need an answer; say in the entry in dataset.inputs which column it is, such as "
     "{path: …, columns: {answer: …}}",
 }

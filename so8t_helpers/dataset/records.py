@@ -70,6 +70,8 @@ def parse_json(raw: bytes | None, encoding: str = "utf-8") -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RejectedError("bad_encoding", f"not valid {encoding} at byte {error.start}") from None
     except orjson.JSONDecodeError as error:
+        if not _is_text(raw):
+            raise RejectedError("bad_encoding", "bytes that are not valid in the file's encoding") from None
         # The message quotes nothing of the line: it is a position and a kind of error.
         raise RejectedError("bad_json", f"not valid JSON: {error.msg} at column {error.colno}") from None
     if type(data) is not dict:
@@ -163,13 +165,10 @@ def _group(data: dict[str, Any], picked: Picked, said: Said, given: Given | None
     """Return what other records may share: the entry's column, its article, its dialogue's opening."""
     if given is not None and given.group is not None:
         value = column_of(data, given.group)
-        empty = value is None or (type(value) is float and math.isnan(value)) or not str(value).strip()
-        return None if empty else str(value)
-    if "group" in picked:
-        return str(picked["group"][1])
-    if said.topic:
-        return said.topic
-    return "\n".join(said.history[:2]) or None
+    else:
+        value = picked["group"][1] if "group" in picked else None
+    empty = value is None or (type(value) is float and math.isnan(value)) or not str(value).strip()
+    return (said.topic or "\n".join(said.history[:2]) or None) if empty else str(value)
 
 
 def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
@@ -182,7 +181,9 @@ def labelled_text(raw: bytes | None, encoding: str) -> tuple[str, bool]:
     if "flag" not in picked:
         raise RejectedError("missing_label", "expected a flag such as `nsfw`: true or false")
     text = "\n".join(
-        filter(None, (text_of(picked, name) for name in ("question", "given", "text", "answer")))
+        filter(
+            None, (text_of(picked, name) for name in ("instruction", "question", "given", "text", "answer"))
+        )
     )
     if not text:
         raise RejectedError("unknown_shape", "expected `text`, or `instruction` with `output`")
@@ -206,6 +207,14 @@ def _check(picked: Picked) -> dict[str, str] | None:
         kinds = ", ".join(CHECK_KINDS)
         raise RejectedError("wrong_type", f"`check` must be an object with a kind of {kinds}")
     return {"kind": value["kind"], "value": str(value.get("value", ""))}
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _may_hold_controls(raw: bytes) -> bool:

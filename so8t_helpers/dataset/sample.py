@@ -77,7 +77,7 @@ class Sample:
     masked: list[str]
     harm: str | None
     cut: bool
-    thinking: str  # where it came from
+    thinking: str  # where it came from, "" for none
     fault: str  # of the teacher's, which is not used then
     thought: int  # a hash of the thinking, 64 bits
     language: int
@@ -143,12 +143,14 @@ class Sampler:
             self._judge(candidate)
         except RejectedError:
             return None
-        return candidate.record if _lacks_reasoning(candidate) else None
+        asked = _lacks_reasoning(candidate) and not self._drawn(candidate)[-1]
+        return candidate.record if asked else None
 
     def _read(self, raw: bytes | None, encoding: str, given: Given | None) -> _Candidate:
         """Read one line: its shape, licence and source."""
         record = normalise(parse_json(raw, encoding), given)
-        texts = filter(None, (*_texts_of(record), *record.history))
+        checked = record.check["value"] if record.check else ""
+        texts = filter(None, (*_texts_of(record), *record.history, checked))
         return _Candidate(record, self._licence(record), "\n".join(texts))
 
     def _screen(self, batch: list[_Candidate]) -> None:
@@ -194,25 +196,19 @@ class Sampler:
     def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
         self._judge(candidate)
         record = candidate.record
+        parts, draw, group, without_thinking = self._drawn(candidate)
         reasoning, source, fault = record.reasoning, "the record's own", ""
         if not reasoning:
             source = "from its labels"
-            if self.thoughts is not None and _lacks_reasoning(candidate):
+            if self.thoughts is not None and not without_thinking and _lacks_reasoning(candidate):
                 text, fault = self.thoughts.get(record) or ("", "not asked")
                 if not fault:
                     found = personal_data.find(text, self.names) if self.masks else []
                     reasoning = personal_data.mask(text, found)
                     source = "a teacher's"
-        unchanged = candidate.normalised is candidate.joined and not candidate.masked
-        parts = compared_parts(record.question, record.context, record.history, unchanged)
-        question = APART.join(parts)
-        # 64 bits that decide split, format and share: the same for the same question.
-        draw = self._hash(question)
         kind = 0
         if self.settings.deduplicate:
             kind = self._hash("\0".join((record.label, record.system or "", *map(exactly, parts))))
-        group = 0 if record.group is None else self._hash(record.group)
-        without_thinking = self._without_thinking(draw, group)
         chosen = self.settings.think_format
         style = STYLES[draw & 1] if chosen == "both" else chosen
         thinking = build(record, style, reasoning, candidate.harm)
@@ -245,7 +241,7 @@ class Sampler:
             row["trained"] = EVERY_ANSWER
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
-            question,
+            APART.join(parts),
             LABELS.index(record.label),
             draw,
             kind & 0xFFFFFFFF,
@@ -257,12 +253,24 @@ class Sampler:
             candidate.masked,
             candidate.harm,
             fitted.parts is not thinking,
-            source,
+            "" if without_thinking else source,
             fault,
             int.from_bytes(hashlib.blake2b(thought.encode("utf-8", "surrogatepass"), digest_size=8).digest()),
             LANGUAGES.index(record.language),
             candidate.refuses if record.label in REFUSE_LABELS else None,
         )
+
+    def _drawn(self, candidate: _Candidate) -> tuple[list[str], int, int, bool]:
+        """Return what is compared of a record, two hashes, and whether it is to show no thinking.
+
+        The first, of the question, decides split, format and share; the second is its group's, 0 for none.
+        """
+        record = candidate.record
+        unchanged = candidate.normalised is candidate.joined and not candidate.masked
+        parts = compared_parts(record.question, record.context, record.history, unchanged)
+        draw = self._hash(APART.join(parts))
+        group = 0 if record.group is None else self._hash(record.group)
+        return parts, draw, group, self._without_thinking(draw, group)
 
     def _hash(self, text: str) -> int:
         """Return the 64 bits that the run's seed makes of a text."""

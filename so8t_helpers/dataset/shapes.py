@@ -170,8 +170,11 @@ def split_thought(answer: str) -> tuple[str, str]:
 def _from_fields(picked: Picked) -> Said:
     question, given = text_of(picked, "question"), text_of(picked, "given")
     answer = _answer(picked)
+    if "instruction" in picked and (told := text_of(picked, "instruction")) != question:
+        question = f"{told}\n{question}".strip()
     if question or given:
-        reads = "answer" in picked and picked["answer"][0] == "answers" and given
+        key, value = picked.get("answer", ("", ""))
+        reads = given and (key == "answers" or type(value) in {dict, list})
         topic = (text_of(picked, "topic") or given) if reads else ""
         asked = "\n".join(filter(None, (question, given)))
         return Said(asked, answer, topic=topic, context=given if question else "")
@@ -187,10 +190,14 @@ def _from_fields(picked: Picked) -> Said:
 
 
 def _answer(picked: Picked) -> str:
-    """Return the answer; of SQuAD's `answers`, which all mean the same, the first."""
+    """Return the answer; of several that mean the same, as SQuAD has them, the first."""
     key, value = picked.get("answer", ("", ""))
-    if key == "answers" or (type(value) is dict and "text" in value):
-        listed = value.get("text") if type(value) is dict else value
-        first = listed[0] if type(listed) is list and listed else listed or ""
-        value = first.get("text", "") if type(first) is dict else first
+    if type(value) is dict:  # {"text": [...], "answer_start": [...]}
+        value = value.get("text", value)
+    if type(value) is list:
+        first = value[0] if value else ""
+        if type(first) is not dict:
+            value = first
+        elif "type" not in first:  # of a text in parts each says which kind it is
+            value = first.get("text", first)
     return as_text(key, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from so8t_helpers.settings.inputs import Input
 from so8t_helpers.settings.types import (
@@ -76,6 +76,13 @@ class DatasetSettings(Section):
     deduplicate: bool = True
     engine: Literal["process", "ray"] = "process"
     workers: AtOnce | None = None
+
+    @field_validator("personal_names")
+    @classmethod
+    def _masks_too(cls, names: str, info: ValidationInfo) -> str:
+        if names != "off" and info.data.get("personal_data") == "off":
+            raise ValueError("does nothing while personal_data is off; set that to mask, or this to off")
+        return names
 
 
 class ModelSettings(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from so8t_helpers.dataset.fields import Given, given_by
 from so8t_helpers.dataset.inputs.hub import HUB, data_files, fetched
-from so8t_helpers.dataset.inputs.kinds import BINARY, BOM, encoding_of, format_of
+from so8t_helpers.dataset.inputs.kinds import BINARY, BOM, HEADLESS, encoding_of, format_of
 from so8t_helpers.dataset.inputs.packing import open_bytes, packing_of
 from so8t_helpers.run.files import demo_folder, reading
 from so8t_helpers.run.patterns import DATA, data_name, matching
@@ -116,6 +116,11 @@ def inspect(paths: list[Path], said: list[InputEntry] | None = None) -> list[Inp
             sample = sample[: sample.rfind(b"\n") + 1] or sample
         encoding = encoding_of(sample, entry)
         kind = format_of(path, sample, encoding, entry)
+        if isinstance(entry.columns, list) and kind not in HEADLESS:
+            raise SettingsError(
+                f"{path}: its columns have names of their own ({kind}); say which is which, such as "
+                "`columns: {question: …, answer: …}`"
+            )
         given = given_by(entry)
         files.append(
             InputFile(

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import IO, Any
+
+from so8t_helpers.dataset.fields import Given, are_known
+from so8t_helpers.dataset.inputs.files import InputFile
+from so8t_helpers.dataset.inputs.kinds import quoted, suggestion
+from so8t_helpers.settings import SettingsError
 
 BLOCK = 2**20  # characters read at once
 MOST = 10 * 2**20  # characters of one record
@@ -14,10 +21,11 @@ _LISTS = {"data", "rows", "records", "examples", "instances", "items", "train"}
 _BLANK = re.compile(r"[\s\ufeff]*")
 
 
-def records(text: IO[str]) -> Iterator[Any]:
+def records(text: IO[str], file: InputFile) -> Iterator[Any]:
     """Yield the records of a text of JSON: an array's values, one object or several, or the list in one.
 
     Raises:
+        SettingsError: an object with several lists of records, or without the one that its entry names.
         ValueError: what is no JSON, or ends before it is complete; it counts the records before it.
     """
     reader = _Reader(text)
@@ -26,30 +34,55 @@ def records(text: IO[str]) -> Iterator[Any]:
             for value in reader.array():
                 yield from _flat(value)
         elif first == "{":
-            yield from _of_object(reader)
+            yield from _of_object(reader, file)
         else:
             yield reader.value()
 
 
-def _of_object(reader: _Reader) -> Iterator[Any]:
-    """Yield the records in the list of an object, or the object itself where it holds none."""
+def _of_object(reader: _Reader, file: InputFile) -> Iterator[Any]:
+    """Yield the records in the list of an object, or the object itself where it holds none or is one."""
+    given, chosen = file.given or Given(), file.entry.split
     whole: dict[str, Any] = {}
-    listed = False
+    listed: list[str] = []
     reader.take("{")
     while reader.peek() != "}":
         key = reader.value()
         reader.take(":")
-        if key in _LISTS and reader.peek() == "[":
-            listed = True
-            for value in reader.array():
-                yield from _flat(value)
+        is_list = reader.peek() == "["
+        if is_list and (key == chosen if chosen else key in _LISTS and not are_known(list(whole), given)):
+            values = reader.array()
+            begins = [*islice(values, 1)]
+            if begins and type(begins[0]) in {dict, list}:
+                listed.append(key)
+                for value in chain(begins, values):
+                    yield from _flat(value)
+            else:
+                whole[key] = [*begins, *values]
+        elif is_list and (listed or chosen):  # it may be long, and what it begins with is enough
+            values = reader.array()
+            whole[key] = [*islice(values, 1)]
+            deque(values, maxlen=0)
         else:
             whole[key] = reader.value()
         if reader.peek() != "}":
             reader.take(",")
     reader.take("}")
+    if chosen and not listed:
+        raise SettingsError(f"{file.path}: an object without a list of records under {chosen!r}, its `split`")
     if not listed:
         yield whole
+    elif not chosen and (lost := [key for key, value in whole.items() if _says(key, value, given)]):
+        line = suggestion(file.path, file.entry, f"split: {quoted(listed[0])}")
+        raise SettingsError(
+            f"{file.path}: an object with records under {listed[0]!r}, and more under "
+            f"{', '.join(map(repr, lost))}; {line} (or another of them), or write one record a line"
+        )
+
+
+def _says(key: str, value: Any, given: Given) -> bool:
+    """Say whether an object's value is a part of a record, or a list of records."""
+    begins = value[0] if type(value) is list and value else None
+    return are_known([key], given) or (type(begins) is dict and are_known(list(begins), given))
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -13,7 +13,8 @@ from so8t_helpers.settings import InputEntry, SettingsError
 
 BOM = codecs.BOM_UTF8
 BINARY = {"parquet", "arrow", "xlsx"}
-TABLES = {"csv", "tsv", *BINARY}
+HEADLESS = {"csv", "tsv", "xlsx"}  # which may have no names of columns
+TABLES = {*HEADLESS, *BINARY}
 _BY_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _BY_NAME = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".xlsx": "xlsx"}
 # First bytes -> what such a file is, and what to do with it.

@@ -20,7 +20,7 @@ from so8t_helpers.dataset.inputs import json_values
 from so8t_helpers.dataset.inputs.files import InputFile, whole
 from so8t_helpers.dataset.inputs.kinds import BINARY, TABLES, quoted, suggestion
 from so8t_helpers.dataset.inputs.packing import open_bytes
-from so8t_helpers.run.files import remove
+from so8t_helpers.run.files import StageError, remove
 from so8t_helpers.settings import SettingsError
 
 ROWS_AT_ONCE = 256
@@ -75,7 +75,10 @@ def _line(record: Any) -> bytes:
     try:
         return orjson.dumps(record, default=str)
     except TypeError:  # half of a character, or a number beyond 64 bits: its line is judged as any other
-        return json.dumps(record, default=str).encode()
+        try:  # bytes that were no text stand there as they were
+            return json.dumps(record, default=str, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return json.dumps(record, default=str).encode()
 
 
 def _records(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
@@ -93,7 +96,7 @@ def _records(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
         if file.format == "jsonl":
             yield from (line.rstrip("\r\n").encode("utf-8", "replace") for line in text)
         elif file.format == "json":
-            yield from json_values.records(text)
+            yield from json_values.records(text, file)
         else:
             yield from _cells(file, text)
 
@@ -101,19 +104,32 @@ def _records(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
 def _cells(file: InputFile, text: IO[str]) -> Iterator[Any]:
     csv.field_size_limit(_MOST_CELL)
     first = text.readline()
-    signs = "\t" if file.format == "tsv" else ",;\t|"
+    signs, before = "\t" if file.format == "tsv" else ",;\t|", 0
+    if (said := first.rstrip("\r\n"))[:4].lower() == "sep=" and len(said) == 5:  # Excel's own first line
+        signs, first, before = said[4], text.readline(), 1
     delimiter = max(signs, key=first.count)
     # Strict, or one quotation that does not end would swallow all lines after it.
     rows = csv.reader(_chained(first, text), delimiter=delimiter, strict=True)
-    yield from _by_name(file, _quoted_well(rows))
+    yield from _by_name(file, _quoted_well(file, rows, before))
 
 
-def _quoted_well(rows: Any) -> Iterator[list[str]]:
-    """Yield a csv.reader's rows that hold anything; ValueError for a quotation that does not end well."""
+def _quoted_well(file: InputFile, rows: Any, before: int) -> Iterator[list[str]]:
+    """Yield a csv.reader's rows that hold anything; `before`: how many lines it was not given.
+
+    Raises:
+        StageError: a quotation that does not end well.
+    """
+    begins = 1
     try:
-        yield from filter(None, rows)
+        for row in rows:
+            if row:
+                yield row
+            begins = rows.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"line {rows.line_num}: a quotation that does not end well ({error})") from error
+        raise StageError(
+            f"{file.path}:{begins + before}: the record that begins there has a quotation that does not end "
+            f'well ({error}); within quotation marks a cell has its own ones twice (""), and ends with one'
+        ) from error
 
 
 def _chained(first: str, text: IO[str]) -> Iterator[str]:
@@ -178,7 +194,7 @@ def _arrow(file: InputFile, source: Path, stack: ExitStack) -> Iterator[Any]:
 def _check_names(file: InputFile, names: list[str]) -> None:
     """Raise SettingsError: a table without a column that is known, or without one that its entry names."""
     given = file.given or Given()
-    for _, column in given.columns:
+    for column in filter(None, (*(column for _, column in given.columns), given.group)):
         if column not in names and column.partition(".")[0] not in names:
             raise SettingsError(f"{file.path}: has no column {column!r}; it has {_listed(names)}")
     if not are_known(names, given):
