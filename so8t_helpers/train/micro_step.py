@@ -182,7 +182,7 @@ class MicroStep:
         for i, segment in enumerate(self.segments):
             if i >= self.first_kept:
                 leaf = x.detach().requires_grad_()
-                with torch.enable_grad(), keeping_little():
+                with torch.enable_grad(), keeping_little(segment.layer.qkv.weight):
                     out = segment(leaf, packed)
                 kept[i] = (leaf, out)
                 x = out.detach()
