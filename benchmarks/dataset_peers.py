@@ -48,8 +48,9 @@ def run_datatrove(inputs: Path, runs: Path) -> dict[str, Any]:
         ([reader(), PIIFormatter(), MinhashDedupFilter(remove), JsonlWriter(str(runs / "out"))], CORES),
     ]
     started = time.perf_counter()
-    for pipeline, tasks in steps:
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=CORES, logging_dir=None).run()
+    for number, (pipeline, tasks) in enumerate(steps):  # a folder each: what is done is not done again
+        logs = str(runs / f"logs-{number}")
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=CORES, logging_dir=logs).run()
     return {"seconds": time.perf_counter() - started, "lines": {}}
 
 
