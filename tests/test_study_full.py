@@ -15,14 +15,60 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from so8t_helpers.evaluate.statistics import confusion, macro_f1, macro_f1_interval, resamples
-from so8t_helpers.run.files import read_json, sha256_file, write_yaml
-from so8t_helpers.study import full_results
+from so8t_helpers.run import files
+from so8t_helpers.run.files import MachineError, read_json, sha256_file, write_jsonl, write_yaml
+from so8t_helpers.run.stage import STAGES
+from so8t_helpers.settings import SettingsError
+from so8t_helpers.study import engine, full_results
+from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
+from so8t_helpers.study.full import check_full, full_settings
 from so8t_helpers.study.page import make_page
-from so8t_helpers.study.plan import load_study
+from so8t_helpers.study.plan import Study, arm_settings, load_study
+from so8t_helpers.study.spread import spread
 from so8t_helpers.study.stage import Results, carry_out
+from so8t_helpers.verbs.needs import estimate
 from tests.dataset_inputs import many, write
-from tests.small_study import small_base, small_study
+from tests.small_study import rows, small_base, small_study
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_base(tmp_path_factory.mktemp("base") / "base")
+
+
+def with_full(folder: Path, base: Path, **evaluation: Any) -> Study:
+    """A study whose arms go on through all stages, nothing of it carried out."""
+    path = small_study(folder, base, full={"arms": ["lora", "gates"], "seeds": 2, "prompts": 4})
+    eval_rows = [
+        row | {"text": str(row["messages"])} for row in rows(1000, 16)
+    ]  # the bake's proof reads them
+    write_jsonl(folder / "data" / "eval.jsonl", eval_rows)
+    return load_study(str(path), {"eval": {"engine": "llama_cpp"} | evaluation})
+
+
+def test_what_stops_a_later_stage_is_said_before_the_first_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "look_at_machine", lambda _: pytest.fail("a training began"))
+    study = with_full(tmp_path, base, harness_tasks=["none"], harness_dir=str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match=r"eval\.harness_"):
+        carry_out(study)
+    with pytest.raises(SettingsError, match=r"eval\.harness_"):
+        spread(study, str(study.path), [], lambda _: pytest.fail("an arm began"))
+
+
+def test_the_disk_must_hold_the_runs_of_all_full_trainings(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = with_full(tmp_path, base)
+    data = prepare(study)
+    one = estimate(full_settings(study, "lora", arm_settings(study, "lora"), 1, data), STAGES[2:]).run
+    monkeypatch.setattr(files, "free_bytes", lambda _: 4 * one)
+    check_full(study, data)
+    monkeypatch.setattr(files, "free_bytes", lambda _: 4 * one - 1)
+    with pytest.raises(MachineError, match=r"study small, for stages 03 to 05 .* needs"):
+        check_full(study, data)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from so8t_helpers.phi3.shape import Phi3Shape, read_shape
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data, prepare
 from so8t_helpers.study.engine import Session
-from so8t_helpers.study.full import carry_out_full, needs_adapter
+from so8t_helpers.study.full import carry_out_full, check_full, needs_adapter
 from so8t_helpers.study.outcome import Outcome, decisive_settings
 from so8t_helpers.study.plan import Study, arm_settings, matched_rank
 from so8t_helpers.study.registration import register
@@ -71,7 +71,7 @@ def carry_out(study: Study) -> Results:
     """
     with alone(study):
         data, shape, registrations = begin(study)
-        session = Session(study, data)
+        session = Session(study, data, before=lambda: check_full(study, data))
         arms = {name: carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
         session.release()
         log.info("study %s: %d trainings carried out", study.name, session.trained)
