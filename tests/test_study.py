@@ -193,16 +193,17 @@ def test_the_notebook_has_the_form_of_the_numbered_ones():
     assert 15 <= len(notebook.cells) <= 30
 
 
-def test_a_second_process_waits_for_the_first(tmp_path: Path):
+@pytest.mark.parametrize("lock", [".lock", ".page.lock"])
+def test_a_second_process_waits_for_the_first(tmp_path: Path, lock: str):
     study = load_study(written(tmp_path), {"run": {"root": str(tmp_path / "runs")}})
     study.folder.mkdir(parents=True)
     entered = threading.Event()
 
     def enter() -> None:
-        with alone(study):
+        with alone(study), alone(study, page=True):  # the page's notebook takes the study's own
             entered.set()
 
-    with FileLock(study.folder / ".lock"):
+    with FileLock(study.folder / lock):
         second = threading.Thread(target=enter)
         second.start()
         assert not entered.wait(0.5)

@@ -111,12 +111,16 @@ def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session
     return ArmResult(name, settings, trials, chosen, outcomes)
 
 
-def alone(study: Study) -> AbstractContextManager[object]:
-    """Take the study's lock, which the system releases when its holder dies; wait for whoever has it."""
+def alone(study: Study, page: bool = False) -> AbstractContextManager[object]:
+    """Take the study's lock, or its page's, which the system releases when its holder dies; wait for another.
+
+    The notebook that makes a page takes the study's own in its kernel.
+    """
     study.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(study.folder / ".lock")
+    lock = FileLock(study.folder / (".page.lock" if page else ".lock"))
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        log.warning("study %s: waiting for the process that carries it out", study.name)
+        what = "makes its page" if page else "carries it out"
+        log.warning("study %s: waiting for the process that %s", study.name, what)
         return lock.acquire()
