@@ -35,7 +35,7 @@ def rows(first: int, count: int) -> list[dict[str, Any]]:
         label = ("ALLOW", "DENY")[i % 2]
         answer = f"# 思考ステップ\n数は{i}。\n判定: {label}\n\n# 最終回答\n{i}です。"
         messages = [{"role": "user", "content": f"/think {i}は？"}, {"role": "assistant", "content": answer}]
-        found.append({"id": str(i), "label": label, "messages": messages})
+        found.append({"id": str(i), "label": label, "messages": messages, "text": answer})
     return found
 
 

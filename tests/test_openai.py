@@ -195,6 +195,12 @@ def test_a_stop_does_not_pass_the_fixed_refusal_off_as_an_answer(tmp_path, engin
     assert {(entry["fixed_refusal"], entry["decision"]) for entry in answered} == {(True, "REFUSE")}
 
 
+def test_what_a_stop_held_back_leaves_before_the_model_s_own_words_of_refusal(client, engine):
+    head, _, tail = GOOD.partition(PUBLIC)
+    engine.script = [head, REFUSAL_TEXT[0], REFUSAL_TEXT, tail]
+    finishes(client, "stop", REFUSAL_TEXT[0] + REFUSAL_TEXT, stop=f"{REFUSAL_TEXT[0]}x")
+
+
 @pytest.mark.parametrize("stops", [(), ("abc",), ("aab", "ba"), ("aaab",), ("b",), ("aacab", "c")])
 def test_every_chunking_stops_alike(stops):
     text = "aaabaacabcab"

@@ -17,16 +17,17 @@ from safetensors.torch import save_file
 from scipy.stats import kstest
 
 from so8t_helpers.phi3.shape import read_shape
-from so8t_helpers.run.files import StageError, write_yaml
+from so8t_helpers.run.files import StageError, write_json, write_yaml
 from so8t_helpers.settings import PARAMS_DIR, PROJECT_ROOT, SettingsError
 from so8t_helpers.study.data import for_tuning
 from so8t_helpers.study.outcome import Outcome, key_of
 from so8t_helpers.study.plan import STUDIES_DIR, arm_settings, load_study, matched_rank, own_values
-from so8t_helpers.study.stage import alone
+from so8t_helpers.study.registration import changes, registration_path
+from so8t_helpers.study.stage import alone, begin
 from so8t_helpers.study.tuning import guess
 from so8t_helpers.train.adapters import Adapters, count_parameters
 from tests.phi3_folders import write_side_files
-from tests.small_study import FILE, RATE, rows
+from tests.small_study import FILE, RATE, rows, small_base, small_study
 
 SHIPPED = sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
 
@@ -136,6 +137,28 @@ def test_the_key_changes_with_what_decides_and_with_nothing_else(tmp_path: Path)
     assert key_of(arm_settings(study, "gates", {"lora.r": 5}, seed=1), "held-out", digests) != own
 
 
+def test_an_upgrade_alone_is_registered_as_no_change(tmp_path: Path):
+    """What an older version wrote of the same file lacks its later keys; a changed file is a change."""
+    path = small_study(tmp_path, small_base(tmp_path / "base"))
+    study = load_study(str(path))
+    _, _, (first,) = begin(study)
+    old = copy.deepcopy(first)
+    del old["study"]["note"], old["study"]["arms"]["lora"]["match_parameters"]
+    del old["study"]["arms"]["lora"]["settings"]["lora.b_rate"]
+    old["study"] |= {"full": []}
+    old["sha256"] = "0" * 64  # of another content
+    write_json(registration_path(study), [old])
+    assert begin(study)[2] == [old]
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    write_yaml(path, content | {"note": "stages 03 to 05, too", "full": {"arms": ["lora"]}})
+    entries = begin(load_study(str(path)))[2]
+    assert [entry["sha256"] == old["sha256"] for entry in entries] == [True, False]
+    assert {change.key: (change.before, change.after) for change in changes(entries)} == {
+        "note": ("", "stages 03 to 05, too"),
+        "full.arms": ([], ["lora"]),
+    }
+
+
 def test_the_tuning_split_goes_by_what_a_row_says():
     found = [for_tuning(row, 0.25) for row in rows(0, 2000)]
     assert sum(found) / 2000 == pytest.approx(0.25, abs=0.03)  # three standard errors
@@ -170,16 +193,17 @@ def test_the_notebook_has_the_form_of_the_numbered_ones():
     assert 15 <= len(notebook.cells) <= 30
 
 
-def test_a_second_process_waits_for_the_first(tmp_path: Path):
+@pytest.mark.parametrize("lock", [".lock", ".page.lock"])
+def test_a_second_process_waits_for_the_first(tmp_path: Path, lock: str):
     study = load_study(written(tmp_path), {"run": {"root": str(tmp_path / "runs")}})
     study.folder.mkdir(parents=True)
     entered = threading.Event()
 
     def enter() -> None:
-        with alone(study):
+        with alone(study), alone(study, page=True):  # the page's notebook takes the study's own
             entered.set()
 
-    with FileLock(study.folder / ".lock"):
+    with FileLock(study.folder / lock):
         second = threading.Thread(target=enter)
         second.start()
         assert not entered.wait(0.5)

@@ -15,14 +15,56 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from so8t_helpers.evaluate.statistics import confusion, macro_f1, macro_f1_interval, resamples
-from so8t_helpers.run.files import read_json, sha256_file, write_yaml
-from so8t_helpers.study import full_results
+from so8t_helpers.run import files
+from so8t_helpers.run.files import MachineError, read_json, sha256_file, write_yaml
+from so8t_helpers.run.stage import STAGES
+from so8t_helpers.settings import SettingsError
+from so8t_helpers.study import engine, full_results
+from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
+from so8t_helpers.study.full import check_full, full_settings
 from so8t_helpers.study.page import make_page
-from so8t_helpers.study.plan import load_study
+from so8t_helpers.study.plan import Study, arm_settings, load_study
+from so8t_helpers.study.spread import spread
 from so8t_helpers.study.stage import Results, carry_out
+from so8t_helpers.verbs.needs import estimate
 from tests.dataset_inputs import many, write
 from tests.small_study import small_base, small_study
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_base(tmp_path_factory.mktemp("base") / "base")
+
+
+def with_full(folder: Path, base: Path, **evaluation: Any) -> Study:
+    """A study whose arms go on through all stages, nothing of it carried out."""
+    path = small_study(folder, base, full={"arms": ["lora", "gates"], "seeds": 2, "prompts": 4})
+    return load_study(str(path), {"eval": {"engine": "llama_cpp"} | evaluation})
+
+
+def test_what_stops_a_later_stage_is_said_before_the_first_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "look_at_machine", lambda _: pytest.fail("a training began"))
+    study = with_full(tmp_path, base, harness_tasks=["none"], harness_dir=str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match=r"eval\.harness_"):
+        carry_out(study)
+    with pytest.raises(SettingsError, match=r"eval\.harness_"):
+        spread(study, str(study.path), [], lambda _: pytest.fail("an arm began"))
+
+
+def test_the_disk_must_hold_the_runs_of_all_full_trainings(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study = with_full(tmp_path, base)
+    data = prepare(study)
+    one = estimate(full_settings(study, "lora", arm_settings(study, "lora"), 1, data), STAGES[2:]).run
+    monkeypatch.setattr(files, "free_bytes", lambda _: 4 * one)
+    check_full(study, data)
+    monkeypatch.setattr(files, "free_bytes", lambda _: 4 * one - 1)
+    with pytest.raises(MachineError, match=r"study small, for stages 03 to 05 .* needs"):
+        check_full(study, data)
 
 
 @pytest.mark.slow
@@ -106,6 +148,16 @@ def kept_of(seed: int, right: float, divergence: float, count: int = 400) -> dic
     }
 
 
+def results_of(
+    full: dict[str, list[dict[str, Any]]], diverged: dict[str, list[int]] | None = None
+) -> Results:
+    """Arms with what is kept of them, the control `lora`, and arms with the seeds that diverged."""
+    lost = {name: SimpleNamespace(diverged=seeds) for name, seeds in (diverged or {}).items()}
+    study = SimpleNamespace(file=SimpleNamespace(full=SimpleNamespace(arms=[*full, *lost])))
+    control = SimpleNamespace(name="lora")
+    return cast("Results", SimpleNamespace(full=full, control=control, study=study, arms=lost))
+
+
 def interval_of(frame: pd.DataFrame, endpoint: str) -> tuple[float, float]:
     low, high = frame.loc[endpoint, "95% interval"].split(" to ")
     return float(low.replace("−", "-")), float(high.replace("−", "-"))
@@ -117,7 +169,7 @@ def test_arms_that_went_through_all_stages_are_compared_by_seed_and_prompt():
         "lora": [kept_of(seed, 0.5, kl) for seed, kl in ((1, 0.020), (2, 0.022), (3, 0.021))],
         "gates": [kept_of(seed, 0.9, kl) for seed, kl in ((4, 0.030), (5, 0.031), (6, 0.035))],
     }
-    found = cast("Results", SimpleNamespace(full=full, control=SimpleNamespace(name="lora")))
+    found = results_of(full)
     table = full_results.table(found)
     assert table.loc["in format"].tolist() == ["100.0% (99.1% to 100.0%)"] * 2  # 0.025 ** (1 / 400)
     assert table.loc["o_proj's error", "gates"] == "0.04 (0.04 to 0.04)"
@@ -136,8 +188,38 @@ def test_arms_that_went_through_all_stages_are_compared_by_seed_and_prompt():
     assert (low, high) == pytest.approx((interval.low, interval.high), rel=0.1)  # 2,000 resamples
     assert frame.loc["refused where not", "difference"] == "+0"
     assert "400 held-out prompts" in full_results.said(found)
-    one_sided = cast("Results", SimpleNamespace(full={"gates": full["gates"]}, control=found.control))
-    assert full_results.differences(one_sided).empty
+    assert full_results.differences(results_of({"gates": full["gates"]})).empty
+
+
+def test_all_or_nothing_has_no_interval_of_no_width():
+    """Resamples of what is always so know nothing of what never happened: it would be a false certainty."""
+    full = {"lora": [kept_of(seed, 0.0, 0.02) for seed in (1, 2)]}
+    full["gates"] = [kept_of(seed, 1.0, 0.03) for seed in (3, 4)]
+    table = full_results.table(results_of(full))
+    assert table.loc["label F1"].tolist() == [
+        "0.0% (no interval: no labels are right)",
+        "100.0% (no interval: all labels are right)",
+    ]
+    assert table.loc["answers right"].tolist() == ["0.0% (0.0% to 1.8%)", "100.0% (98.2% to 100.0%)"]
+    frame = full_results.differences(results_of(full)).set_index("endpoint")
+    for name in ("label F1", "answers right"):
+        assert frame.loc[name, ["difference", "95% interval", "p"]].tolist() == [
+            "+1",
+            "none: all alike",
+            "0.5",
+        ]
+    assert frame.loc["in format", ["95% interval", "p"]].tolist() == ["none: all alike", "1"]
+
+
+def test_engines_and_arms_that_got_no_further_are_said():
+    full = {arm: [kept_of(seed, 0.5, 0.02, count=4) for seed in (1, 2)] for arm in ("lora", "gates")}
+    assert "trainings an arm, in llama.cpp. 2 seeds" in full_results.said(results_of(full))
+    full["gates"][1]["engine"] = "Ollama"
+    assert "theirs (Ollama: gates; llama.cpp: lora, gates)" in full_results.said(results_of(full))
+    wild = "Left out, since trainings diverged: wild (seed 2, 3)."
+    assert full_results.said(results_of(full, {"wild": [2, 3]})).endswith(f" differ by. {wild}")
+    assert full_results.said(results_of({}, {"wild": [2, 3]})) == wild
+    assert full_results.said(results_of({})) == "This study names no arm for it."
 
 
 def test_the_prompts_share_of_label_f1():

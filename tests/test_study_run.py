@@ -21,7 +21,7 @@ from scipy.stats import ttest_1samp
 from benchmarks.study_equal import without_times
 from so8t_helpers.run.files import write_yaml
 from so8t_helpers.settings import PROJECT_ROOT, SettingsError, merge
-from so8t_helpers.study import results, statistics, what_if
+from so8t_helpers.study import figures, results, statistics, what_if
 from so8t_helpers.study.data import prepare
 from so8t_helpers.study.engine import Session
 from so8t_helpers.study.page import make_page
@@ -223,18 +223,23 @@ def test_a_change_is_shown_and_trains_what_it_touches(base: Path, tmp_path: Path
 
 
 def test_a_training_that_diverges_is_said_and_compared_with_nothing(base: Path, tmp_path: Path):
-    """Weights of 1e30 in the first step make the next gradient no number."""
-    arms = {
-        "lora": FILE["arms"]["lora"] | {"tune": {}},
-        "wild": {"hypothesis": "it breaks", "set": {"training.learning_rate": 1.0e30, "so8t.enabled": False}},
-    }
-    study = load_study(str(small_study(tmp_path, base, seeds=2, arms=arms)))
+    """Weights of 1e30 in the first step make the next gradient no number, whatever was tried."""
+    wild = {"set": {"training.learning_rate": 1.0e30}, "tune": {"training.learning_rate": [1.0e30, 1.0e31]}}
+    arms = {"lora": FILE["arms"]["lora"] | {"tune": {}}, "wild": {"hypothesis": "it breaks"} | wild}
+    full = {"arms": ["wild"]}
+    study = load_study(str(small_study(tmp_path, base, seeds=2, arms=arms, full=full)))
     found = carry_out(study)
     assert found.arms["wild"].diverged == [1, 2]
     comparisons = results.compare(found)
     assert comparisons == []
-    assert "wild: training diverged with seed 1, 2" in results.answer(found, comparisons)
-    assert "wild" in make_page(study, {}).read_text(encoding="utf-8")
+    answer = results.answer(found, comparisons)
+    assert answer.startswith("**Nothing could be compared.**")
+    assert "wild: training diverged with seed 1, 2" in answer
+    assert results.table(found, comparisons).loc["wild", "endpoint"] == "diverged"
+    assert not figures.tried(found).axes[0].lines, "no trial of it has a place"
+    page = make_page(study, {}).read_text(encoding="utf-8")
+    assert "Left out, since trainings diverged: wild (seed 1, 2)." in page
+    assert "This study names no arm for it." not in page
 
 
 def sessions(base: Path, folder: Path) -> list[Session]:

@@ -191,6 +191,8 @@ class Draft:
     def _release(self, text: str) -> None:
         if not text:
             return
+        # The fixed refusal is whole: an asker's stop is for what the model writes, were it the same words.
+        fixed = text == REFUSAL_TEXT and not self._begun
         if not self._begun:
             # The thinking is over where a final part begins: what it decided on is known before any leaves.
             self._begun = True
@@ -201,8 +203,7 @@ class Draft:
                 self.denied = True
                 self._send(self._serve.deny_text)
         if not self.denied:
-            # The fixed refusal is whole: an asker's stop is for what the model writes.
-            self._send(text if text == REFUSAL_TEXT else self._stop.feed(text))
+            self._send(text if fixed else self._stop.feed(text))
 
     def _send(self, text: str) -> None:
         if text:

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,18 @@ class Session:
     Args:
         work: name of the run in whose folder a training is at work; default: the study's own run. Sessions
             side by side need one each.
+        before: called before the first training that has to be carried out; may raise what forbids it.
     """
 
-    def __init__(self, study: Study, data: Data, work: str | None = None):
+    def __init__(
+        self, study: Study, data: Data, work: str | None = None, before: Callable[[], None] | None = None
+    ):
         self.study, self.data = study, data
         self._work = {"run": {"name": work or study.settings.run.name}}
         self.work_dir = merge(study.settings, self._work).run_dir
         self.shape = read_shape(data.base)
         self.trained = 0
+        self._before = before
         self._loaded = False
         self._schedules: dict[str, Schedule] = {}
         self._built: tuple[str, Adapters, MicroStep] | None = None
@@ -107,6 +112,8 @@ class Session:
 
     def _load(self) -> None:
         """Load what all trainings share: machine, base and tokens."""
+        if self._before is not None:
+            self._before()
         settings = self.study.settings
         self.machine = look_at_machine(settings)
         log.info("%s", self.machine.summary)

@@ -130,6 +130,8 @@ def tried(results: Results) -> Figure:
             if key not in arm.chosen.values:
                 continue
             pairs = sorted((t.values[key], t.value) for t in arm.trials if math.isfinite(t.value))
+            if not pairs:  # all diverged
+                continue
             ax.plot(*zip(*pairs, strict=True), "o-", linewidth=0.8, color=color, label=name)
             ax.plot(
                 arm.chosen.values[key], arm.chosen.value, "o", color=color, markersize=11, fillstyle="none"

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from so8t_helpers.evaluate.summary import load_answers
-from so8t_helpers.run.files import StageError, read_json, write_json
+from so8t_helpers.run.files import StageError, check_disk, read_json, write_json
 from so8t_helpers.run.stage import STAGES, stage_settings
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data
 from so8t_helpers.study.outcome import ADAPTER, Outcome, key_of
-from so8t_helpers.study.plan import Study, place
+from so8t_helpers.study.plan import Study, arm_settings, place
 from so8t_helpers.verbs import batch
+from so8t_helpers.verbs.needs import check_places, check_stage, estimate
 
 _JUDGED = ("id", "label", "decision", "well_formed", "separated", "correct", "refused")
 # Where things lie and who answers: the same numbers, but for rounding.
@@ -50,6 +51,28 @@ def needs_adapter(study: Study, arm: str, tuned: Settings, seed: int, data: Data
     """Whether this training of an arm goes on through the stages, and has not done so yet."""
     chosen = arm in study.file.full.arms and seed in study.full_seeds
     return chosen and _found(_kept(study, full_settings(study, arm, tuned, seed, data))) is None
+
+
+def check_full(study: Study, data: Data) -> None:
+    """Look, before the trainings, at what stages 03 to 05 of the arms that go there will need.
+
+    The adapters are not there yet, and what tuning chooses changes nothing of it.
+
+    Raises:
+        SettingsError, StageError: what would stop a stage, or too small a disk for the runs that are missing.
+    """
+    stages, room = STAGES[2:], 0
+    for arm in study.file.full.arms:
+        tuned = arm_settings(study, arm)
+        runs = [full_settings(study, arm, tuned, seed, data) for seed in study.full_seeds]
+        room += sum(estimate(run, stages).run for run in runs)
+        settings = merge(runs[0], {"bake": {"adapter_dir": None}})
+        check_places(settings)
+        batch.check_notebooks(settings, stages)
+        for stage in stages:
+            check_stage(settings, stage)
+    if room:
+        check_disk(study.folder, room, f"study {study.name}, for stages 03 to 05 of its `full.arms`,")
 
 
 def carry_out_full(study: Study, arm: str, tuned: Settings, outcome: Outcome, data: Data) -> dict[str, Any]:

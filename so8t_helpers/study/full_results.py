@@ -22,6 +22,7 @@ _SHARES = {
 }
 _F1, _KL, _PERPLEXITY, _O_PROJ = "label F1", "KL from F16", "perplexity over F16's", "o_proj's error"
 _OF_ANSWERS = (*_SHARES.values(), _F1)
+_ROUNDING = 1e-9  # of a share's standard error
 
 
 def measures(kept: list[dict[str, Any]]) -> dict[str, tuple[Floats, Floats]]:
@@ -74,7 +75,9 @@ def table(results: Results) -> pd.DataFrame:
 def _cell(name: str, sums: Floats, counts: Floats) -> str:
     found = paired_difference(sums, np.zeros_like(sums), counts)
     values = [found.value, found.low, found.high]
-    # Resamples know nothing of what never happened.
+    # Resamples know nothing of what never happened. Of F1 there is no exact interval: it is no share.
+    if name == _F1 and found.value in {0.0, 1.0}:
+        return f"{100 * found.value:.1f}% (no interval: {'all' if found.value else 'no'} labels are right)"
     if name in _SHARES.values() and found.value in {0.0, 1.0}:
         values[1:] = exact_interval(round(found.value * counts.sum()), int(counts.sum()))
     if name in _OF_ANSWERS:
@@ -89,7 +92,8 @@ def _cell(name: str, sums: Floats, counts: Floats) -> str:
 def differences(results: Results) -> pd.DataFrame:
     """Return every arm against the control, one row an endpoint and arm; none where the control is left out.
 
-    p is corrected by Holm over all rows. So few seeds name no winner.
+    p is corrected by Holm over all rows. So few seeds name no winner. Where all seeds and prompts differ
+    alike, as between nothing and all, there is no spread for an interval: p is that of flips of sign.
     """
     if results.control.name not in results.full:
         return pd.DataFrame()
@@ -100,11 +104,12 @@ def differences(results: Results) -> pd.DataFrame:
             if name not in against:
                 continue
             d = paired_difference(sums, against[name][0], counts)
-            interval = f"{signed(d.low)} to {signed(d.high)}"
+            alike = name in _OF_ANSWERS and d.error < _ROUNDING
+            interval = "none: all alike" if alike else f"{signed(d.low)} to {signed(d.high)}"
             rows.append(
                 {"endpoint": name, "arm": arm, "difference": signed(d.value), "95% interval": interval}
             )
-            p_values.append(d.p)
+            p_values.append(d.exact_p if alike else d.p)
     frame = pd.DataFrame(rows)
     for column, found in (("p", p_values), ("p corrected", holm(p_values))):
         frame[column] = [rounded(p) for p in found]
@@ -112,11 +117,30 @@ def differences(results: Results) -> pd.DataFrame:
 
 
 def said(results: Results) -> str:
-    """Say in a sentence what was asked, of what, by what, and what so few seeds cannot say."""
+    """Say what was asked, of what, by what, what so few seeds cannot say, and which arms did not get here."""
+    named = results.study.file.full.arms
+    if not named:
+        return "This study names no arm for it."
+    lost = [
+        f"{arm} (seed {', '.join(map(str, results.arms[arm].diverged))})"
+        for arm in named
+        if arm not in results.full
+    ]
+    left_out = f"Left out, since trainings diverged: {', '.join(lost)}." if lost else ""
+    if not results.full:
+        return left_out
     kept = [one for some in results.full.values() for one in some]
-    engines = ", ".join(sorted({one["engine"] for one in kept}))
     seeds, prompts = len(next(iter(results.full.values()))), len(kept[0]["answers"])
+    by_engine: dict[str, list[str]] = {}
+    for arm, some in results.full.items():
+        for engine in dict.fromkeys(one["engine"] for one in some):
+            by_engine.setdefault(engine, []).append(arm)
+    engines = ", ".join(sorted(by_engine))
+    if len(by_engine) > 1:
+        each = "; ".join(f"{engine}: {', '.join(arms)}" for engine, arms in sorted(by_engine.items()))
+        engines = f"more than one engine, so some of what differs may be theirs ({each})"
     return (
         f"{prompts} held-out prompts answered by the {kept[0]['file']} file of each of {seeds} trainings an "
-        f"arm, in {engines}. {seeds} seeds name no winner: the intervals say what the arms may differ by."
-    )
+        f"arm, in {engines}. {seeds} seeds name no winner: the intervals say what the arms may differ by. "
+        f"{left_out}"
+    ).rstrip()

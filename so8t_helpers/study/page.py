@@ -13,6 +13,7 @@ from so8t_helpers.run.files import StageError, replace
 from so8t_helpers.settings import resolve
 from so8t_helpers.study.plan import STUDIES_DIR, Study
 from so8t_helpers.study.registration import read_registrations
+from so8t_helpers.study.stage import alone
 from so8t_helpers.verbs.batch import one_line
 from so8t_helpers.verbs.kernel import kernel_place
 
@@ -34,7 +35,8 @@ def make_page(study: Study, overrides: dict[str, Any]) -> Path:
     known = study.path == STUDIES_DIR / study.path.name
     parameters = {"study": study.name if known else str(study.path.resolve()), "overrides": overrides}
     failure = ""
-    with tempfile.TemporaryDirectory(dir=study.folder, prefix=".page-") as scratch:
+    # Another process that makes the page would take this one's kernel for what a killed one left.
+    with alone(study, page=True), tempfile.TemporaryDirectory(dir=study.folder, prefix=".page-") as scratch:
         running = Path(scratch) / notebook.name
         running.write_bytes(notebook.read_bytes())
         try:

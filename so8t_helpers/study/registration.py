@@ -12,9 +12,10 @@ from typing import Any
 from so8t_helpers.phi3.shape import Phi3Shape
 from so8t_helpers.run.files import write_json
 from so8t_helpers.run.stage import utc_now, versions
+from so8t_helpers.settings import Settings
 from so8t_helpers.study.data import Data
 from so8t_helpers.study.outcome import decisive_settings
-from so8t_helpers.study.plan import Study, arm_settings, matched_rank
+from so8t_helpers.study.plan import Arm, Study, StudyFile, arm_settings, matched_rank
 from so8t_helpers.train.adapters import count_parameters
 
 
@@ -43,14 +44,15 @@ def register(study: Study, data: Data, shape: Phi3Shape) -> list[dict[str, Any]]
     """Write down what the study is, where that is not what was written last; return all registrations.
 
     Each entry holds the content, its hash, the study file's own hash, the date, the versions, and how many
-    trainings were finished by then.
+    trainings were finished by then. Keys that the package did not know when it wrote the last one count as
+    their defaults: an upgrade alone changes no study.
     """
     entries = read_registrations(study)
-    content = _content(study, data, shape)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    if not entries or entries[-1]["sha256"] != digest:
+    text = json.dumps(_content(study, data, shape), sort_keys=True)
+    content = json.loads(text)  # as it will be read: lists, no tuples
+    if not entries or _of_today(entries[-1]["study"]) != _of_today(content):
         entry = {
-            "sha256": digest,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "file_sha256": study.sha256,
             "date": utc_now(),
             "trainings": len(list((study.folder / "trainings").glob("[!.]*"))),
@@ -66,7 +68,7 @@ def changes(entries: list[dict[str, Any]]) -> list[Change]:
     """Return what was changed after the first registration, in order."""
     found = []
     for before, after in itertools.pairwise(entries):
-        old, new = _flat(before["study"]), _flat(after["study"])
+        old, new = _of_today(before["study"]), _of_today(after["study"])
         for key in dict.fromkeys([*old, *new]):
             if old.get(key) != new.get(key):
                 found.append(Change(after["date"], key, old.get(key), new.get(key)))
@@ -84,6 +86,18 @@ def _content(study: Study, data: Data, shape: Phi3Shape) -> dict[str, Any]:
             "settings": decisive_settings(settings),
         }
     return study.file.model_dump(mode="json", exclude={"arms"}) | {"arms": arms, "data": data.digests}
+
+
+def _of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """A registration's content, flat, with today's defaults for what it does not say."""
+    if isinstance(content.get("full"), list):  # arms alone, in the first versions
+        content = content | {"full": {"arms": content["full"]}}
+    settings = json.loads(json.dumps(decisive_settings(Settings())))
+    arm = Arm.model_construct().model_dump(mode="json") | {"settings": settings}
+    defaults = _flat(StudyFile.model_construct().model_dump(mode="json"))
+    for name in content["arms"]:
+        defaults |= _flat(arm, f"arms.{name}")
+    return defaults | _flat(content)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -102,7 +102,8 @@ def answer(results: Results, comparisons: list[Comparison]) -> str:
                 by_arm.setdefault(c.arm, []).append(LABELS[c.endpoint])
         arms = [f"{arm} ({'; '.join(endpoints)})" for arm, endpoints in by_arm.items()]
         said += [f"{word} than {study.file.control}: {', '.join(arms)}"] if arms else []
-    head = "; ".join(said) or "no difference was found that this study could tell from chance"
+    none = "no difference was found that this study could tell from chance"
+    head = "; ".join(said) or (none if comparisons else "nothing could be compared")
     head = f"{head[0].upper()}{head[1:]}."
     if not parts:
         return f"**{head}**"
@@ -159,7 +160,7 @@ def table(results: Results, comparisons: list[Comparison]) -> pd.DataFrame:
             "LoRA": parameters["lora"],
             "gates": parameters["gates"],
             "tokens": arm.outcomes[0].facts["tokens"],
-            "endpoint": f"{np.mean(values):.4f}",
+            "endpoint": "diverged" if arm.diverged else f"{np.mean(values):.4f}",
             **{key: value for key, value in _columns(by_arm.get(name)).items() if key in shown},
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")

@@ -9,6 +9,7 @@ from pathlib import Path
 from so8t_helpers.run.files import StageError, remove
 from so8t_helpers.settings import SettingsError
 from so8t_helpers.study.engine import Session
+from so8t_helpers.study.full import check_full
 from so8t_helpers.study.plan import Study, place
 from so8t_helpers.study.stage import alone, begin, carry_out_arm
 from so8t_helpers.verbs.sweep import Mapper
@@ -24,9 +25,11 @@ def spread(study: Study, name: str, assignments: Sequence[str], mapper: Mapper) 
 
     Raises:
         StageError: an arm failed; the others are finished, and the same command goes on.
+        SettingsError, StageError: before the first arm, what would stop stages 03 to 05 on this machine.
     """
     with alone(study):
-        begin(study)
+        data, *_ = begin(study)
+        check_full(study, data)
     command = [sys.executable, "-m", "so8t_helpers", "study", name]
     command += [part for text in assignments for part in ("--set", text)]
     tasks = [([*command, "--arm", arm], str(_log(study, arm))) for arm in study.file.arms]

@@ -13,7 +13,7 @@ from so8t_helpers.phi3.shape import Phi3Shape, read_shape
 from so8t_helpers.settings import Settings, merge
 from so8t_helpers.study.data import Data, prepare
 from so8t_helpers.study.engine import Session
-from so8t_helpers.study.full import carry_out_full, needs_adapter
+from so8t_helpers.study.full import carry_out_full, check_full, needs_adapter
 from so8t_helpers.study.outcome import Outcome, decisive_settings
 from so8t_helpers.study.plan import Study, arm_settings, matched_rank
 from so8t_helpers.study.registration import register
@@ -71,7 +71,7 @@ def carry_out(study: Study) -> Results:
     """
     with alone(study):
         data, shape, registrations = begin(study)
-        session = Session(study, data)
+        session = Session(study, data, before=lambda: check_full(study, data))
         arms = {name: carry_out_arm(study, name, data, shape, session) for name in study.file.arms}
         session.release()
         log.info("study %s: %d trainings carried out", study.name, session.trained)
@@ -111,12 +111,16 @@ def carry_out_arm(study: Study, name: str, data: Data, shape: Phi3Shape, session
     return ArmResult(name, settings, trials, chosen, outcomes)
 
 
-def alone(study: Study) -> AbstractContextManager[object]:
-    """Take the study's lock, which the system releases when its holder dies; wait for whoever has it."""
+def alone(study: Study, page: bool = False) -> AbstractContextManager[object]:
+    """Take the study's lock, or its page's, which the system releases when its holder dies; wait for another.
+
+    The notebook that makes a page takes the study's own in its kernel.
+    """
     study.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(study.folder / ".lock")
+    lock = FileLock(study.folder / (".page.lock" if page else ".lock"))
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        log.warning("study %s: waiting for the process that carries it out", study.name)
+        what = "makes its page" if page else "carries it out"
+        log.warning("study %s: waiting for the process that %s", study.name, what)
         return lock.acquire()

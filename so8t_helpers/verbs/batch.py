@@ -163,10 +163,7 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
     """
     refuse_second(settings)
     check_places(settings)
-    for stage in stages:
-        notebook = _notebook_path(settings, stage)
-        if not notebook.is_file():
-            raise StageError(f"{stage}: missing notebook {notebook}; see run.notebooks")
+    check_notebooks(settings, stages)
     for stage in (stage for stage in stages if stage in OTHER_INPUT):
         section, key = OTHER_INPUT[stage]
         chosen, previous = other_input(settings, stage), STAGES[STAGES.index(stage) - 1]
@@ -182,6 +179,14 @@ def preflight(settings: Settings, stages: tuple[str, ...], force: bool = False) 
     for stage in stages[first:]:
         check_stage(settings, stage)
     check_room(settings, stages)
+
+
+def check_notebooks(settings: Settings, stages: tuple[str, ...]) -> None:
+    """Raise StageError where a stage has no notebook to be executed."""
+    for stage in stages:
+        notebook = _notebook_path(settings, stage)
+        if not notebook.is_file():
+            raise StageError(f"{stage}: missing notebook {notebook}; see run.notebooks")
 
 
 def _stopped_later(settings: Settings, stages: tuple[str, ...]) -> list[Outcome]:
