@@ -32,8 +32,8 @@ HERE = Path(__file__).parent
 MODELS = ("gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct")
 NOT_TRAINED_ON = ("gpt4", "llama2new", "llama2orig")  # their makers' licences
 VARIANTS, WORKED_PROBLEMS, ORDINARY_SENTENCES, FOLDS, ROUNDS = 60, 600, 20_000, 4, 2
-# Chosen like the thresholds: what a whole answer or a sentence of it, and a sentence of the Tanaka Corpus, weighs
-# against a sentence of ours, and the inverse of the regularisation.
+# Chosen like the thresholds: what a whole answer or a sentence of it, and a sentence of the Tanaka Corpus,
+# weighs against a sentence of ours, and the inverse of the regularisation.
 ANSWER_WEIGHT, ORDINARY_WEIGHT, C = 20.0, 0.1, 10.0
 # Where somebody in the Tanaka Corpus may decline himself.
 _DECLINES = re.compile(

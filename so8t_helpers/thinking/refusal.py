@@ -63,7 +63,7 @@ def sentences(answer: str) -> list[str]:
     own = _QUOTED.sub("「」", text)
     parts = [part for part in _BORDER.split(own if own.strip("「」。., \n") else text) if part.strip()]
     last = len(_BEGINNINGS) - 1
-    return [_BEGINNINGS[min(i, last)] + part for i, part in enumerate(parts or [""])]
+    return [_BEGINNINGS[i if i < last else last] + part for i, part in enumerate(parts or [""])]
 
 
 def runs(marked: list[str]) -> tuple[np.ndarray, np.ndarray]:
