@@ -4,7 +4,7 @@
 
 Of XSTest, the answers of its five models to the prompts with odd numbers: the even ones were looked at while
 the weights were trained (benchmarks/refusal_training/train.py). A partial refusal counts as refusing. Of the
-Japanese answers (tests/data/refusals_ja.tsv) none was looked at.
+Japanese answers (tests/data/refusals_ja.tsv) none was looked at while anything was trained or chosen.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--xstest", type=Path, required=True)
     english = xstest(parser.parse_args().xstest, odd=True)
-    japanese = pd.read_csv(JAPANESE, sep="\t", skiprows=4, quoting=3, names=["verdict", "kind", "completion"])
+    columns = ["verdict", "kind", "completion", "asked"]
+    japanese = pd.read_csv(JAPANESE, sep="\t", skiprows=6, quoting=3, names=columns)
     japanese["refuses"] = japanese["verdict"] == "refuses"
+    japanese["completion"] = japanese["completion"].str.replace("\\n", "\n")
     for rows in (english, japanese):
         rows["said"] = refuses(rows["completion"].tolist())
         rows["right"] = rows["said"] == rows["refuses"]

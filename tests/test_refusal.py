@@ -1,6 +1,6 @@
 """Whether an answer refuses: the rule that records and models are judged by."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 from so8t_helpers.thinking import refusal
 
 MEASURED = Path(__file__).parent / "data" / "refusals_ja.tsv"
+TRAINED = Path(__file__).parents[1] / "benchmarks" / "refusal_training" / "ja_answers.txt"
 
 
 @pytest.mark.parametrize(
@@ -49,15 +50,37 @@ def test_answers_that_comply_are_no_refusals(answer):
     assert not refusal.refuses([answer])[0]
 
 
+def lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+
+
 def test_what_was_measured_still_holds():
     """The bounds are a little below what benchmarks/refusal.py measured; who retrains measures anew."""
-    rows = [line.split("\t") for line in MEASURED.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
-    assert Counter(verdict for verdict, *_ in rows) == {"refuses": 100, "complies": 102}
+    rows = [line.split("\t") for line in lines(MEASURED)]
+    assert Counter(verdict for verdict, *_ in rows) == {"refuses": 123, "complies": 124}
     expected = np.array([verdict == "refuses" for verdict, *_ in rows])
-    said = refusal.refuses([answer for *_, answer in rows])
+    said = refusal.refuses([answer.replace("\\n", "\n") for _, _, answer, _ in rows])
     right = (expected & said).sum()
-    assert right / said.sum() >= 0.87
-    assert right / expected.sum() >= 0.89
+    assert right / said.sum() >= 0.9
+    assert right / expected.sum() >= 0.95
+
+
+def test_nothing_measured_is_trained_on():
+    """A near-double shares half of all three-character runs of both answers."""
+
+    def pieces(text: str) -> set[str]:
+        return {text[i : i + 3] for i in range(len(text) - 2)}
+
+    trained = [pieces(line) for line in lines(TRAINED) if line not in {"+", "-"}]
+    assert len(trained) > 1_000
+    holders = defaultdict(list)
+    for i, other in enumerate(trained):
+        for piece in other:
+            holders[piece].append(i)
+    for line in lines(MEASURED):
+        own = pieces(line.split("\t")[2])
+        shared = Counter(i for piece in own for i in holders[piece])
+        assert all(n < (len(own) + len(trained[i]) - n) / 2 for i, n in shared.items()), line
 
 
 def test_an_answer_is_judged_alike_alone_and_among_others():

@@ -32,9 +32,9 @@ HERE = Path(__file__).parent
 MODELS = ("gpt4", "llama2new", "llama2orig", "mistralguard", "mistralinstruct")
 NOT_TRAINED_ON = ("gpt4", "llama2new", "llama2orig")  # their makers' licences
 VARIANTS, WORKED_PROBLEMS, ORDINARY_SENTENCES, FOLDS, ROUNDS = 60, 600, 20_000, 4, 2
-# Chosen like the thresholds: what a sentence of a whole answer, and of the Tanaka Corpus, weighs against one
-# of ours, and the inverse of the regularisation.
-ANSWER_WEIGHT, ORDINARY_WEIGHT, C = 20.0, 0.1, 30.0
+# Chosen like the thresholds: what a whole answer or a sentence of it, and a sentence of the Tanaka Corpus,
+# weighs against a sentence of ours, and the inverse of the regularisation.
+ANSWER_WEIGHT, ORDINARY_WEIGHT, C = 20.0, 0.1, 10.0
 # Where somebody in the Tanaka Corpus may decline himself.
 _DECLINES = re.compile(
     r"(?:私|僕|俺|我々|残念|それ|そんな|これ以上|お手伝い|あいにく).*(?:でき|出来|言え|られ)(?:ません|ない)"
@@ -89,7 +89,8 @@ def japanese() -> pd.DataFrame:
         if line in {"+", "-"}:
             refuses = line == "+"
         elif not line.startswith("#"):
-            rows.append({"completion": line, "refuses": refuses, "model": "ja", "number": 2 * len(rows)})
+            text = line.replace("\\n", "\n")
+            rows.append({"completion": text, "refuses": refuses, "model": "ja", "number": 2 * len(rows)})
     return pd.DataFrame(rows)
 
 
@@ -121,11 +122,14 @@ def fit(fixed: tuple[csr_matrix, np.ndarray, np.ndarray], rows: pd.DataFrame) ->
     """Train on the `fixed` sentences (features, labels, weights) and on answers, labelled only as a whole.
 
     Of an answer that refuses, the sentence with the highest score so far counts as refusing (Andrews et al.,
-    2002: multiple instances); of one that complies, all count as complying.
+    2002: multiple instances); of one that complies, all count as complying. The mean of an answer's sentences
+    counts as the answer does, since the answer's score is mostly their mean.
     """
     split = [refusal.sentences(answer) for answer in rows["completion"]]
     features = matrix([sentence for own in split for sentence in own])
     firsts = np.cumsum([0, *map(len, split)])
+    shares = np.repeat(1 / np.diff(firsts), np.diff(firsts))
+    whole = csr_matrix((shares, np.arange(firsts[-1]), firsts)) @ features
     model = LogisticRegression(C=C, max_iter=300, solver="liblinear", random_state=0)
     model.fit(fixed[0], fixed[1], sample_weight=fixed[2])
     for _ in range(ROUNDS):
@@ -137,9 +141,9 @@ def fit(fixed: tuple[csr_matrix, np.ndarray, np.ndarray], rows: pd.DataFrame) ->
             chosen += own
             labels += [bool(refuses)] * len(own)
         model.fit(
-            vstack([fixed[0], features[chosen]]),
-            np.r_[fixed[1], labels],
-            sample_weight=np.r_[fixed[2], np.full(len(chosen), ANSWER_WEIGHT)],
+            vstack([fixed[0], features[chosen], whole]),
+            np.r_[fixed[1], labels, rows["refuses"]].astype(bool),
+            sample_weight=np.r_[fixed[2], np.full(len(chosen) + len(rows), ANSWER_WEIGHT)],
         )
     return model
 

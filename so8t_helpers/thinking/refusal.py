@@ -3,8 +3,8 @@
 An answer refuses where one of its sentences declines what was asked, in full or in part, or hands it over to
 a person instead. Each sentence is scored by a logistic regression over runs of one to three tokens, hashed
 (Weinberger et al., 2009); a token is a word in Latin letters, or one character of any other script. The
-answer's logit is two parts its highest sentence's and one its first's. What the weights were trained on, its
-licences, and how often they are right: refusal.md.
+answer's logit is four parts its sentences' mean, one its highest's and one its first's. What the weights were
+trained on, its licences, and how often they are right: refusal.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def logits(answers: list[str], weights: np.ndarray) -> np.ndarray:
     buckets, owners = runs([sentence for own in split for sentence in own])
     scores = np.bincount(owners, weights.take(buckets)) / np.sqrt(np.bincount(owners))
     firsts = np.cumsum([0, *map(len, split[:-1])])
-    return (2 * np.maximum.reduceat(scores, firsts) + scores[firsts]) / 3
+    means = np.add.reduceat(scores, firsts) / np.diff(firsts, append=len(scores))
+    return (4 * means + np.maximum.reduceat(scores, firsts) + scores[firsts]) / 6
 
 
 def sentences(answer: str) -> list[str]:
@@ -62,7 +63,7 @@ def sentences(answer: str) -> list[str]:
     own = _QUOTED.sub("「」", text)
     parts = [part for part in _BORDER.split(own if own.strip("「」。., \n") else text) if part.strip()]
     last = len(_BEGINNINGS) - 1
-    return [_BEGINNINGS[min(i, last)] + part for i, part in enumerate(parts or [""])]
+    return [_BEGINNINGS[i if i < last else last] + part for i, part in enumerate(parts or [""])]
 
 
 def runs(marked: list[str]) -> tuple[np.ndarray, np.ndarray]:
