@@ -293,7 +293,10 @@ def redone(done: Run, reference: dict[str, str], kinds: Sequence[str]) -> dict[s
 
 
 def swept(run: Run, *grid: str) -> dict[str, Any]:
-    """Carry out a sweep; return by how much its process grew from its second quarter to its last."""
+    """Carry out a sweep; return by how much its process grew from its second quarter to its last.
+
+    It is looked at while a point is at work: the comparison at the end, which is made once, is no growth.
+    """
     process = run.start(
         *(part for axis in grid for part in ("--grid", axis)), "--processes", "1", verb="sweep"
     )
@@ -302,7 +305,8 @@ def swept(run: Run, *grid: str) -> dict[str, Any]:
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):
             one = psutil.Process(process.pid)
-            seen.append((one.memory_info().rss / 2**20, one.num_fds()))
+            if one.children():
+                seen.append((one.memory_info().rss / 2**20, one.num_fds()))
         time.sleep(0.2)
     if process.returncode != 0:
         raise RuntimeError(run.said()[-3000:])
