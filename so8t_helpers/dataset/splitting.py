@@ -92,9 +92,11 @@ def held_out(index: np.ndarray, kept: np.ndarray, together: Clusters, share: flo
     labels = index["label"][rows]
     per_label = np.bincount(labels, minlength=len(LABELS))
     left = [min(max(round(share * n), 1 if share > 0 and n > 1 else 0), n) for n in per_label.tolist()]
-    counts = np.stack([np.bincount(own, labels == i, len(first)) for i in range(len(LABELS))], 1).astype(int)
-    leads = index[rows[first]]
-    hashes = np.where(leads["group"] != 0, leads["group"], leads["question"])
+    counts = np.empty((len(first), len(LABELS)), dtype=np.int32)
+    for label in range(len(LABELS)):
+        counts[:, label] = np.bincount(own[labels == label], minlength=len(first))
+    group = index["group"][rows[first]]
+    hashes = np.where(group != 0, group, index["question"][rows[first]])
     plain = np.bincount(own, index["format"][rows] == FORMATS.index("plain"), len(first)) > 0
     cut = np.bincount(own, together.cut[rows], len(first)) > 0
     order = np.lexsort((hashes, cut))
