@@ -1,8 +1,6 @@
 """Thinking for records without any: the teacher, what it may not write, and what the card says of it all."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from dataset_inputs import character_tokenizer, many, outputs, profile, record, write
@@ -190,12 +188,10 @@ def test_the_card_counts_answers_that_comply_and_warns_of_a_template(tmp_path, b
 
 
 @pytest.mark.slow
-def test_a_real_model_teaches_and_is_checked(tmp_path):
+def test_a_real_model_teaches_and_is_checked(tmp_path, demo_run):
     """The demo's own model through llama.cpp: what it writes is used, or not, and the card counts both."""
-    kept = Path(os.environ.get("SO8T_DEMO_RUN_ROOT", "")) / "runs" / "demo"
-    gguf = next(iter(sorted((kept / "04_gguf").glob("*-f16.gguf"))), None)
-    if gguf is None:
-        pytest.skip("SO8T_DEMO_RUN_ROOT names no finished demo run")
+    kept = demo_run.run_dir
+    (gguf,) = (kept / "04_gguf").glob("*-f16.gguf")
     bare = [{k: v for k, v in row.items() if k != "reasoning"} for row in many(6)]
     source = write(tmp_path / "in.jsonl", bare)
     wanted = {"teacher": str(gguf), "teacher_max_tokens": 24, "teacher_parallel": 2, "plain_share": 0.0}
