@@ -196,7 +196,7 @@ class Sampler:
     def _sample(self, candidate: _Candidate, file: str, line: int, digest: str) -> Sample:
         self._judge(candidate)
         record = candidate.record
-        parts, draw, group, without_thinking = self._drawn(candidate)
+        parts, question, draw, group, without_thinking = self._drawn(candidate)
         reasoning, source, fault = record.reasoning, "the record's own", ""
         if not reasoning:
             source = "from its labels"
@@ -241,7 +241,7 @@ class Sampler:
             row["trained"] = EVERY_ANSWER
         return Sample(
             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE),
-            APART.join(parts),
+            question,
             LABELS.index(record.label),
             draw,
             kind & 0xFFFFFFFF,
@@ -260,17 +260,17 @@ class Sampler:
             candidate.refuses if record.label in REFUSE_LABELS else None,
         )
 
-    def _drawn(self, candidate: _Candidate) -> tuple[list[str], int, int, bool]:
-        """Return what is compared of a record, two hashes, and whether it is to show no thinking.
+    def _drawn(self, candidate: _Candidate) -> tuple[list[str], str, int, int, bool]:
+        """Return what is compared of a record, in parts and whole, two hashes, and whether it is to be plain.
 
         The first, of the question, decides split, format and share; the second is its group's, 0 for none.
         """
         record = candidate.record
         unchanged = candidate.normalised is candidate.joined and not candidate.masked
         parts = compared_parts(record.question, record.context, record.history, unchanged)
-        draw = self._hash(APART.join(parts))
+        draw = self._hash(question := APART.join(parts))
         group = 0 if record.group is None else self._hash(record.group)
-        return parts, draw, group, self._without_thinking(draw, group)
+        return parts, question, draw, group, self._without_thinking(draw, group)
 
     def _hash(self, text: str) -> int:
         """Return the 64 bits that the run's seed makes of a text."""

@@ -51,13 +51,13 @@ def input_gradient(grad: Tensor, rows: Tensor, turned: Tensor, scale: Tensor) ->
         turned: (in, out), the transposed rows, from `turn`; empty: they are turned here.
     """
     q, scales = quantize_tokens(grad, scale)
-    if len(turned):
-        return scaled_product(q, scales, turned, None, None, None, grad.dtype)
-    if q.is_cuda:
-        from so8t_helpers.train import int8_kernel  # noqa: PLC0415
+    if not len(turned):
+        if q.is_cuda:
+            from so8t_helpers.train import int8_kernel  # noqa: PLC0415
 
-        return int8_kernel.turned_product(q, scales, rows, grad.dtype)
-    return scaled_product(q, scales, turn(rows), None, None, None, grad.dtype)
+            return int8_kernel.turned_product(q, scales, rows, grad.dtype)
+        turned = turn(rows)
+    return scaled_product(q, scales, turned, None, None, None, grad.dtype)
 
 
 def quantize_tokens(x: Tensor, column_scale: Tensor) -> tuple[Tensor, Tensor]:
